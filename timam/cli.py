@@ -1,0 +1,208 @@
+"""The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 for an interrupted one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from timam import __version__
+from timam import config as configs
+from timam.data import DATASETS, SPLITS, DataError, Split, load_dataset, read_dataset
+from timam.pedestrians import PedestrianSpec, render_pedestrians
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+dataset_option = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
+root_option = click.option("--root", type=FOLDER, required=True, help="Folder of annotation file and pictures.")
+
+
+@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """TIMAM: one embedding space for pictures and sentences (Sarafianos et al., ICCV 2019)."""
+
+
+@cli.group()
+def data() -> None:
+    """Make or check data."""
+
+
+@data.command()
+@click.option("--output", type=FOLDER, required=True, help="Folder to make.")
+@click.option(
+    "--identities", type=click.IntRange(3), default=1000, help="Persons in all, split as CUHK-PEDES (11:1:1)."
+)
+@click.option("--val-identities", type=click.IntRange(1), help="Persons for validation, instead of their share.")
+@click.option("--test-identities", type=click.IntRange(1), help="Persons for the test, instead of their share.")
+@click.option("--images-per-identity", type=click.FloatRange(1), default=3.092, help="Mean number of pictures.")
+@click.option("--height", type=click.IntRange(64, 512), default=192, help="Pixels.")
+@click.option("--width", type=click.IntRange(32, 256), default=96, help="Pixels.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Same seed, same bytes.")
+@click.option("--omission", type=click.FloatRange(0, 1), help="Share of attributes that a caption leaves out.")
+@click.option("--mistake", type=click.FloatRange(0, 1), help="Share of stated attributes that are wrong.")
+@click.option("--misspelling", type=click.FloatRange(0, 1), help="Share of misspelled words.")
+@click.option("--remark", type=click.FloatRange(0, 1), help="Share of captions with an irrelevant remark.")
+@click.option("--occlusion", type=click.FloatRange(0, 1), help="Share of pictures that are partly hidden.")
+@click.option("--near-duplicate", type=click.FloatRange(0, 1), help="Share of persons who resemble another.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; all cores unless given.")
+def pedestrians(output: Path, identities: int, val_identities: int | None, test_identities: int | None,
+                workers: int | None, **options: Any) -> None:  # fmt: skip
+    """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""
+    options = {name: value for name, value in options.items() if value is not None}
+    spec = PedestrianSpec.of_size(identities, **options)
+    val, test = val_identities or spec.val_identities, test_identities or spec.test_identities
+    if val + test >= identities:
+        raise click.UsageError(f"--identities {identities} leaves none for training beside {val} and {test}")
+    spec = replace(spec, train_identities=identities - val - test, val_identities=val, test_identities=test)
+    render_pedestrians(output, spec, workers)
+    click.echo(f"{output}: {identities} persons rendered")
+
+
+@data.command()
+@dataset_option
+@root_option
+def check(dataset: str, root: Path) -> None:
+    """Count what each split holds and name every problem, the content of the pictures included."""
+    from timam.images import find_unreadable
+
+    found, problems = read_dataset(dataset, root)
+    for name in SPLITS:
+        if any(r.split == name for r in found.records):
+            click.echo(_split_line(found.split(name)))
+        elif not problems:
+            problems.append(f"the {name} split has no identities")
+    paths = [path for r in found.records if (path := found.image_root / r.image).is_file()]
+    problems += find_unreadable(paths, progress=len(paths) > 1000)
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"{dataset} in {root}: {len(problems)} problem(s)")
+    sys.exit(1 if problems else 0)
+
+
+def _split_line(split: Split) -> str:
+    words = [len(c.split()) for c in split.captions]
+    per_image = Counter(np.bincount(split.caption_image).tolist())
+    captions = ", ".join(f"{n} with {k}" for k, n in sorted(per_image.items()))
+    return (
+        f"{split.name:5}  identities {len(split.identities):6,}  pictures {len(split.image_paths):7,}  "
+        f"captions {len(split.captions):7,}  words a caption {np.mean(words):.1f} (at most {max(words)})  "
+        f"pictures by captions: {captions}"
+    )
+
+
+@cli.command()
+@click.option("--preset", type=click.Choice(list(configs.PRESETS)), default="quick", help="Where the settings start.")
+@dataset_option
+@root_option
+@click.option("--output", type=FOLDER, required=True, help="The run's folder.")
+@click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=...  [default: 0]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting: train.epochs=3.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+def train(
+    preset: str, dataset: str, root: Path, output: Path, seed: int | None, settings: tuple[str, ...], resume: bool
+) -> None:
+    """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
+    from timam.training import fit
+
+    seeds = [] if seed is None else [f"train.seed={seed}"]
+    try:
+        config = configs.override(
+            configs.PRESETS[preset], [f"data.dataset={dataset}", f"data.root={root.resolve()}", *seeds, *settings]
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    finished = (output / "metrics.json").exists()
+    metrics = fit(config, output, resume)
+    if finished:
+        click.echo(f"{output} is complete already; nothing to do")
+    click.echo(_table(metrics))
+    click.echo(f"run: {output}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data than the run's.")
+@click.option("--root", type=FOLDER, help="Folder of other data than the run's.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
+    """Measure a run's best model on a split of its own or of other data, both directions."""
+    from timam import evaluation
+    from timam.stores import open_pixels
+
+    if (dataset is None) != (root is None):
+        raise click.UsageError("--dataset and --root go together")
+    config = configs.load(run / "config.json")
+    name, folder = dataset or config.data.dataset, root or config.data.root
+    chosen = load_dataset(name, folder, required_splits=(split,)).split(split)
+    model = _best_model(run)
+    pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
+    embeddings = evaluation.embed_split(model, chosen, pixels, progress=not as_json)
+    results = {
+        "dataset": name,
+        "split": split,
+        **evaluation.evaluate(embeddings),
+        "modality_gap": evaluation.gap(embeddings),
+    }
+    click.echo(json.dumps(results, indent=2) if as_json else _table(results))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("sentence")
+@click.option("--images", type=FOLDER, required=True, help="Folder of pictures, searched with its subfolders.")
+@click.option("-k", type=click.IntRange(1), default=10, help="Answers.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def search(run: Path, sentence: str, images: Path, k: int, as_json: bool) -> None:
+    """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first."""
+    from timam.search import search_folder
+
+    if not sentence.strip():
+        raise click.UsageError("the sentence is empty")
+    answers, problems = search_folder(_best_model(run), sentence, images, k)
+    for problem in problems:
+        click.echo(f"passed over: {problem}", err=True)
+    if as_json:
+        click.echo(json.dumps([{"path": str(path), "score": score} for path, score in answers], indent=2))
+    for path, score in [] if as_json else answers:
+        click.echo(f"{score:.4f}  {path}")
+
+
+def _best_model(run: Path) -> Any:
+    import torch
+
+    from timam.models import TIMAM
+
+    return TIMAM.from_pretrained(run / "checkpoints" / "best").to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _table(metrics: dict[str, Any]) -> str:
+    """Both directions as a small table in percent."""
+    keys = ("rank_1", "rank_5", "rank_10", "mAP", "mINP")
+    lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
+    for direction in ("text_to_image", "image_to_text"):
+        row = metrics[direction]
+        lines.append(f"{direction:14}" + "".join(f"{100 * row[k]:9.2f}" for k in keys)
+                     + f"   {row['queries']:,} queries, gallery of {row['gallery']:,}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: what a user can mend is a message, not a traceback."""
+    try:
+        cli(prog_name="timam", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; go on with --resume", err=True)
+        sys.exit(130)
+    except (DataError, OSError, RuntimeError, ValueError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,117 @@
+"""Embedding a split once, and everything that is measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from timam.analysis import modality_gap
+from timam.data import Split
+from timam.images import normalize
+from timam.metrics import query_metrics, retrieval_metrics
+from timam.models import TIMAM
+from timam.models.joint import eval_mode
+
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split in the joint space, on the CPU: N pictures, M captions, width D."""
+
+    images: Tensor  # (N, D) float32, not unit length
+    texts: Tensor  # (M, D)
+    image_labels: Tensor  # (N,) int64
+    text_labels: Tensor  # (M,)
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, for every later figure."""
+        save_file({k: v.contiguous() for k, v in vars(self).items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Embeddings:
+        """The inverse of `save`."""
+        return cls(**load_file(path))
+
+    def direction(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query and gallery embeddings, query and gallery labels of "text_to_image" or "image_to_text"."""
+        if name == "text_to_image":
+            return self.texts, self.images, self.text_labels, self.image_labels
+        return self.images, self.texts, self.image_labels, self.text_labels
+
+
+def embed_split(
+    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64, progress: bool = False
+) -> Embeddings:
+    """Encodes every picture and every caption of a split once.
+
+    Args:
+        pixels: (N, 3, H, W) uint8 of the split, from `timam.stores.open_pixels`.
+    """
+    starts = tqdm(range(0, len(pixels), batch_size), desc="encoding images", unit="batch", disable=not progress)
+    with eval_mode(model):
+        images = [
+            model.image_encoder(normalize(torch.from_numpy(pixels[s : s + batch_size]).to(model.device))).float().cpu()
+            for s in starts
+        ]
+    return Embeddings(
+        images=torch.cat(images),
+        texts=model.encode_texts(split.captions, batch_size, progress),
+        image_labels=torch.from_numpy(split.image_labels),
+        text_labels=torch.from_numpy(split.caption_labels),
+    )
+
+
+def evaluate(embeddings: Embeddings) -> dict[str, dict[str, float]]:
+    """{"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}."""
+    results = {}
+    for name in DIRECTIONS:
+        sides = embeddings.direction(name)
+        results[name] = {**retrieval_metrics(*sides), "queries": len(sides[0]), "gallery": len(sides[1])}
+    return results
+
+
+def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
+    """`timam.metrics.query_metrics` of one direction, with each query's identity label as "identity"."""
+    sides = embeddings.direction(direction)
+    return {**query_metrics(*sides), "identity": sides[2].numpy()}
+
+
+def gap(embeddings: Embeddings) -> dict[str, float]:
+    """`timam.analysis.modality_gap` of a split."""
+    return modality_gap(*(t.numpy() for t in vars(embeddings).values()))
+
+
+def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:
+    """Rank-k that a random order of the gallery gives, averaged over the queries: 1 - C(G - P, k) / C(G, k)."""
+    _, gallery, query_labels, gallery_labels = embeddings.direction(direction)
+    positives = torch.bincount(gallery_labels)[query_labels].double()
+    drawn = torch.arange(min(k, len(gallery)), dtype=torch.float64)
+    miss = ((len(gallery) - positives[:, None] - drawn) / (len(gallery) - drawn)).clamp(min=0).prod(dim=1)
+    return float((1 - miss).mean())
+
+
+def frozen_features(
+    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the pretrained parts give before any training: the input of the linear baseline.
+
+    Returns:
+        (N, C) pooled picture features and (M, C') means of the captions' word states.
+    """
+    images, texts = [], []
+    with eval_mode(model):
+        for start in range(0, len(pixels), batch_size):
+            batch = normalize(torch.from_numpy(pixels[start : start + batch_size]).to(model.device))
+            images.append(model.image_encoder.features(batch).float().cpu())
+        for start in range(0, len(split.captions), batch_size):
+            token_ids, mask = (t.to(model.device) for t in model.tokenize(split.captions[start : start + batch_size]))
+            states = model.text_encoder.word_states(token_ids, mask).float() * mask[:, :, None]
+            texts.append((states.sum(dim=1) / mask.sum(dim=1, keepdim=True)).cpu())
+    return torch.cat(images).numpy(), torch.cat(texts).numpy()

@@ -1,0 +1,91 @@
+"""Pictures to pixels: the one way in which training, evaluation and a saved model decode and resize."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm.auto import tqdm
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names the file and what was found."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decodes a whole picture as RGB, turned as its EXIF says, transparency laid on white.
+
+    Raises:
+        ImageError: missing, empty, truncated, not a picture, or absurdly large (Pillow's decompression-bomb limit).
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(image)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise ImageError(f"{path}: not a readable picture ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """A picture of any mode resized (antialiased bilinear, aspect ratio not kept) to (3, height, width) uint8."""
+    resized = _to_rgb(image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)
+    return np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: int) -> Tensor:
+    """A PIL image, a path or a uint8 tensor (3, h, w) as uint8 pixels (3, height, width).
+
+    Raises:
+        ImageError: an unreadable file.
+        ValueError: a tensor of another shape or dtype.
+    """
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"image tensor {tuple(image.shape)} {image.dtype}: expected (3, h, w) torch.uint8")
+        image = to_pil_image(image.cpu())
+    elif not isinstance(image, Image.Image):
+        image = read_image(Path(image))
+    return torch.from_numpy(to_pixels(image, height, width).copy())
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """uint8 pixels (B, 3, H, W) as float32 with ImageNet's mean and standard deviation, in channels-last memory."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1) * 255
+    return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def find_unreadable(paths: Sequence[Path], progress: bool = False) -> list[str]:
+    """Decodes every picture in parallel threads; a line for each that fails, in the order of the paths."""
+
+    def check(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = tqdm(pool.map(check, paths), total=len(paths), desc="reading", unit="picture", disable=not progress)
+        return [problem for problem in found if problem]

@@ -1,0 +1,20 @@
+"""Modality discriminator D [paper]: two linear layers down to one scalar, image or text?"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ModalityDiscriminator(nn.Module):
+    """Embeddings (B, D) of either modality -> modality_logits (B,), positive for "image".
+
+    No batch normalisation: fed one modality at a time it would erase the very difference in mean and spread
+    that is to be detected. LeakyReLU [recalled].
+    """
+
+    def __init__(self, embedding_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(embedding_dim, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.layers(embeddings).squeeze(1)  # dim named: a batch of one keeps its axis

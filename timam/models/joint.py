@@ -1,0 +1,265 @@
+"""TIMAM: the encoders, the identity classifier and the discriminator in one saveable model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelHubMixin, snapshot_download
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from timam import config as configs
+from timam.config import ModelConfig
+from timam.images import any_to_pixels, normalize
+from timam.models import weights
+from timam.models.discriminator import ModalityDiscriminator
+from timam.models.image_encoder import ImageEncoder
+from timam.models.text_encoder import TextEncoder, WordEmbeddings, word_tokenizer
+
+ImageInput = Image.Image | str | Path | Tensor
+IMAGE, TEXT = 0, -1  # positions of the modalities' identity classifiers: the same one where there is only one
+
+
+class TIMAM(
+    nn.Module,
+    ModelHubMixin,
+    library_name="timam",
+    tags=["text-image-retrieval", "person-search"],
+    paper_url="https://arxiv.org/abs/1908.10534",
+):
+    """Text-Image Modality Adversarial Matching.
+
+    `TIMAM.pretrained` starts from pretrained parts; `TIMAM.from_pretrained(path or repo id)` reads a saved model,
+    which holds its tokenizer and preprocessing and needs nothing else.
+
+    Args:
+        model_config: sizes and names.
+        num_identities: classes of the identification loss.
+        tokenizer: of the language model, or of the learned word embeddings.
+        backbone: a torchvision classification model with its head.
+        language_model: a BERT-like transformers encoder, or None for learned word embeddings.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        num_identities: int,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        backbone: nn.Module,
+        language_model: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        if num_identities < 1:
+            raise ValueError(f"num_identities = {num_identities}: expected 1 or more")
+        self.model_config = model_config
+        self.num_identities = num_identities
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = "right"  # packed sequences need their padding at the end
+        dim = model_config.embedding_dim
+        self.image_encoder = ImageEncoder(backbone, model_config.image_height, model_config.image_width, dim)
+        if language_model is None:
+            width = model_config.word_embedding_dim
+            language_model = WordEmbeddings(len(tokenizer), width)
+        else:
+            width = language_model.config.hidden_size
+            self._check_max_tokens(language_model.config)
+        self.text_encoder = TextEncoder(language_model, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
+        self.discriminator = ModalityDiscriminator(dim, model_config.discriminator_hidden)
+        heads = 1 if model_config.shared_classifier else 2
+        self.class_weights = nn.Parameter(torch.randn(heads, num_identities, dim))  # only the rows' direction counts
+        self.class_bias = nn.Parameter(torch.zeros(heads, num_identities))
+        self.image_encoder.to(memory_format=torch.channels_last)
+
+    def _check_max_tokens(self, language_config: Any) -> None:
+        limit = getattr(language_config, "max_position_embeddings", self.model_config.max_tokens)
+        if self.model_config.max_tokens > limit:
+            raise ValueError(
+                f"model.max_tokens = {self.model_config.max_tokens}: {self.model_config.language_model} reads at most {limit}"
+            )
+
+    @classmethod
+    def pretrained(cls, model_config: ModelConfig, num_identities: int, captions: list[str]) -> TIMAM:
+        """A model with pretrained backbone and language model, the rest random from torch's seed.
+
+        Args:
+            captions: the training captions; the vocabulary where word embeddings are learned.
+
+        Raises:
+            timam.models.weights.WeightsError: pretrained parts that could not be had.
+            ValueError: a backbone or size that cannot be.
+        """
+        backbone = weights.load_backbone(model_config.backbone, model_config.backbone_weights)
+        if model_config.language_model == "none":
+            return cls(model_config, num_identities, word_tokenizer(captions), backbone, None)
+        tokenizer, language_model = weights.load_language_model(
+            model_config.language_model, model_config.language_model_weights
+        )
+        return cls(model_config, num_identities, tokenizer, backbone, language_model)
+
+    # -- embedding ----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.class_bias.device
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions -> token_ids (B, T) int64 and attention_mask (B, T) int64, T at most `max_tokens`.
+
+        A caption of no known piece (an emoji, say) is read as one unknown word.
+        """
+        batch = self.tokenizer(
+            list(captions), truncation=True, max_length=self.model_config.max_tokens, add_special_tokens=True
+        )["input_ids"]
+        ids = [torch.tensor(row or [self.tokenizer.unk_token_id]) for row in batch]
+        lengths = torch.tensor([len(row) for row in ids])
+        token_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        return token_ids, (torch.arange(token_ids.shape[1])[None, :] < lengths[:, None]).long()
+
+    def forward(
+        self, images: Tensor, attention_mask: Tensor, token_ids: Tensor | None = None, word_states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both encoders in one pass.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+            attention_mask: (B, T) of 1 for tokens and 0 for padding.
+            token_ids: (B, T) int64; or, while the language model is frozen,
+            word_states: (B, T, C) its stored outputs for them.
+
+        Returns:
+            image_embeddings and text_embeddings, (B, D) each, not unit length.
+        """
+        if word_states is None:
+            word_states = self.text_encoder.word_states(token_ids, attention_mask)
+        return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask)
+
+    def encode_images(self, images: Sequence[ImageInput], batch_size: int = 64, progress: bool = False) -> Tensor:
+        """Embeds pictures, in eval mode.
+
+        Args:
+            images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
+            batch_size: pictures at a time.
+            progress: shows a bar.
+
+        Returns:
+            (N, D) float32 on the CPU, not unit length: compare them by cosine similarity.
+
+        Raises:
+            timam.images.ImageError: a file that is no readable picture.
+        """
+        size = self.model_config.image_height, self.model_config.image_width
+        encode = lambda batch: self.image_encoder(  # noqa: E731
+            normalize(torch.stack([any_to_pixels(image, *size) for image in batch]).to(self.device))
+        )
+        return self._encode(images, encode, batch_size, progress, "images")
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
+        """Embeds sentences, in eval mode: (N, D) float32 on the CPU, not unit length.
+
+        Raises:
+            ValueError: a text that is not a string, or blank.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts = {texts!r}: expected a list of strings, found one string")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"texts[{i}] = {text!r}: expected a sentence")
+
+        def encode(batch: Sequence[str]) -> Tensor:
+            token_ids, attention_mask = self.tokenize(batch)
+            return self.text_encoder(token_ids.to(self.device), attention_mask.to(self.device))
+
+        return self._encode(texts, encode, batch_size, progress, "texts")
+
+    def _encode(self, items: Sequence[Any], encode: Any, batch_size: int, progress: bool, unit: str) -> Tensor:
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: expected 1 or more")
+        parts = [torch.empty(0, self.model_config.embedding_dim)]
+        starts = tqdm(range(0, len(items), batch_size), disable=not progress, desc=f"encoding {unit}", unit="batch")
+        with eval_mode(self):
+            parts += [encode(items[start : start + batch_size]).float().cpu() for start in starts]
+        return torch.cat(parts)
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """model.safetensors, config.json and tokenizer/: everything that encode_images and encode_texts need."""
+        language_config = getattr(self.text_encoder.language_model, "config", None)
+        content = {
+            "model": dataclasses.asdict(self.model_config),
+            "num_identities": self.num_identities,
+            "language_model_config": language_config and json.loads(language_config.to_json_string(use_diff=False)),
+        }
+        (save_directory / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        self.tokenizer.save_pretrained(save_directory / "tokenizer")
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, save_directory / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, cache_dir: str | Path | None = None,
+                         force_download: bool = False, local_files_only: bool = False,
+                         token: str | bool | None = None, **_: Any) -> TIMAM:  # fmt: skip
+        """Reads a folder, or a repository of the hub. The mixin documents the arguments."""
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(
+                model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                local_files_only=local_files_only, token=token,
+                allow_patterns=["config.json", "model.safetensors", "tokenizer/*"],
+            ))  # fmt: skip
+        content, state = _read_saved(folder)
+        model_config = configs.from_dict({"model": content["model"]}).model
+        language_config = content["language_model_config"]
+        model = cls(
+            model_config,
+            content["num_identities"],
+            transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"),
+            weights.load_backbone(model_config.backbone, "none"),
+            language_config and weights.build_language_model(language_config),
+        )
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json: {error}") from error
+        return model.eval()
+
+
+def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and model.safetensors of a saved model. Raises FileNotFoundError or ValueError naming the file."""
+    for name in ("config.json", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} is not a saved TIMAM: it has no {name}")
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        missing = {"model", "num_identities", "language_model_config"} - set(content)
+        if missing:
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not a saved TIMAM's config: {error}") from error
+    try:
+        return content, load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; the model's own mode again afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,99 @@
+"""Text encoder [paper]: BERT word embeddings -> bidirectional LSTM -> linear layer to D.
+
+For the ablation without BERT, learned word embeddings take the language model's place.
+"""
+
+from __future__ import annotations
+
+import tokenizers
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+
+class WordEmbeddings(nn.Module):
+    """Learned vectors in place of a language model: token_ids (B, T) -> (B, T, width)."""
+
+    def __init__(self, vocabulary_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=0)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.embedding(token_ids)
+
+
+def word_tokenizer(captions: list[str], minimum_count: int = 2) -> transformers.PreTrainedTokenizerFast:
+    """Lower-cased words of the captions that occur often enough, as a tokenizer in transformers' form.
+
+    Id 0 is the padding and 1 any other word, so that no word shares the padding's all-zero vector.
+    """
+    split = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token=UNKNOWN))
+    split.normalizer = tokenizers.normalizers.Lowercase()
+    split.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordLevelTrainer(
+        min_frequency=minimum_count, special_tokens=[PAD, UNKNOWN], show_progress=False
+    )
+    split.train_from_iterator(captions, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=split, pad_token=PAD, unk_token=UNKNOWN)
+
+
+class TextEncoder(nn.Module):
+    """Token ids (B, T) with their mask -> embeddings (B, D), not unit length.
+
+    Padding never counts: an embedding does not depend on how far the batch is padded or on its companions.
+    A frozen language model is frozen truly: no gradient, and eval mode (no dropout) whatever `train()` says.
+
+    Args:
+        language_model: gives `last_hidden_state` (B, T, C) of (input_ids, attention_mask), or WordEmbeddings.
+        input_width: C.
+        lstm_hidden: width of each direction.
+        embedding_dim: D.
+        summary: over time, "max" or "last" (each direction's last state).
+    """
+
+    def __init__(
+        self, language_model: nn.Module, input_width: int, lstm_hidden: int, embedding_dim: int, summary: str
+    ) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.lstm = nn.LSTM(input_width, lstm_hidden, batch_first=True, bidirectional=True)
+        self.projection = nn.Linear(2 * lstm_hidden, embedding_dim)
+        self.summary = summary
+        self.learns_words = isinstance(language_model, WordEmbeddings)
+        self.frozen = False
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Freezes or unfreezes the language model. Learned word embeddings start random and never freeze."""
+        self.frozen = frozen and not self.learns_words
+        self.language_model.requires_grad_(not self.frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        super().train(mode)
+        if self.frozen:  # Module.train() would switch the frozen model's dropout on again
+            self.language_model.eval()
+        return self
+
+    def word_states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) int64 ids and (B, T) mask of 1 and 0 -> the language model's last states (B, T, C)."""
+        if self.learns_words:
+            return self.language_model(token_ids)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.language_model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
+
+    def summarize(self, word_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T, C) word states, padded on the right, and (B, T) mask -> embeddings (B, D)."""
+        lengths = attention_mask.sum(dim=1).cpu()  # packing makes the backward direction start at the last real token
+        packed = pack_padded_sequence(word_states, lengths, batch_first=True, enforce_sorted=False)
+        outputs, (last_states, _) = self.lstm(packed)
+        if self.summary == "last":
+            return self.projection(torch.cat([last_states[0], last_states[1]], dim=1))  # forward, backward
+        states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=word_states.shape[1])
+        padding = attention_mask[:, :, None] == 0
+        return self.projection(states.masked_fill(padding, float("-inf")).amax(dim=1))
+
+    def forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.summarize(self.word_states(token_ids, attention_mask), attention_mask)

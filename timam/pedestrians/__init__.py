@@ -1,0 +1,8 @@
+"""Our rendered pedestrians: a person-search benchmark made on the spot, in the layout of CUHK-PEDES.
+
+It is ours, for exercising the machinery and for controlled studies; it says nothing about results on real data.
+"""
+
+from timam.pedestrians.dataset import PedestrianSpec, render_pedestrians
+
+__all__ = ["PedestrianSpec", "render_pedestrians"]

@@ -1,0 +1,508 @@
+"""Training: one flat loop through Accelerate, two players side by side, resumable to the same result.
+
+Every epoch draws its randomness from (seed, epoch) alone, so a run that was killed at any moment and resumed goes
+on from the last finished epoch exactly as an undisturbed one (on a CPU; a GPU's kernels may differ in rounding).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+import timam
+from timam import config as configs
+from timam.config import Config, LossConfig, TrainConfig
+from timam.data import Dataset, Split, load_dataset
+from timam.data.augment import augment
+from timam.data.batches import Batch, epoch_batches, steps_per_epoch
+from timam.evaluation import embed_split, evaluate, gap
+from timam.files import recover_folder, replacing_folder, write_text
+from timam.images import normalize
+from timam.losses import (
+    cmpm_loss,
+    discriminator_loss,
+    encoder_adversarial_loss,
+    norm_softmax_loss,
+    reverse_gradient,
+)
+from timam.models import TIMAM
+from timam.models.joint import IMAGE, TEXT
+from timam.stores import WordStates, open_pixels, open_word_states
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: a row of history for each finished epoch, and what cannot be derived from the rows."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    unfrozen_at: int | None = None  # the first epoch that trained the language model
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the highest validation score; 0 before any."""
+        scores = [row["val_text_to_image_rank_1"] for row in self.history]
+        return int(np.argmax(scores)) + 1 if scores else 0
+
+    def waited(self) -> int:
+        """Epochs since the best one or, if later, since the epoch before the language model was unfrozen."""
+        return self.epoch - max(self.best_epoch, (self.unfrozen_at or 1) - 1)
+
+
+# -- schedules --------------------------------------------------------------------------------------------------
+
+
+def should_unfreeze(progress: Progress, config: TrainConfig) -> bool:
+    """Whether the next epoch is the first to train the language model: by epoch or on a validation plateau."""
+    if progress.unfrozen_at is not None:
+        return False
+    by_epoch = config.unfreeze_epoch is not None and progress.epoch + 1 >= config.unfreeze_epoch
+    return by_epoch or (config.unfreeze_patience is not None and progress.waited() >= config.unfreeze_patience)
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Linear warm-up: (step + 1) / warmup_steps, then 1. `step` counts from 0, so the first one already learns."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Linear warm-up, then half a cosine from 1 towards 0 at `total_steps`."""
+    if step < warmup_steps:
+        return warmup_factor(step, warmup_steps)
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
+    """One optimizer each for image encoder, text encoder with identity classifier, and discriminator.
+
+    The frozen language model's parameters are in the text optimizer from the start: without a gradient they are
+    passed over, and unfreezing changes no optimizer.
+    """
+    language_model = list(model.text_encoder.language_model.parameters())
+    own = {id(p) for p in language_model}
+    text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
+    language_lr = config.text_lr if model.text_encoder.learns_words else config.language_model_lr
+    groups = {
+        "image": (config.image_optimizer, config.image_lr, [{"params": list(model.image_encoder.parameters())}]),
+        "text": (config.text_optimizer, config.text_lr,
+                 [{"params": text}, {"params": language_model, "lr": language_lr}]),
+        "discriminator": (config.discriminator_optimizer, config.discriminator_lr,
+                          [{"params": list(model.discriminator.parameters())}]),
+    }  # fmt: skip
+    return {name: _optimizer(kind, params, lr, config.weight_decay) for name, (kind, lr, params) in groups.items()}
+
+
+def _optimizer(kind: str, params: list[dict[str, Any]], lr: float, weight_decay: float) -> Optimizer:
+    if kind == "sgd":
+        return torch.optim.SGD(params, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+    return adam(params, lr=lr, weight_decay=weight_decay)
+
+
+def build_schedulers(optimizers: dict[str, Optimizer], config: TrainConfig, epoch_steps: int) -> dict[str, Any]:
+    """A learning-rate scheduler for each optimizer; "plateau" steps by epoch, the others by step."""
+    if config.schedule == "plateau":
+        return {
+            name: ReduceLROnPlateau(
+                optimizer, mode="max", factor=0.1, patience=config.plateau_patience, threshold=0.0,
+                threshold_mode="abs", min_lr=config.minimum_lr,
+            )
+            for name, optimizer in optimizers.items()
+        }  # fmt: skip
+    warmup, total = round(config.warmup_epochs * epoch_steps), config.epochs * epoch_steps
+
+    def factor(step: int) -> float:
+        return cosine_factor(step, warmup, total) if config.schedule == "cosine" else warmup_factor(step, warmup)
+
+    return {name: LambdaLR(optimizer, factor) for name, optimizer in optimizers.items()}
+
+
+# -- one step ---------------------------------------------------------------------------------------------------
+
+
+def train_step(
+    model: TIMAM,
+    images: Tensor,
+    text: dict[str, Tensor],
+    identity_labels: Tensor,
+    optimizers: dict[str, Optimizer],
+    config: LossConfig,
+    accelerator: Accelerator,
+    gradient_clip: float = 0.0,
+) -> dict[str, Tensor]:
+    """One update of the discriminator and one of the encoders, from a single pass of the encoders.
+
+    Args:
+        images: (B, 3, H, W) float32, normalised and augmented.
+        text: `attention_mask` (B, T) with `token_ids` (B, T) or `word_states` (B, T, C).
+        identity_labels: (B,) int64.
+
+    Returns:
+        Scalars on the device, detached: every loss term unweighted, their weighted "total", and the
+        discriminator's accuracy before its update.
+    """
+    with accelerator.autocast():
+        image_embeddings, text_embeddings = model(images, **text)
+    discriminator = model.discriminator
+    reversal = config.adversarial_form == "gradient_reversal"
+
+    # The discriminator's move. The embeddings are detached: the encoders must not help it. With gradient
+    # reversal it moves together with the encoders below; without an adversarial loss it only watches.
+    image_logits = discriminator(image_embeddings.detach().float())
+    text_logits = discriminator(text_embeddings.detach().float())
+    accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
+    discriminator_term = discriminator_loss(image_logits, text_logits, config.label_smoothing)
+    if not (reversal and config.adversarial_weight):
+        accelerator.backward(discriminator_term)
+        _move(accelerator, [optimizers["discriminator"]], gradient_clip)
+
+    # The encoders' move, against the discriminator as it now is.
+    matching = cmpm_loss(image_embeddings, text_embeddings, identity_labels, config.matching_epsilon)
+    weights, bias = model.class_weights, model.class_bias
+    identification_image = norm_softmax_loss(image_embeddings, weights[IMAGE], bias[IMAGE], identity_labels)
+    identification_text = norm_softmax_loss(text_embeddings, weights[TEXT], bias[TEXT], identity_labels)
+    total = config.matching_weight * matching
+    total = total + config.identification_weight * (identification_image + identification_text)
+    adversarial = torch.zeros_like(matching)
+    movers = [optimizers["image"], optimizers["text"]]
+    if config.adversarial_weight and reversal:
+        weight = config.adversarial_weight
+        adversarial = discriminator_loss(
+            discriminator(reverse_gradient(image_embeddings.float(), weight)),
+            discriminator(reverse_gradient(text_embeddings.float(), weight)),
+            config.label_smoothing,
+        )
+        total = total + adversarial
+        movers.append(optimizers["discriminator"])
+    elif config.adversarial_weight:
+        discriminator.requires_grad_(False)  # this loss is the encoders' alone
+        adversarial = encoder_adversarial_loss(
+            discriminator(image_embeddings.float()), discriminator(text_embeddings.float())
+        )
+        discriminator.requires_grad_(True)
+        total = total + config.adversarial_weight * adversarial
+    accelerator.backward(total)
+    _move(accelerator, movers, gradient_clip)
+    terms = {
+        "total": total, "matching": matching, "identification_image": identification_image,
+        "identification_text": identification_text, "adversarial": adversarial,
+        "discriminator": discriminator_term, "discriminator_accuracy": accuracy,
+    }  # fmt: skip
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _move(accelerator: Accelerator, optimizers: list[Any], gradient_clip: float) -> None:
+    """Clips the gradient of everything that moves, as one vector, then steps and clears."""
+    if gradient_clip:
+        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        accelerator.clip_grad_norm_(parameters, gradient_clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+# -- one run ----------------------------------------------------------------------------------------------------
+
+
+def fit(config: Config, output: Path | str, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Trains, selects on validation, tests once, and leaves a complete run directory.
+
+    Args:
+        config: what to run; written to OUTPUT/config.json.
+        output: the run directory. A finished one of the same config is returned as it is.
+        resume: goes on with an interrupted run (or starts one where there is none).
+        progress: shows bars and a line an epoch.
+
+    Returns:
+        The content of OUTPUT/metrics.json.
+
+    Raises:
+        RunError: another run's directory, an interrupted run without `resume`, a non-finite loss.
+        timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
+    """
+    output = Path(output)
+    finished = _prepare(output, config, resume)
+    if finished is not None:
+        return finished
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    train, val, test = (dataset.split(s) for s in ("train", "val", "test"))
+    size = config.model.image_height, config.model.image_width
+    pixels = {s.name: open_pixels(s.image_paths, *size, progress) for s in (train, val, test)}
+
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
+    if accelerator.num_processes > 1:
+        raise RunError("this version trains in one process; start it without a launcher")
+    set_seed(config.train.seed)
+    model = TIMAM.pretrained(config.model, len(train.identities), train.captions).to(accelerator.device)
+    optimizers = build_optimizers(model, config.train)
+    epoch_steps = min(
+        steps_per_epoch(len(train.image_paths), config.data.batch_size), config.train.max_steps or math.inf
+    )
+    schedulers = build_schedulers(optimizers, config.train, int(epoch_steps))
+    state = Progress()
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "config.json", json.dumps(configs.to_dict(config), indent=2) + "\n")
+    last, best = output / "checkpoints" / "last", output / "checkpoints" / "best"
+    for folder in (last, best):
+        recover_folder(folder)
+    if last.exists():
+        state = load_checkpoint(last, model, optimizers, schedulers)
+    optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    model.text_encoder.freeze(state.unfrozen_at is None)
+    word_states: WordStates | None = None
+
+    while state.epoch < config.train.epochs and not _stopped_early(state, config.train):
+        epoch, epoch_started = state.epoch + 1, time.monotonic()
+        if should_unfreeze(state, config.train):
+            state.unfrozen_at = epoch
+            model.text_encoder.freeze(False)
+        if model.text_encoder.frozen and word_states is None:
+            word_states = open_word_states(model, train.captions, progress=progress)
+        set_seed(config.train.seed * 100_003 + epoch)
+        row = _train_epoch(model, train, pixels["train"], word_states if model.text_encoder.frozen else None,
+                           optimizers, schedulers, config, epoch, accelerator, int(epoch_steps), progress)  # fmt: skip
+        row["language_model_frozen"] = model.text_encoder.frozen
+        results = evaluate(embed_split(model, val, pixels["val"]))
+        row |= {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
+        row["seconds"] = time.monotonic() - epoch_started
+        state.history.append({"epoch": epoch, **row})
+        if config.train.schedule == "plateau":
+            for scheduler in schedulers.values():
+                scheduler.step(row["val_text_to_image_rank_1"])
+        if state.best_epoch == epoch:  # before `last`: killed in between, the epoch is repeated to the same result
+            with replacing_folder(best) as folder:
+                model.save_pretrained(folder)
+        save_checkpoint(last, model, optimizers, schedulers, state)
+        write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+        if progress:
+            tqdm.write(_epoch_line(state, config.train.epochs))
+
+    return _finish(output, best, config, dataset, test, pixels["test"], state, accelerator.device, progress)
+
+
+def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | None:
+    """The metrics of a finished run of this config; None where there is work to do. Raises RunError."""
+    written = output / "config.json"
+    if not written.exists():
+        if output.exists() and any(output.iterdir()):
+            raise RunError(f"{output} is not empty and holds no run; give a new folder")
+        return None
+    try:
+        previous = configs.load(written)
+    except ValueError as error:
+        raise RunError(f"{error}; give a new folder") from error
+    if previous != config:
+        old, new = configs.to_dict(previous), configs.to_dict(config)
+        changed = [f"{s}.{k}: {old[s][k]!r} there, {new[s][k]!r} asked for" for s in configs.SECTIONS for k in new[s]
+                   if old[s][k] != new[s][k]]  # fmt: skip
+        raise RunError("\n  ".join([f"{output} holds a run of another config; give a new folder", *changed]))
+    metrics = output / "metrics.json"
+    if metrics.exists():
+        return json.loads(metrics.read_text(encoding="utf-8"))
+    if not resume:
+        raise RunError(f"{output} holds an interrupted run; go on with --resume, or remove it")
+    return None
+
+
+def _mixed_precision(setting: str) -> str:
+    """bf16 where a GPU has it. CPUs stay in float32: without native bf16 they are many times slower in it."""
+    if setting == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return setting
+
+
+def _stopped_early(state: Progress, config: TrainConfig) -> bool:
+    return config.early_stop is not None and state.waited() >= config.early_stop
+
+
+def _train_epoch(
+    model: TIMAM, split: Split, pixels: np.ndarray, word_states: WordStates | None, optimizers: dict[str, Any],
+    schedulers: dict[str, Any], config: Config, epoch: int, accelerator: Accelerator, steps: int, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """One epoch; the means of all loss terms and the learning rates at its end. Raises RunError."""
+    model.train()
+    device, data = accelerator.device, config.data
+    batches = epoch_batches(split, pixels, data.batch_size, data.images_per_identity, config.train.seed, epoch)
+    bar = tqdm(total=steps, desc=f"epoch {epoch}/{config.train.epochs}", unit="step", leave=False, disable=not progress)
+    sums: dict[str, Tensor] = {}
+    for step, batch in zip(range(steps), batches, strict=False):
+        images = augment(normalize(batch.pixels.to(device, non_blocking=True)), data)
+        terms = train_step(
+            model, images, _text_inputs(model, split, batch, word_states, device), batch.identity_labels.to(device),
+            optimizers, config.loss, accelerator, config.train.gradient_clip,
+        )  # fmt: skip
+        sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
+        if config.train.schedule != "plateau":
+            for scheduler in schedulers.values():
+                scheduler.step()
+        bar.update()
+        if step % 10 == 9 or step == steps - 1:  # reading a value waits for the device: not at every step
+            _check_finite(sums, epoch, step)
+            bar.set_postfix(loss=f"{float(terms['total']):.3f}")
+    bar.close()
+    means = {name: float(value) / steps for name, value in sums.items()}
+    return {**means, **{f"{name}_lr": o.param_groups[0]["lr"] for name, o in optimizers.items()}}
+
+
+def _text_inputs(
+    model: TIMAM, split: Split, batch: Batch, word_states: WordStates | None, device: torch.device
+) -> dict[str, Tensor]:
+    token_ids, attention_mask = model.tokenize([split.captions[i] for i in batch.captions])
+    if word_states is not None:
+        return {
+            "word_states": word_states.gather(batch.captions).to(device),
+            "attention_mask": attention_mask.to(device),
+        }
+    return {"token_ids": token_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+
+def _check_finite(sums: dict[str, Tensor], epoch: int, step: int) -> None:
+    """A NaN or infinity stays in the sums, so looking now and then misses none."""
+    broken = [name for name, value in sums.items() if not math.isfinite(float(value))]
+    if broken:
+        raise RunError(
+            f"epoch {epoch}, step {step + 1}: {', '.join(broken)} is not finite. The last finished epoch is kept. What "
+            "usually helps: a lower learning rate, train.gradient_clip, train.mixed_precision=no, a smaller "
+            "loss.adversarial_weight"
+        )
+
+
+def _epoch_line(state: Progress, epochs: int) -> str:
+    row = state.history[-1]
+    best = " (best)" if state.best_epoch == state.epoch else ""
+    return (
+        f"epoch {state.epoch}/{epochs}: loss {row['total']:.3f}, validation text-to-image rank-1 "
+        f"{row['val_text_to_image_rank_1']:.3f}{best}, discriminator accuracy {row['discriminator_accuracy']:.2f}, "
+        f"{row['seconds']:.0f} s"
+    )
+
+
+def _finish(
+    output: Path, best: Path, config: Config, dataset: Dataset, test: Split, pixels: np.ndarray, state: Progress,
+    device: torch.device, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Tests the epoch that validation chose, once, and writes what makes the run complete."""
+    started = time.monotonic()
+    model = TIMAM.from_pretrained(best).to(device)
+    embeddings = embed_split(model, test, pixels, progress=progress)
+    embeddings.save(output / "test_embeddings.safetensors")
+    results = evaluate(embeddings)
+    epochs = sum(row["seconds"] for row in state.history)
+    metrics = {
+        "dataset": config.data.dataset,
+        "split": "test",
+        "best_epoch": state.best_epoch,
+        "seconds": round(epochs + time.monotonic() - started, 1),  # training, validation and test; not the stores
+        **results,
+        "modality_gap": gap(embeddings),
+        "provenance": provenance(dataset, device),
+    }
+    write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def provenance(dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What produced a result: commit, versions, device, data."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()} CPU"
+    )
+    return {
+        "timam": timam.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "data_fingerprint": dataset.fingerprint(),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "-dirty" where tracked files differ; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# -- checkpoints: safetensors and JSON, nothing pickled ---------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: Path, model: TIMAM, optimizers: dict[str, Any], schedulers: dict[str, Any], state: Progress
+) -> None:
+    """A saved model with optimizers, schedulers and progress beside it; replaces the previous one as a whole."""
+    with replacing_folder(folder) as new:
+        model.save_pretrained(new)
+        tensors, plain = {}, {}
+        for name, optimizer in optimizers.items():
+            content = optimizer.state_dict()
+            plain[name] = content["param_groups"]
+            for index, slots in content["state"].items():
+                for slot, value in slots.items():
+                    if value is not None:  # SGD keeps None before its first momentum
+                        tensors[f"{name}/{index}/{slot}"] = torch.as_tensor(value).cpu().contiguous()
+        save_file(tensors, new / "optimizers.safetensors")
+        content = {
+            "param_groups": plain,
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in schedulers.items()},
+            "progress": asdict(state),
+        }
+        (new / "training_state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizers: dict[str, Optimizer], schedulers: dict[str, Any]
+) -> Progress:
+    """The inverse of `save_checkpoint`. Raises RunError for a damaged checkpoint, naming it."""
+    try:
+        content = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        tensors = load_file(folder / "optimizers.safetensors")
+        for name, optimizer in optimizers.items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                owner, index, slot = key.split("/")
+                if owner == name:
+                    slots.setdefault(int(index), {})[slot] = value
+            optimizer.load_state_dict({"state": slots, "param_groups": content["param_groups"][name]})
+            schedulers[name].load_state_dict(content["schedulers"][name])
+        return Progress(**content["progress"])
+    except Exception as error:  # safetensors, json and torch each raise their own
+        raise RunError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); remove the run and train again"
+        ) from error
