@@ -114,7 +114,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     target = cache_folder() / "word_states" / f"{name}.npy"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        width = language_model.config.hidden_size  # type: ignore[union-attr]
+        width = model.text_encoder.lstm.input_size
         _check_space(target, int(offsets[-1]) * width * 2)
         with replacing_file(target) as temporary:
             states = np.lib.format.open_memmap(temporary, "w+", np.float16, (int(offsets[-1]), width))

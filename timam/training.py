@@ -111,7 +111,7 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     own = {id(p) for p in language_model}
     text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
     language_lr = config.text_lr if model.text_encoder.learns_words else config.language_model_lr
-    groups = {
+    groups: dict[str, tuple[str, float, list[dict[str, Any]]]] = {
         "image": (config.image_optimizer, config.image_lr, [{"params": list(model.image_encoder.parameters())}]),
         "text": (config.text_optimizer, config.text_lr,
                  [{"params": text}, {"params": language_model, "lr": language_lr}]),

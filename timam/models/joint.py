@@ -57,7 +57,7 @@ class TIMAM(
         num_identities: int,
         tokenizer: transformers.PreTrainedTokenizerBase,
         backbone: nn.Module,
-        language_model: nn.Module | None,
+        language_model: transformers.PreTrainedModel | None,
     ) -> None:
         super().__init__()
         if num_identities < 1:
@@ -68,13 +68,14 @@ class TIMAM(
         self.tokenizer.padding_side = "right"  # packed sequences need their padding at the end
         dim = model_config.embedding_dim
         self.image_encoder = ImageEncoder(backbone, model_config.image_height, model_config.image_width, dim)
+        words: nn.Module
         if language_model is None:
             width = model_config.word_embedding_dim
-            language_model = WordEmbeddings(len(tokenizer), width)
+            words = WordEmbeddings(len(tokenizer), width)
         else:
-            width = language_model.config.hidden_size
+            words, width = language_model, int(language_model.config.hidden_size)
             self._check_max_tokens(language_model.config)
-        self.text_encoder = TextEncoder(language_model, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
+        self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
         self.discriminator = ModalityDiscriminator(dim, model_config.discriminator_hidden)
         heads = 1 if model_config.shared_classifier else 2
         self.class_weights = nn.Parameter(torch.randn(heads, num_identities, dim))  # only the rows' direction counts
@@ -85,7 +86,8 @@ class TIMAM(
         limit = getattr(language_config, "max_position_embeddings", self.model_config.max_tokens)
         if self.model_config.max_tokens > limit:
             raise ValueError(
-                f"model.max_tokens = {self.model_config.max_tokens}: {self.model_config.language_model} reads at most {limit}"
+                f"model.max_tokens = {self.model_config.max_tokens}: {self.model_config.language_model} reads "
+                f"at most {limit}"
             )
 
     @classmethod
@@ -141,6 +143,8 @@ class TIMAM(
             image_embeddings and text_embeddings, (B, D) each, not unit length.
         """
         if word_states is None:
+            if token_ids is None:
+                raise ValueError("expected token_ids or word_states")
             word_states = self.text_encoder.word_states(token_ids, attention_mask)
         return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask)
 

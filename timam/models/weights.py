@@ -99,7 +99,9 @@ def _packaged_mobilenet(path: Path) -> nn.Module:
     return model
 
 
-def load_language_model(name: str, pretrained: bool) -> tuple[transformers.PreTrainedTokenizerBase, nn.Module]:
+def load_language_model(
+    name: str, pretrained: bool
+) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
     """Tokenizer and BERT-like encoder by transformers' name or folder, on the CPU, in float32.
 
     Only safetensors weights are read and no code of a repository is ever run.
@@ -127,15 +129,15 @@ def load_language_model(name: str, pretrained: bool) -> tuple[transformers.PreTr
     return tokenizer, _without_pooler(model)
 
 
-def build_language_model(config: dict[str, Any]) -> nn.Module:
+def build_language_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
     """The architecture of a transformers config as a dictionary, with random weights."""
     values = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
     typed = transformers.AutoConfig.for_model(config["model_type"], **values)
     return _without_pooler(transformers.AutoModel.from_config(typed))
 
 
-def _without_pooler(model: nn.Module) -> nn.Module:
+def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """BERT's pooler reads the first token only; TIMAM reads the sequence, so the pooler would train on nothing."""
     if hasattr(model, "pooler"):
-        model.pooler = None
+        model.pooler = None  # type: ignore[assignment]
     return model

@@ -15,11 +15,13 @@ NONE = "none"  # the person has no such thing: no bag, no second colour, ...
 Weights = dict[str, float]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "black": (32, 32, 35), "white": (236, 236, 232), "grey": (138, 140, 144), "red": (196, 34, 40),
-    "maroon": (104, 24, 38), "orange": (232, 122, 32), "yellow": (238, 206, 58), "green": (46, 138, 70),
-    "olive": (92, 94, 54), "light blue": (140, 186, 226), "blue": (42, 88, 184), "navy": (28, 36, 78),
-    "purple": (112, 56, 140), "pink": (236, 138, 170), "brown": (110, 70, 42), "beige": (212, 190, 152),
+    "black": (32, 32, 35), "white": (236, 236, 232), "grey": (138, 140, 144), "red": (184, 44, 46),
+    "maroon": (104, 24, 38), "orange": (222, 124, 52), "yellow": (226, 196, 84), "green": (56, 126, 78),
+    "olive": (92, 94, 54), "light blue": (150, 186, 216), "blue": (50, 88, 166), "navy": (32, 40, 74),
+    "purple": (102, 62, 128), "pink": (226, 146, 172), "brown": (110, 70, 42), "beige": (206, 188, 156),
 }  # fmt: skip
+DENIM_COLOURS = {"black": (38, 39, 44), "grey": (116, 120, 128), "navy": (44, 54, 84), "blue": (76, 102, 144),
+                 "light blue": (142, 170, 198)}  # fmt: skip
 HAIR_COLOURS = {
     "black": (28, 24, 24), "brown": (84, 54, 34), "blonde": (206, 168, 96), "grey": (158, 156, 154), "red": (142, 62, 30),
 }  # fmt: skip

@@ -69,7 +69,7 @@ def write_caption(rng: np.random.Generator, identity: Identity, hidden: Sequence
     mentioned = _choose_mentioned(rng, list(visible), noise.omission)
     said, wrong = _make_mistakes(rng, {name: visible[name] for name in mentioned}, noise.mistake)
     remark = bool(rng.random() < noise.remark)
-    text = Writer(rng, said).write(remark)
+    text = Writer(rng, said, identity.upper == "dress").write(remark)
     text, misspelled = _misspell(rng, text, noise.misspelling)
     omitted = [name for name in visible if name not in said]
     return {"text": text, "mentioned": mentioned, "omitted": omitted, "wrong": wrong, "misspelled": misspelled, "remark": remark}
@@ -92,7 +92,8 @@ def _round(rng: np.random.Generator, value: float) -> int:
 
 def _choose_mentioned(rng: np.random.Generator, names: list[str], omission: float) -> list[str]:
     """Drop a share ``omission`` of ``names``: often a whole thing at once, else one attribute; at least one stays."""
-    drop, kept = min(_round(rng, omission * len(names)), len(names) - 1), list(names)
+    share = omission + min(omission, 1 - omission) * rng.uniform(-0.7, 0.7)  # some annotators are terse
+    drop, kept = min(_round(rng, share * len(names)), len(names) - 1), list(names)
     while drop:
         things = [tuple(name for name in group if name in kept) for group in THINGS.values()]
         groups = [group for group in things if group and (len(group) <= drop) and group[0] not in ("gender",)]
@@ -135,7 +136,7 @@ def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 def _usual(rng: np.random.Generator, options: Sequence[T]) -> T:
     """The first option half of the time, else any."""
-    return options[0] if rng.random() < 0.5 else _any(rng, options)
+    return options[0] if rng.random() < 0.55 else _any(rng, options)
 
 
 def _placeholders(template: str) -> set[str]:
@@ -148,6 +149,8 @@ def _fitting(templates: Sequence[str], words: Mapping[str, str]) -> tuple[str, .
 
 
 def _join(parts: Sequence[str], last: str = " and ") -> str:
+    if len(parts) == 2 and not any(" and " in part for part in parts):
+        last = last.replace(", and", " and")
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + last + parts[-1]
 
 
@@ -157,8 +160,8 @@ def _join(parts: Sequence[str], last: str = " and ") -> str:
 class Writer:
     """One annotator at one picture: ``said`` maps attributes to the values to state."""
 
-    def __init__(self, rng: np.random.Generator, said: Mapping[str, str]) -> None:
-        self.rng, self.said = rng, said
+    def __init__(self, rng: np.random.Generator, said: Mapping[str, str], dress: bool) -> None:
+        self.rng, self.said, self.dress = rng, said, dress  # a dress left unnamed is no "top"
         gender = said.get("gender", "")
         self.noun, self.words = _usual(rng, lexicon.NOUNS[gender]), lexicon.PRONOUNS[gender]
         self.plural_pronoun = gender == ""
@@ -193,14 +196,13 @@ class Writer:
 
     def _hair(self) -> Phrase:
         words, style = self._colour("hair_colour", lexicon.HAIR_COLOUR_WORDS), self.said.get("hair_style", "")
-        words = {} if style == "bald" else words
-        style = style if style != "bald" or "hair_colour" not in self.said else "bald"
         text = self._fill(_any(self.rng, _fitting(lexicon.HAIR_PHRASES[style], words)), **words)
-        return Phrase("hair", "have", text, _fitting_filled(self, lexicon.HAIR_CLAUSES[style], words))
+        clauses = (self._fill(clause, **words) for clause in _fitting(lexicon.HAIR_CLAUSES[style], words))
+        return Phrase("hair", "have", text, tuple(clauses))
 
     def _noun(self, thing: str) -> tuple[str, bool]:
         """A noun for a thing worn or carried, and whether it is plural."""
-        kind = self.said.get(thing)
+        kind = self.said.get("upper" if thing == "dress" else thing)
         noun = _usual(self.rng, lexicon.GARMENTS[kind] if kind else lexicon.UNNAMED[thing])
         return noun.removeprefix("+"), noun.startswith("+")
 
@@ -220,16 +222,15 @@ class Writer:
         return tuple(self._fill(t, **words, **more) for t in (*with_text, *_fitting(lexicon.CLAUSES[thing], words)))
 
     def _upper(self) -> Phrase:
-        kind, pattern = self.said.get("upper"), self.said.get("upper_pattern", "")
-        noun = self._noun("upper")[0]
-        words = {"n": noun, **self._colour("upper_colour"), **self._colour("upper_second")}
+        pattern = self.said.get("upper_pattern", "")
+        words = {"n": self._noun("dress" if self.dress else "upper")[0], **self._colour("upper_colour"), **self._colour("upper_second")}
         told = any(name in self.said for name in THINGS["upper"][:4])
         text = self._fill(_any(self.rng, _fitting(lexicon.PATTERN_PHRASES[pattern], words)), **words) if told else ""
         clauses = () if pattern or "d" in words or "inner_colour" in self.said else self._clauses("upper", words, text, False)
         if "inner_colour" in self.said:
             inner = _any(self.rng, lexicon.INNER if told else lexicon.INNER_ALONE)
             text = f"{text} {self._fill(inner, **self._colour('inner_colour'))}".strip()
-        return Phrase("upper", "wear", text, clauses if kind else ())
+        return Phrase("upper", "wear", text, clauses)
 
     def _bag(self) -> Phrase:
         kind, side = self.said.get("bag", ""), self.said.get("bag_side")
@@ -252,22 +253,26 @@ class Writer:
         traits = [_usual(self.rng, lexicon.STATURE[self.said[name]]) for name in ("height", "build") if name in self.said]
         return f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}" if traits else f"{article} {self.noun}"
 
-    def _verb(self, key: str, plural: bool) -> str:
-        return _usual(self.rng, lexicon.VERBS[key])[int(plural)]
+    def _joined(self, verbs: Mapping[str, Sequence[T]], key: str, group: Sequence[Phrase]) -> tuple[T, str]:
+        """A verb for ``group``, and its objects. The first two ways to wear also suit glasses and bags."""
+        things = {phrase.thing for phrase in group}
+        clothes = things & {"upper", "lower"} and not things & {"glasses", "bag", "headwear"}
+        options = verbs[key] if clothes or key != "wear" else verbs[key][:2]
+        return _usual(self.rng, options), _join([phrase.text for phrase in group], self.last)
 
     def _main(self, phrases: Sequence[Phrase], plural: bool) -> str:
-        """Main-clause verbs with their objects: "wears a, b and c and carries d"."""
+        """Main-clause verbs with their objects: "wears a, b and c, and carries d"."""
         groups = _grouped(phrases)
-        parts = [f"{self._verb(verb, plural)} {_join(texts, self.last)}" for verb, texts in groups]
-        return _join(parts, ", and " if len(parts) > 2 or any(len(texts) > 1 for _, texts in groups) else " and ")
+        joined = [self._joined(lexicon.VERBS, verb, group) for verb, group in groups.items()]
+        crowded = any(len(group) > 1 for group in groups.values())
+        return _join([f"{verb[int(plural)]} {objects}" for verb, objects in joined], ", and " if crowded else " and ")
 
     def _attached(self, phrases: Sequence[Phrase]) -> str:
         """What can follow a noun: "with a, wearing b and c, carrying d"."""
-        groups = sorted(_grouped(phrases), key=lambda group: group[0] != "have")
-        parts = [f"{_usual(self.rng, lexicon.PARTICIPLES[verb])} {_join(texts, self.last)}" for verb, texts in groups]
-        parts = [part.replace("who has", "who have") if i == 0 and False else part for i, part in enumerate(parts)]
-        head = " " if len(parts) > 1 and groups[0][0] == "have" and self.rng.random() < 0.6 else ", "
-        return parts[0] if len(parts) == 1 else parts[0] + head + _join(parts[1:], _any(self.rng, (", ", " and ")))
+        groups = sorted(_grouped(phrases).items(), key=lambda group: group[0] != "have")
+        parts = [" ".join(self._joined(lexicon.PARTICIPLES, verb, group)) for verb, group in groups]
+        space = " " if groups[0][0] == "have" and " in a " not in parts[0] and self.rng.random() < 0.6 else ", "
+        return parts[0] if len(parts) == 1 else parts[0] + space + _join(parts[1:], _any(self.rng, (", ", " and ")))
 
     def _told(self, phrases: list[Phrase]) -> list[str]:
         """The description as sentences of one to four things each."""
@@ -288,7 +293,7 @@ class Writer:
         if draw < 0.30:
             return f"{who} {self._attached(phrases)}"
         if draw < 0.38 and len(phrases) > 1 and phrases[0].verb == "wear":
-            fronted = f"{_any(self.rng, ('wearing', 'dressed in'))} {phrases[0].text}"
+            fronted = " ".join(self._joined({"wear": ("wearing", "wearing", "dressed in")}, "wear", phrases[:1]))
             return f"{fronted}, {self._subject(_any(self.rng, ('a', 'this', 'the')))} {self._main(phrases[1:], False)}"
         who = self._subject(_any(self.rng, ("the", "a", "a", "this")))
         attached = [p for p in phrases if p.thing in ("hair", "glasses")] if self.rng.random() < 0.6 else []
@@ -305,11 +310,8 @@ class Writer:
         if len(phrases) == 2 and phrases[0].clauses and phrases[1].clauses and self.rng.random() < 0.35:
             return f"{_any(self.rng, phrases[0].clauses)}{_any(self.rng, (' and ', ', and ', ', while '))}{_any(self.rng, phrases[1].clauses)}"
         if self.rng.random() < 0.25:
-            return f"the {self.noun} {_any(self.rng, ('', 'also '))}{self._main_plain(phrases, False)}"
+            return f"the {self.noun} {self._main(phrases, False)}"
         return f"{self.words['s']} {self._main(phrases, self.plural_pronoun)}"
-
-    def _main_plain(self, phrases: list[Phrase], plural: bool) -> str:
-        return self._main(phrases, plural)
 
     def _listed(self, phrases: list[Phrase]) -> list[str]:
         """Notes instead of sentences."""
@@ -319,22 +321,19 @@ class Writer:
     def _finish(self, sentences: list[str]) -> str:
         """Articles, capitals and full stops; a few annotators are careless with the latter two."""
         careless = self.rng.random()
+        sentences = [re.sub(r"colored in color", "colored", s) for s in sentences]
         sentences = [re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", re.sub(r"\s+", " ", s)).strip() for s in sentences]
         if careless > 0.03:
             sentences = [s[0].upper() + s[1:] for s in sentences]
         return ". ".join(sentences) + ("" if 0.02 < careless < 0.07 else ".")
 
 
-def _fitting_filled(writer: Writer, templates: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(writer._fill(template, **words) for template in _fitting(templates, words))
-
-
-def _grouped(phrases: Sequence[Phrase]) -> list[tuple[str, list[str]]]:
-    """Texts by verb, in order of first appearance."""
-    groups: dict[str, list[str]] = {}
+def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
+    """Phrases by verb, in order of first appearance."""
+    groups: dict[str, list[Phrase]] = {}
     for phrase in phrases:
-        groups.setdefault(phrase.verb, []).append(phrase.text)
-    return list(groups.items())
+        groups.setdefault(phrase.verb, []).append(phrase)
+    return groups
 
 
 # -- mistyping --------------------------------------------------------------------------------------------------------

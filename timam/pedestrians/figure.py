@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from timam.pedestrians.attributes import COLOURS, HAIR_COLOURS, NONE, SKINS, Identity
+from timam.pedestrians.attributes import COLOURS, DENIM_COLOURS, HAIR_COLOURS, NONE, SKINS, Identity
 
 Point = tuple[float, float, float]
 Colour = tuple[int, int, int]
@@ -23,10 +23,10 @@ _ARC = np.linspace(-1, 1, 7)
 
 # Cross-sections of the body from top to bottom: y, half-width, half-depth.
 TORSO = {
-    "man": [(0.845, 0.032, 0.034), (0.828, 0.062, 0.042), (0.812, 0.104, 0.052), (0.785, 0.121, 0.062),
-            (0.735, 0.116, 0.072), (0.67, 0.104, 0.069), (0.61, 0.097, 0.067), (0.55, 0.099, 0.072), (0.49, 0.101, 0.074)],
-    "woman": [(0.845, 0.027, 0.030), (0.828, 0.052, 0.038), (0.812, 0.090, 0.046), (0.785, 0.105, 0.056),
-              (0.735, 0.102, 0.076), (0.67, 0.088, 0.066), (0.61, 0.081, 0.060), (0.55, 0.099, 0.072), (0.49, 0.107, 0.078)],
+    "man": [(0.848, 0.034, 0.036), (0.833, 0.056, 0.042), (0.818, 0.084, 0.05), (0.80, 0.100, 0.056), (0.77, 0.107, 0.064),
+            (0.725, 0.107, 0.072), (0.66, 0.099, 0.069), (0.60, 0.094, 0.067), (0.55, 0.097, 0.072), (0.49, 0.100, 0.074)],
+    "woman": [(0.848, 0.029, 0.031), (0.833, 0.047, 0.038), (0.818, 0.071, 0.045), (0.80, 0.084, 0.052), (0.77, 0.092, 0.062),
+              (0.725, 0.094, 0.077), (0.66, 0.081, 0.066), (0.61, 0.078, 0.060), (0.55, 0.096, 0.072), (0.49, 0.105, 0.078)],
 }  # fmt: skip
 FACE = [(1.0, 0.016, 0.018), (0.99, 0.034, 0.038), (0.97, 0.046, 0.054), (0.94, 0.050, 0.058), (0.91, 0.047, 0.054),
         (0.885, 0.038, 0.046), (0.868, 0.020, 0.030)]  # fmt: skip
@@ -45,8 +45,8 @@ class Cut:
 
 UPPER_CUTS = {
     "t-shirt": Cut(0.475, 0.40, 0.006), "shirt": Cut(0.465, 1.0, 0.006, collar="shirt"), "blouse": Cut(0.475, 0.62, 0.005, 0.01),
-    "tank top": Cut(0.485, 0.0, 0.002), "sweater": Cut(0.465, 1.0, 0.011), "hoodie": Cut(0.460, 1.0, 0.013, collar="hood"),
-    "jacket": Cut(0.465, 1.0, 0.013, collar="stand"), "coat": Cut(0.30, 1.0, 0.014, 0.025, collar="stand"),
+    "tank top": Cut(0.485, 0.0, 0.002), "sweater": Cut(0.465, 1.0, 0.009), "hoodie": Cut(0.460, 1.0, 0.010, collar="hood"),
+    "jacket": Cut(0.465, 1.0, 0.010, collar="stand"), "coat": Cut(0.30, 1.0, 0.011, 0.022, collar="stand"),
     "dress": Cut(0.30, 0.30, 0.004, 0.055),
 }  # fmt: skip
 LEG_CUTS = {
@@ -197,6 +197,8 @@ class Figure:
         names = ("upper", "upper_second", "inner", "lower", "headwear", "shoes", "bag")
         values = [getattr(identity, name if name == "upper_second" else f"{name}_colour") for name in names]
         self.colours = {n: _jitter(rng, COLOURS.get(v, (120, 120, 120))) for n, v in zip(names, values, strict=True)}
+        if identity.lower == "jeans":
+            self.colours["lower"] = _jitter(rng, DENIM_COLOURS[identity.lower_colour], 6)
         self.colours["skin"] = _jitter(rng, SKINS[identity.skin], 6)
         self.colours["hair"] = _jitter(rng, HAIR_COLOURS.get(identity.hair_colour, (60, 50, 45)), 6)
         self.pattern_pitch = float(rng.uniform(0.85, 1.2))
@@ -216,9 +218,10 @@ class Figure:
             ankle = knee + 0.232 * np.array([-0.02 * side, -math.cos(b), math.sin(b)])
             self.legs.append(np.stack([hip, knee, ankle]))
             a, b, c = pose.shoulder[index], pose.shoulder[index] + pose.elbow[index], pose.spread[index]
-            joint = np.array([side * (0.093 if woman else 0.106), 0.792, 0.0])
+            joint = np.array([side * (0.082 if woman else 0.093), 0.79, 0.0])
             elbow = joint + 0.168 * np.array([side * math.sin(c), -math.cos(a) * math.cos(c), math.sin(a)])
-            wrist = elbow + 0.142 * np.array([-side * 0.1, -math.cos(b), math.sin(b)])
+            inward = 0.1 if pose.elbow[index] < 1 else 0.7
+            wrist = elbow + 0.142 * np.array([-side * inward, -math.cos(b), math.sin(b)])
             self.arms.append(np.stack([joint, elbow, wrist, wrist + (wrist - elbow) * 0.36]))
         drop = min(leg[2, 1] for leg in self.legs) - 0.042
         self.lift = -drop  # added to every height of the upper body
@@ -434,16 +437,15 @@ class Figure:
     def _draw_arm(self, canvas: Canvas, index: int) -> None:
         joints = self.arms[index]
         slim = -0.004 if self.identity.gender == "woman" else 0.0
-        radii = np.array([0.036, 0.033, 0.028, 0.026, 0.020]) + slim
-        arm = self._limb(joints[:3], radii)
+        radii = np.array([0.026, 0.034, 0.031, 0.027, 0.026, 0.020]) + slim
+        arm = self._limb(joints[:3] + np.array([[0, 0.016, 0], [0, 0, 0], [0, 0, 0]]), radii)
         hand = self._limb(joints[2:], [0.017, 0.022, 0.014])
         canvas.solid(hand, self.colours["skin"])
         canvas.solid(arm, self.colours["skin"])
         if self.cut.sleeve == 0:
             return
-        shoulder, cuff = self.view.project(joints[0]), 0.005 if self.cut.sleeve == 1 else 0.011
-        sleeve = self._limb(joints[:3], radii + np.linspace(self.cut.loose, self.cut.loose * 0.6 + cuff, len(radii)), self.cut.sleeve)
-        canvas.ball(shoulder, (radii[0] + self.cut.loose) * self.view.scale, self.colours["upper"], NEUTRAL - 18)
+        cuff = 0.003 if self.cut.sleeve == 1 else 0.010
+        sleeve = self._limb(joints[:3] + np.array([[0, 0.018, 0], [0, 0, 0], [0, 0, 0]]), radii + np.linspace(self.cut.loose, self.cut.loose * 0.6 + cuff, len(radii)), self.cut.sleeve)
         canvas.solid(sleeve, self.colours["upper"])
         if self.identity.upper_pattern in ("striped", "checked", "dotted"):
             self._draw_pattern(canvas, sleeve, 0.31 * self.cut.sleeve * self.view.scale)
@@ -471,10 +473,13 @@ class Figure:
         head = self._upright(FACE)
         canvas.solid(head, colours["skin"], depth=0.8)
         if identity.hair_style != "bald":
-            end = 0.45 if identity.hair_style in ("short", "ponytail", "bun") else 0.75
-            cap = self._upright([(1.012, 0.018, 0.02), (1.003, 0.038, 0.042), (0.975, 0.053, 0.060), (0.94, 0.057, 0.064),
-                                 (0.90, 0.050, 0.056), (0.875, 0.042, 0.044)], ahead=-0.006)  # fmt: skip
-            canvas.solid(cap, colours["hair"], 0, end + 0.1 * (self.facing < -0.3))
+            end = 0.927 if identity.hair_style in ("short", "ponytail", "bun") else 0.885
+            cap = self._upright([(1.014, 0.012, 0.014), (1.008, 0.030, 0.034), (0.992, 0.046, 0.051), (0.97, 0.054, 0.060),
+                                 (0.945, 0.056, 0.063), (end, 0.054, 0.060)], ahead=-0.006)  # fmt: skip
+            if self.facing < 0.5:  # the back of the head, down to the nape
+                back = self._upright([(0.95, 0.050, 0.045), (0.91, 0.046, 0.038), (0.888, 0.034, 0.024)], ahead=-0.02)
+                canvas.solid(back, colours["hair"])
+            canvas.solid(cap, colours["hair"])
             self._draw_face(canvas, 0.968)
             if self.facing <= 0:
                 self._draw_hair_behind(canvas)
@@ -618,18 +623,26 @@ class Figure:
             canvas.polygon(body.patch(0.1, 0.5), dark, NEUTRAL - 10)  # type: ignore[arg-type]
         self._see("bag", np.array(body.patch()).reshape(-1, 2), 0.0)
 
-    def _draw_straps(self, canvas: Canvas) -> None:
-        bag, unit, towards = self.identity.bag, self.view.scale, 1 if self.facing > 0 else -1
+    def _strap(self, canvas: Canvas, heights: Sequence[float], azimuths: Sequence[float], width: float) -> None:
+        """A strap laid around the upper body through places (height, azimuth), drawn where it can be seen."""
+        table, t = np.array(TORSO[self.identity.gender])[::-1], np.linspace(0, 1, 9)
+        y, azimuth = (np.interp(t, np.linspace(0, 1, len(values)), values) for values in (heights, azimuths))
+        across, ahead = (np.interp(y, table[:, 0], table[:, k]) + self.cut.loose + 0.003 for k in (1, 2))
+        points = np.stack([across * np.sin(azimuth), y + self.lift, ahead * np.cos(azimuth)], axis=-1)
+        seen = np.cos(azimuth + self.view.yaw) > -0.12
         colour = tuple(int(v * 0.85) for v in self.colours["bag"])
-        if bag == "backpack" and self.facing > -0.3:
+        if seen.sum() > 1:
+            canvas.line(self.view.project(points[seen]), colour, width * self.view.scale)  # type: ignore[arg-type]
+
+    def _draw_straps(self, canvas: Canvas) -> None:
+        if self.identity.bag == "backpack":
             for side in (-1, 1):
-                if math.cos(0.6 * side + self.view.yaw) > 0:
-                    path = [self._px(side * 0.07, 0.832, 0.0), self._px(side * 0.078, 0.79, 0.055), self._px(side * 0.085, 0.66, 0.072)]
-                    canvas.line(np.stack(path), colour, 0.02 * unit)  # type: ignore[arg-type]
-        if bag == "shoulder bag":
-            side = self._side()
-            path = [self._px(-side * 0.055, 0.838, 0.0), self._px(0, 0.71, 0.078 * towards), self._px(side * 0.125, 0.57, 0.02)]
-            canvas.line(np.stack(path), colour, 0.014 * unit)  # type: ignore[arg-type]
+                self._strap(canvas, (0.835, 0.80, 0.66, 0.62), (side * 1.5, side * 0.7, side * 0.95, side * 1.6), 0.02)
+        elif self.identity.bag == "shoulder bag":
+            side, half = self._side(), math.pi / 2
+            for middle in (0.0, math.pi):  # across the chest, and across the back
+                ends = (-side * (middle + half) + (2 * middle) * side, side * half) if middle else (-side * half, side * half)
+                self._strap(canvas, (0.84, 0.56), (ends[0] * 0.999, ends[1]), 0.014)
 
 
 def soften(canvas: Canvas, radius: float) -> None:

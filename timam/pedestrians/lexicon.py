@@ -17,13 +17,13 @@ PRONOUNS = {
 STATURE = {
     "tall": ("tall", "rather tall", "very tall"), "short": ("short", "rather short", "small"),
     "slim": ("slim", "thin", "slender", "skinny", "lean"),
-    "heavy": ("heavy", "heavyset", "stocky", "chubby", "overweight", "plump"),
+    "heavy": ("heavyset", "heavy", "stocky", "chubby", "overweight", "plump"),
 }  # fmt: skip
 
 COLOUR_WORDS = {
-    "black": ("black", "black", "solid black", "jet black"), "white": ("white", "white", "plain white", "bright white"),
-    "grey": ("grey", "gray", "light grey", "greyish", "ash grey"), "red": ("red", "bright red", "scarlet", "cherry red"),
-    "maroon": ("maroon", "dark red", "burgundy", "wine red"), "orange": ("orange", "bright orange", "pumpkin orange"),
+    "black": ("black", "black", "black colored"), "white": ("white", "white", "off-white", "white colored"),
+    "grey": ("grey", "gray", "light grey", "gray", "ash grey"), "red": ("red", "bright red", "scarlet", "red colored"),
+    "maroon": ("maroon", "dark red", "burgundy", "wine red"), "orange": ("orange", "bright orange", "orange"),
     "yellow": ("yellow", "bright yellow", "mustard yellow", "golden yellow"), "green": ("green", "grass green", "emerald green"),
     "olive": ("olive green", "olive", "army green", "dark green", "moss green"),
     "light blue": ("light blue", "pale blue", "sky blue", "baby blue"), "blue": ("blue", "royal blue", "bright blue", "medium blue"),
@@ -58,12 +58,12 @@ GARMENTS = {
     "plastic bag": ("plastic bag", "shopping bag", "carrier bag", "grocery bag"), "suitcase": ("suitcase", "rolling suitcase", "luggage case", "trolley case"),
     "glasses": ("+glasses", "+eyeglasses", "+spectacles"), "sunglasses": ("+sunglasses", "+dark glasses", "+shades"),
 }  # fmt: skip
-UNNAMED = {"upper": ("top", "upper garment"), "dress": ("outfit", "garment"), "lower": ("+bottoms", "+bottoms"), "shoes": ("+shoes", "+shoes", "footwear"),
+UNNAMED = {"upper": ("top", "upper garment"), "dress": ("outfit", "one-piece"), "lower": ("+bottoms", "+bottoms"), "shoes": ("+shoes", "+shoes", "footwear"),
            "headwear": ("headgear", "head covering"), "bag": ("bag", "bag")}  # fmt: skip
 
 # Noun phrases of the upper garment by pattern; the one whose placeholders are all known, and no other, is used.
 PATTERN_PHRASES = {
-    "": ("a {n}", "a {c} {n}", "a {c} colored {n}", "a {n} that is {c}", "a {c} and {d} {n}", "a {c} {n} with [some|a bit of] {d}", "a {n} with [some|a bit of] {d} on it"),
+    "": ("a {n}", "a {c} {n}", "a {n} that is {c}", "a {c} and {d} {n}", "a {c} {n} with [some|a bit of] {d}", "a {n} with [some|a bit of] {d} on it"),
     "striped": ("a striped {n}", "a {n} with stripes", "a {c} striped {n}", "a {c} {n} with [horizontal stripes|stripes across it]", "a {n} with {d} stripes",
                 "a {c} and {d} striped {n}", "a {c} {n} with {d} [stripes|horizontal stripes|lines]", "a {n} with {c} and {d} stripes", "a striped {n} in {c} and {d}"),
     "checked": ("a [plaid|checkered|checked] {n}", "a {c} [plaid|checkered|checked] {n}", "a {n} with [a {d} check|{d} checks]", "a {c} and {d} [plaid|checkered|checked] {n}",
@@ -78,8 +78,8 @@ PATTERN_PHRASES = {
 INNER = ("over a {c} [shirt|top]", "with a {c} [shirt|top] [underneath|under it|inside]", "[open over|worn over] a {c} shirt", "[unzipped|open] to show a {c} [shirt|top]")
 INNER_ALONE = ("a {c} [inner shirt|shirt underneath|undershirt]",)
 PLAIN_PHRASES = {
-    "singular": ("a {n}", "a {c} {n}", "a {n} in {c}", "a {c} colored {n}"),
-    "plural": ("{n}", "a pair of {n}", "{c} {n}", "{c} {n}", "{c} {n}", "a pair of {c} {n}", "{c} colored {n}"),
+    "singular": ("a {n}", "a {c} {n}", "a {n} in {c}"),
+    "plural": ("{n}", "a pair of {n}", "{c} {n}", "{c} {n}", "{c} {n}", "a pair of {c} {n}"),
 }
 
 # Hair: as a thing one has, and as a clause; the key is the style, "" when it is left out.
@@ -90,7 +90,7 @@ HAIR_PHRASES = {
     "ponytail": ("a ponytail", "hair [pulled back|tied back|tied] in a ponytail", "a {c} ponytail", "{c} hair [pulled back|tied back|tied|up|gathered] in a ponytail", "{c} hair in a pony tail"),
     "bun": ("hair in a bun", "hair [tied up|put up|pinned] in a bun", "{c} hair in a bun", "{c} hair [tied up|put up|pulled up|pinned] in a bun", "a {c} bun"),
     "bald": ("a bald head", "a shaved head", "no hair"),
-    "": ("{c} hair", "{c} colored hair"),
+    "": ("{c} hair", "{c}-colored hair"),
 }  # fmt: skip
 HAIR_CLAUSES = {
     "short": ("{p} hair is short", "{p} hair is [short and {c}|{c} and short|{c} and cut short]", "{p} {c} hair is [short|cut short|cropped close]"),
@@ -99,7 +99,7 @@ HAIR_CLAUSES = {
     "ponytail": ("{p} hair is [tied|pulled back] in a ponytail", "{p} {c} hair is [tied|pulled back|worn|up] in a ponytail", "{p} hair is {c} and [tied|pulled] into a ponytail"),
     "bun": ("{p} hair is in a bun", "{p} {c} hair is [in|tied up in|pinned into] a bun"),
     "bald": ("{s} {is} bald", "{s} {has} no hair"),
-    "": ("{p} hair is {c}", "{s} {is} {c}-haired"),
+    "": ("{p} hair is {c}", "{s} {has} {c} hair"),
 }  # fmt: skip
 # Whole sentences about one thing, for a thing of which only kind and colour are told; {be} agrees with the noun.
 CLAUSES = {
@@ -108,7 +108,7 @@ CLAUSES = {
     "shoes": ("{p} {n} {be} {c}", "the {n} {be} {c}", "on {p} feet {is_} {np}", "{s} {has} {np} on {p} feet", "{p} feet are in {np}", "{p} footwear is {np}"),
     "headwear": ("{p} {n} {be} {c}", "there is {np} on {p} head", "{s} {has} {np} on {p} head", "on {p} head {s} {has} {np}"),
     "glasses": ("{s} {has} {np} on", "{s} {has} {np} on {p} face"),
-    "bag": ("{s} {has} {np}", "there is {np} [too|as well|with {o}]", "{s} {is} also carrying {np}", "{s} {has} {np} with {o}"),
+    "bag": ("{s} {has} {np}", "{s} also {has} {np}", "{s} {is} also carrying {np}", "{s} {has} {np} [too|as well]"),
 }  # fmt: skip
 PLACES = {  # where a bag is
     "hand": ("in {p} {side} hand", "in the {side} hand", "on the {side} side", "on {p} {side}"),
@@ -121,8 +121,7 @@ BAG_PLACE = {"handbag": "hand", "plastic bag": "hand", "shoulder bag": "shoulder
 
 # Verbs: (singular, plural) of a main clause, then what follows a noun.
 VERBS = {
-    "wear": (("wears", "wear"), ("is wearing", "are wearing"), ("is dressed in", "are dressed in"), ("has on", "have on"), ("is clad in", "are clad in"),
-             ("is in", "are in"), ("was wearing", "were wearing")),
+    "wear": (("wears", "wear"), ("is wearing", "are wearing"), ("is dressed in", "are dressed in"), ("has on", "have on"), ("wears", "wear"), ("is in", "are in")),
     "have": (("has", "have"), ("has", "have"), ("has got", "have got")),
     "carry": (("carries", "carry"), ("is carrying", "are carrying"), ("has", "have")),
     "hand": (("holds", "hold"), ("is holding", "are holding"), ("carries", "carry"), ("is carrying", "are carrying")),
@@ -136,7 +135,7 @@ OPENINGS = (  # sentences that introduce a person (who) as described (what)
 )  # fmt: skip
 REMARKS = (
     "the [photo|picture|image] [looks|is] [a bit |quite |very |]blurry", "the [light|lighting] is [poor|bad|dim|very bright]", "[the weather seems nice|it looks like a sunny day|it may be cold outside]",
-    "{s} {is} walking [away from|towards|toward] the camera", "{s} {is} walking to the [left|right|other side]", "{s} [seems|looks]{plural} [happy|tired|relaxed|sad|bored|serious|confident]",
+    "{s} {is} walking [away from|towards|toward] the camera", "{s} {is} walking to the [left|right|other side]", "{s} [seem|look]{plural} [happy|tired|relaxed|sad|bored|serious|confident]",
     "{s} {is} [probably|maybe|perhaps] [on the way to work|going home|waiting for a friend|late for class|out shopping]", "{s} {is} [taking a step|in mid stride|standing still|looking around|strolling along]",
     "[there are other people in the background|nobody else is around|there is a building behind {o}]", "{s} {is} [looking down at the ground|staring ahead|talking to someone|thinking about something]",
     "[it is hard to see the face|the face is not clear|I cannot see the face well]", "{s} might be a [student|tourist|teacher|shopper|local]", "the [street|floor|ground|pavement] looks [clean|wet|dusty|empty]",
@@ -163,7 +162,7 @@ CONFUSED_COLOURS = {
 CONFUSED = {
     "gender": {"man": ("woman",), "woman": ("man",)}, "height": {"tall": ("short",), "short": ("tall",)}, "build": {"slim": ("heavy",), "heavy": ("slim",)},
     "bag_side": {"left": ("right",), "right": ("left",)}, "glasses": {"glasses": ("sunglasses",), "sunglasses": ("glasses",)},
-    "hair_style": {"short": ("bald", "shoulder length"), "shoulder length": ("long", "short"), "long": ("shoulder length", "ponytail"), "ponytail": ("long", "bun"),
+    "hair_style": {"short": ("shoulder length",), "shoulder length": ("long", "short"), "long": ("shoulder length", "ponytail"), "ponytail": ("long", "bun"),
                    "bun": ("ponytail", "short"), "bald": ("short",)},
     "hair_colour": {"black": ("brown",), "brown": ("black", "red"), "blonde": ("brown", "grey"), "grey": ("blonde", "black"), "red": ("brown", "blonde")},
     "headwear": {"cap": ("hat", "beanie"), "hat": ("cap",), "beanie": ("cap", "hat")},

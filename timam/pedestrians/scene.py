@@ -40,7 +40,7 @@ class Camera:
 
 CAMERAS = (
     Camera("cam_a", "street", (150, 138, 128), (122, 122, 124), 0.16, -0.5, (1.04, 1.0, 0.95), 0.8, 0.35, 3.0),
-    Camera("cam_b", "mall", (206, 200, 190), (196, 188, 174), 0.22, 0.2, (1.05, 1.0, 0.90), 0.25, 0.3, 2.5),
+    Camera("cam_b", "mall", (190, 184, 176), (168, 160, 148), 0.22, 0.2, (1.05, 1.0, 0.90), 0.25, 0.3, 2.5),
     Camera("cam_c", "grass", (92, 128, 78), (112, 142, 76), 0.13, 0.55, (0.99, 1.04, 0.95), 0.7, 0.45, 4.0),
     Camera("cam_d", "corridor", (186, 192, 198), (150, 156, 164), 0.26, -0.1, (0.94, 1.0, 1.07), 0.2, 0.5, 5.0),
     Camera("cam_e", "crossing", (128, 134, 142), (98, 100, 104), 0.19, 0.4, (0.97, 1.0, 1.04), 0.6, 0.4, 3.5),
@@ -260,7 +260,7 @@ def _develop(rng: np.random.Generator, canvas: Canvas, camera: Camera, size: tup
     radius = abs(rng.normal(camera.blur, 0.35)) * size[1] / 192
     if radius > 0.2:
         image = image.filter(ImageFilter.BoxBlur(min(radius, 1.4)))
-    noise = rng.standard_normal((size[1], size[0], 1), np.float32) * camera.noise * np.float32(rng.uniform(0.5, 1.4))
+    noise = rng.standard_normal((size[1], size[0], 1), np.float32) * camera.noise * np.float32(rng.uniform(0.2, 0.9))
     return Image.fromarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8))
 
 
