@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 
@@ -74,7 +74,7 @@ def modality_gap(
 
 def linear_baseline(
     image_features: np.ndarray, text_features: np.ndarray, components: int, alpha: float
-) -> tuple[object, object]:
+) -> tuple[Pipeline, Pipeline]:
     """Text and image maps of a ridge regression from frozen text features to frozen image features. Source: ours.
 
     Image features are standardised and reduced by whitened principal components; the texts' standardised

@@ -171,7 +171,7 @@ def search(run: Path, sentence: str, images: Path, k: int, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps([{"path": str(path), "score": score} for path, score in answers], indent=2))
     for path, score in [] if as_json else answers:
-        click.echo(f"{score:.4f}  {path}")
+        click.echo(f"{score:.4f}  {click.format_filename(path)}")  # a name need not be UTF-8
 
 
 def _best_model(run: Path) -> Any:

@@ -6,6 +6,7 @@ Marks in the comments: [paper] stated in the paper, [recalled] believed to be in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -131,8 +132,9 @@ class TrainConfig:
             _check_choice(f"train.{name}", getattr(self, name), OPTIMIZERS)
         for name in ("image_lr", "text_lr", "language_model_lr", "discriminator_lr"):
             _check(0 < getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "above 0, at most 1")
-        for name in ("weight_decay", "minimum_lr", "warmup_epochs", "gradient_clip", "seed"):
+        for name in ("weight_decay", "minimum_lr", "warmup_epochs", "gradient_clip"):
             _check(0 <= getattr(self, name) < float("inf"), f"train.{name}", getattr(self, name), "0 or more")
+        _check(0 <= self.seed < 2**32, "train.seed", self.seed, "0 or more, below 2**32")  # as NumPy's generator
         _check(self.plateau_patience >= 1, "train.plateau_patience", self.plateau_patience, "1 or more")
         _check_choice("train.schedule", self.schedule, ("plateau", "cosine", "constant"))
         _check_choice("train.mixed_precision", self.mixed_precision, ("auto", "no", "bf16"))
@@ -196,6 +198,11 @@ PRESETS: dict[str, Config] = {
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def fingerprint(config: Config) -> str:
+    """8 hex digits that differ where any setting differs: names the run's directory."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def departures(preset: str, base: str = "paper") -> dict[str, tuple[Any, Any]]:
@@ -280,5 +287,5 @@ def load(path: Path) -> Config:
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, found {type(values).__name__}")
         return from_dict(values)
-    except ValueError as error:  # JSONDecodeError is one
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError; the other: nested too deep
         raise ValueError(f"{path}: {error}") from error

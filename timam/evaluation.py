@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from timam.analysis import modality_gap
 from timam.data import Split
@@ -17,6 +18,7 @@ from timam.images import normalize
 from timam.metrics import query_metrics, retrieval_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
+from timam.stores import open_word_states
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -54,11 +56,9 @@ def embed_split(
     Args:
         pixels: (N, 3, H, W) uint8 of the split, from `timam.stores.open_pixels`.
     """
-    starts = tqdm(range(0, len(pixels), batch_size), desc="encoding images", unit="batch", disable=not progress)
     with eval_mode(model):
         images = [
-            model.image_encoder(normalize(torch.from_numpy(pixels[s : s + batch_size]).to(model.device))).float().cpu()
-            for s in starts
+            model.image_encoder(batch).float().cpu() for batch in _image_batches(model, pixels, batch_size, progress)
         ]
     return Embeddings(
         images=torch.cat(images),
@@ -66,6 +66,13 @@ def embed_split(
         image_labels=torch.from_numpy(split.image_labels),
         text_labels=torch.from_numpy(split.caption_labels),
     )
+
+
+def _image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
+    starts = range(0, len(pixels), batch_size)
+    for start in tqdm(starts, desc="encoding images", unit="batch", disable=not progress):
+        batch = np.array(pixels[start : start + batch_size])  # a copy: the store is read-only
+        yield normalize(torch.from_numpy(batch).to(model.device))
 
 
 def evaluate(embeddings: Embeddings) -> dict[str, dict[str, float]]:
@@ -100,18 +107,13 @@ def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:
 def frozen_features(
     model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the pretrained parts give before any training: the input of the linear baseline.
+    """What a model's pretrained parts give before any training: the input of the linear baseline.
 
     Returns:
-        (N, C) pooled picture features and (M, C') means of the captions' word states.
+        (N, C) float32 pooled picture features and (M, C') float32 means of the captions' word states.
     """
-    images, texts = [], []
     with eval_mode(model):
-        for start in range(0, len(pixels), batch_size):
-            batch = normalize(torch.from_numpy(pixels[start : start + batch_size]).to(model.device))
-            images.append(model.image_encoder.features(batch).float().cpu())
-        for start in range(0, len(split.captions), batch_size):
-            token_ids, mask = (t.to(model.device) for t in model.tokenize(split.captions[start : start + batch_size]))
-            states = model.text_encoder.word_states(token_ids, mask).float() * mask[:, :, None]
-            texts.append((states.sum(dim=1) / mask.sum(dim=1, keepdim=True)).cpu())
-    return torch.cat(images).numpy(), torch.cat(texts).numpy()
+        images = [model.image_encoder.features(batch) for batch in _image_batches(model, pixels, batch_size, False)]
+    words = open_word_states(model, split.captions)
+    sums = np.add.reduceat(words.states, words.offsets[:-1], axis=0, dtype=np.float32)
+    return torch.cat(images).float().cpu().numpy(), sums / np.diff(words.offsets)[:, None].astype(np.float32)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK = 1 << 24  # similarities held at a time: 64 MB in float32
+_TIE = 32  # similarities closer than this many machine epsilons tie: equal vectors' products differ by 2 to 14 of them
 
 
 def query_metrics(
@@ -67,7 +68,8 @@ def _chunk_metrics(similarity: Tensor, query_labels: Tensor, gallery_labels: Ten
     scores = similarity.masked_fill(~relevant, float("-inf")).topk(most, dim=1).values  # (q, P), best first
     # Rank of the i-th relevant item: i, plus every irrelevant item that is at least as similar.
     irrelevant = similarity.masked_fill(relevant, float("-inf")).sort(dim=1).values
-    above = similarity.shape[1] - torch.searchsorted(irrelevant, scores.contiguous())  # irrelevant ones at or above
+    lowest = scores - _TIE * torch.finfo(scores.dtype).eps
+    above = similarity.shape[1] - torch.searchsorted(irrelevant, lowest)  # irrelevant ones at or above
     position = torch.arange(1, most + 1, device=similarity.device)  # (P,)
     rank = (position + above).double()
     valid = position <= count[:, None]

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import timam
 from timam import config as configs

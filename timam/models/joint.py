@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from timam import config as configs
 from timam.config import ModelConfig
@@ -104,10 +104,9 @@ class TIMAM(
         backbone = weights.load_backbone(model_config.backbone, model_config.backbone_weights)
         if model_config.language_model == "none":
             return cls(model_config, num_identities, word_tokenizer(captions), backbone, None)
-        tokenizer, language_model = weights.load_language_model(
-            model_config.language_model, model_config.language_model_weights
-        )
-        return cls(model_config, num_identities, tokenizer, backbone, language_model)
+        name = model_config.language_model
+        language_model = weights.load_language_model(name, model_config.language_model_weights)
+        return cls(model_config, num_identities, weights.load_tokenizer(name), backbone, language_model)
 
     # -- embedding ----------------------------------------------------------------------------------------------
 
@@ -211,10 +210,22 @@ class TIMAM(
         save_file(tensors, save_directory / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
+        """Reads a folder that `save_pretrained` wrote, or a repository of the hub; in eval mode, on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: the folder or the repository's id.
+            options: revision, cache_dir, force_download, local_files_only and token, as huggingface_hub has them.
+
+        Raises:
+            FileNotFoundError, ValueError: a file that is absent, damaged or does not fit the others, by name.
+        """
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, cache_dir: str | Path | None = None,
                          force_download: bool = False, local_files_only: bool = False,
                          token: str | bool | None = None, **_: Any) -> TIMAM:  # fmt: skip
-        """Reads a folder, or a repository of the hub. The mixin documents the arguments."""
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(
@@ -223,15 +234,22 @@ class TIMAM(
                 allow_patterns=["config.json", "model.safetensors", "tokenizer/*"],
             ))  # fmt: skip
         content, state = _read_saved(folder)
-        model_config = configs.from_dict({"model": content["model"]}).model
-        language_config = content["language_model_config"]
-        model = cls(
-            model_config,
-            content["num_identities"],
-            transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"),
-            weights.load_backbone(model_config.backbone, "none"),
-            language_config and weights.build_language_model(language_config),
-        )
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
+        try:
+            model_config = configs.from_dict({"model": content["model"]}).model
+            language_config = content["language_model_config"]
+            model = cls(
+                model_config,
+                content["num_identities"],
+                tokenizer,
+                weights.build_backbone(model_config.backbone, model_config.backbone_weights),
+                language_config and weights.build_language_model(language_config),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -241,12 +259,13 @@ class TIMAM(
 
 def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and model.safetensors of a saved model. Raises FileNotFoundError or ValueError naming the file."""
-    for name in ("config.json", "model.safetensors", "tokenizer"):
+    for name in ("config.json", "model.safetensors", "tokenizer/tokenizer_config.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} is not a saved TIMAM: it has no {name}")
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        missing = {"model", "num_identities", "language_model_config"} - set(content)
+        found = content if isinstance(content, dict) else {}
+        missing = {"model", "num_identities", "language_model_config"} - set(found)
         if missing:
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
     except (ValueError, TypeError) as error:

@@ -16,6 +16,7 @@ from urllib.error import URLError
 import torch
 import torchvision
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from timam.config import MINILM
@@ -67,16 +68,16 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     """
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(
-            f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}"
+            f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}, "
+            f"which has {', '.join(torchvision.models.list_models(module=torchvision.models))}"
         )
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     if weights.lower() == "none":
-        return torchvision.models.get_model(name, weights=None, **extra)
+        return build_backbone(name, weights)
     if name == "mobilenet_v2" and weights == "IMAGENET1K_V1" and (path := _packaged_file(*_MOBILENET_FILE)):
         return _packaged_mobilenet(path)
     choices = torchvision.models.get_model_weights(name).__members__
-    if weights not in choices and weights != "DEFAULT":
-        raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)}, DEFAULT or none")
+    if weights not in choices:
+        raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none")
     try:
         return torchvision.models.get_model(name, weights=weights)
     except (URLError, OSError, TimeoutError) as error:
@@ -86,6 +87,16 @@ def load_backbone(name: str, weights: str) -> nn.Module:
             f"the file into {torch.hub.get_dir()}/checkpoints, or train from random weights with "
             "--set model.backbone_weights=none"
         ) from error
+
+
+def build_backbone(name: str, weights: str) -> nn.Module:
+    """The architecture that `load_backbone` gives for these weights, with random ones: some choose more than values."""
+    extra: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):  # their published weights expect the input rescaled
+        extra = {"aux_logits": False, "init_weights": True, "transform_input": weights.lower() != "none"}
+    elif name.startswith("vit_") and weights.lower() != "none":  # position embeddings for larger pictures
+        extra = {"image_size": torchvision.models.get_model_weights(name)[weights].meta["min_size"][0]}
+    return torchvision.models.get_model(name, weights=None, **extra)
 
 
 def _packaged_mobilenet(path: Path) -> nn.Module:
@@ -99,41 +110,61 @@ def _packaged_mobilenet(path: Path) -> nn.Module:
     return model
 
 
-def load_language_model(
-    name: str, pretrained: bool
-) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
-    """Tokenizer and BERT-like encoder by transformers' name or folder, on the CPU, in float32.
+def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a language model, by transformers' name or folder. Raises WeightsError."""
+    # MiniLM has BERT's own lower-case vocabulary, so its packaged tokenizer serves both.
+    packaged = _packaged_file(*_MINILM_FILE) if name in (MINILM, *BERT_BASE) else None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(packaged.parent if packaged else name)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of absent tokenizer files
+            raise ValueError("there is no tokenizer")
+        return tokenizer
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreachable(name, error) from error
+
+
+def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedModel:
+    """A BERT-like encoder by transformers' name or folder, on the CPU, in float32.
 
     Only safetensors weights are read and no code of a repository is ever run.
 
+    Args:
+        pretrained: False for the architecture with random weights.
+
     Raises:
-        WeightsError: neither an installed package, nor a folder, nor the hub gave them.
+        WeightsError: neither an installed package, nor a folder, nor the hub gave it.
     """
-    packaged = _packaged_file(*_MINILM_FILE)
-    source: Any = packaged.parent if packaged and name == MINILM else name
+    packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
+    source = packaged.parent if packaged else name
     try:
-        if name in BERT_BASE and not pretrained and packaged:  # MiniLM has BERT's own vocabulary
-            tokenizer = transformers.AutoTokenizer.from_pretrained(packaged.parent)
-            return tokenizer, build_language_model(transformers.BertConfig().to_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        if not pretrained:
-            return tokenizer, build_language_model(transformers.AutoConfig.from_pretrained(source).to_dict())
-        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        hint = f" or `{_INSTALL}`," if name == MINILM else ""
-        raise WeightsError(
-            f"could not load the language model {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
-            "give a folder that holds config, tokenizer and model.safetensors (--set model.language_model=FOLDER), "
-            f"or another model: --set model.language_model={MINILM}"
-        ) from error
-    return tokenizer, _without_pooler(model)
+        if not pretrained:  # transformers' default BERT is bert-base-uncased
+            config = transformers.BertConfig() if name in BERT_BASE else transformers.AutoConfig.from_pretrained(source)
+            return build_language_model(config.to_dict())
+        model, report = transformers.AutoModel.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:  # transformers would leave them random
+            raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise _unreachable(name, error) from error
+    return _without_pooler(model)
+
+
+def _unreachable(name: str, error: Exception) -> WeightsError:
+    hint = f" or `{_INSTALL}`," if name == MINILM else ""
+    return WeightsError(
+        f"could not load the language model {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
+        "give a folder that holds config, tokenizer and model.safetensors (--set model.language_model=FOLDER), "
+        f"or another model: --set model.language_model={MINILM}"
+    )
 
 
 def build_language_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
     """The architecture of a transformers config as a dictionary, with random weights."""
     values = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
     typed = transformers.AutoConfig.for_model(config["model_type"], **values)
-    return _without_pooler(transformers.AutoModel.from_config(typed))
+    return _without_pooler(transformers.AutoModel.from_config(typed, dtype=torch.float32))
 
 
 def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:

@@ -23,19 +23,22 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 DENIM_COLOURS = {"black": (38, 39, 44), "grey": (116, 120, 128), "navy": (44, 54, 84), "blue": (76, 102, 144),
                  "light blue": (142, 170, 198)}  # fmt: skip
 HAIR_COLOURS = {
-    "black": (28, 24, 24), "brown": (84, 54, 34), "blonde": (206, 168, 96), "grey": (158, 156, 154), "red": (142, 62, 30),
+    "black": (28, 24, 24), "brown": (84, 54, 34), "blonde": (206, 168, 96), "grey": (158, 156, 154),
+    "red": (142, 62, 30),
 }  # fmt: skip
 SKINS = {"pale": (238, 204, 182), "light": (224, 182, 152), "tan": (198, 148, 112), "brown": (144, 98, 68),
          "dark": (92, 62, 46)}  # fmt: skip
 
 CLOTH: Weights = {"black": 20, "white": 14, "grey": 12, "red": 8, "maroon": 4, "orange": 4, "yellow": 5, "green": 6,
-                  "olive": 4, "light blue": 7, "blue": 9, "navy": 8, "purple": 5, "pink": 6, "brown": 4, "beige": 5}  # fmt: skip
+                  "olive": 4, "light blue": 7, "blue": 9, "navy": 8, "purple": 5, "pink": 6, "brown": 4,
+                  "beige": 5}  # fmt: skip
 LEG_CLOTH: Weights = {"black": 30, "grey": 14, "navy": 12, "blue": 9, "beige": 9, "brown": 7, "white": 6, "olive": 6,
                       "red": 3, "green": 2, "purple": 2, "maroon": 2}  # fmt: skip
 DENIM: Weights = {"blue": 40, "navy": 25, "light blue": 18, "black": 14, "grey": 8}
 LEATHER: Weights = {"black": 30, "brown": 20, "white": 12, "red": 7, "beige": 7, "grey": 8, "navy": 5, "blue": 5,
                     "pink": 4, "orange": 2, "green": 3, "yellow": 2}  # fmt: skip
-SHOE_CLOTH: Weights = {"black": 30, "white": 28, "grey": 10, "brown": 9, "red": 7, "blue": 5, "pink": 3, "beige": 4, "green": 2,
+SHOE_CLOTH: Weights = {"black": 30, "white": 28, "grey": 10, "brown": 9, "red": 7, "blue": 5, "pink": 3,
+                       "beige": 4, "green": 2,
                        "orange": 2}  # fmt: skip
 
 SEASONS: Weights = {"warm": 5, "mild": 3, "cold": 3}

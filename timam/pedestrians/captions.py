@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Noise:
-    """Shares in [0, 1]: attributes left out, mentioned attributes that are wrong, words misspelled, captions with a remark."""
+    """Shares in [0, 1]: attributes left out, mentioned ones wrong, words misspelled, captions with a remark."""
 
     omission: float
     mistake: float
@@ -72,7 +72,14 @@ def write_caption(rng: np.random.Generator, identity: Identity, hidden: Sequence
     text = Writer(rng, said, identity.upper == "dress").write(remark)
     text, misspelled = _misspell(rng, text, noise.misspelling)
     omitted = [name for name in visible if name not in said]
-    return {"text": text, "mentioned": mentioned, "omitted": omitted, "wrong": wrong, "misspelled": misspelled, "remark": remark}
+    return {
+        "text": text,
+        "mentioned": mentioned,
+        "omitted": omitted,
+        "wrong": wrong,
+        "misspelled": misspelled,
+        "remark": remark,
+    }
 
 
 def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, str]:
@@ -92,7 +99,7 @@ def _round(rng: np.random.Generator, value: float) -> int:
 
 def _choose_mentioned(rng: np.random.Generator, names: list[str], omission: float) -> list[str]:
     """Drop a share ``omission`` of ``names``: often a whole thing at once, else one attribute; at least one stays."""
-    share = omission + min(omission, 1 - omission) * rng.uniform(-0.7, 0.7)  # some annotators are terse
+    share = omission + min(omission, 1 - omission) * rng.uniform(-0.5, 0.5)  # some annotators are terse
     drop, kept = min(_round(rng, share * len(names)), len(names) - 1), list(names)
     while drop:
         things = [tuple(name for name in group if name in kept) for group in THINGS.values()]
@@ -101,8 +108,8 @@ def _choose_mentioned(rng: np.random.Generator, names: list[str], omission: floa
             gone = groups[int(rng.integers(len(groups)))]
         else:
             gone = (kept[int(rng.integers(len(kept)))],)
-            if gone[0] in ("gender", "upper", "lower") and rng.random() < 0.8 and len(kept) > 3:
-                continue  # hardly anyone leaves these out on their own
+        if gone[0] in ("gender", "upper", "lower") and rng.random() < 0.8 and len(kept) > 3:
+            continue  # hardly anyone leaves these out
         kept = [name for name in kept if name not in gone]
         drop -= len(gone)
     return kept
@@ -112,7 +119,8 @@ def _make_mistakes(
     rng: np.random.Generator, true: dict[str, str], mistake: float
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """State a share ``mistake`` of the attributes wrongly; returns what is said and a record of what is wrong."""
-    said, wrong = dict(true), []
+    said = dict(true)
+    wrong: list[dict[str, str]] = []
     for name, value in true.items():
         if rng.random() < mistake:
             said[name] = _confuse(rng, name, value, said)
@@ -209,7 +217,9 @@ class Writer:
     def _worn(self, thing: str) -> Phrase:
         noun, plural = self._noun(thing)
         words = {"n": noun, **self._colour(f"{thing}_colour")}
-        text = self._fill(_any(self.rng, _fitting(lexicon.PLAIN_PHRASES["plural" if plural else "singular"], words)), **words)
+        text = self._fill(
+            _any(self.rng, _fitting(lexicon.PLAIN_PHRASES["plural" if plural else "singular"], words)), **words
+        )
         if noun in ("footwear", "headgear"):
             text = re.sub(r"^a (pair of )?", "", text)
         return Phrase(thing, "wear", text, self._clauses(thing, words, text, plural))
@@ -223,12 +233,18 @@ class Writer:
 
     def _upper(self) -> Phrase:
         pattern = self.said.get("upper_pattern", "")
-        words = {"n": self._noun("dress" if self.dress else "upper")[0], **self._colour("upper_colour"), **self._colour("upper_second")}
+        words = {
+            "n": self._noun("dress" if self.dress else "upper")[0],
+            **self._colour("upper_colour"),
+            **self._colour("upper_second"),
+        }
         told = any(name in self.said for name in THINGS["upper"][:4])
         text = self._fill(_any(self.rng, _fitting(lexicon.PATTERN_PHRASES[pattern], words)), **words) if told else ""
-        clauses = () if pattern or "d" in words or "inner_colour" in self.said else self._clauses("upper", words, text, False)
+        clauses = (
+            () if pattern or "d" in words or "inner_colour" in self.said else self._clauses("upper", words, text, False)
+        )
         if "inner_colour" in self.said:
-            inner = _any(self.rng, lexicon.INNER if told else lexicon.INNER_ALONE)
+            inner = _any(self.rng, lexicon.INNER["over" if told else "alone"])
             text = f"{text} {self._fill(inner, **self._colour('inner_colour'))}".strip()
         return Phrase("upper", "wear", text, clauses)
 
@@ -250,8 +266,14 @@ class Writer:
     # -- sentences
 
     def _subject(self, article: str) -> str:
-        traits = [_usual(self.rng, lexicon.STATURE[self.said[name]]) for name in ("height", "build") if name in self.said]
-        return f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}" if traits else f"{article} {self.noun}"
+        traits = [
+            _usual(self.rng, lexicon.STATURE[self.said[name]]) for name in ("height", "build") if name in self.said
+        ]
+        return (
+            f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}"
+            if traits
+            else f"{article} {self.noun}"
+        )
 
     def _joined(self, verbs: Mapping[str, Sequence[T]], key: str, group: Sequence[Phrase]) -> tuple[T, str]:
         """A verb for ``group``, and its objects. The first two ways to wear also suit glasses and bags."""
@@ -277,7 +299,11 @@ class Writer:
     def _told(self, phrases: list[Phrase]) -> list[str]:
         """The description as sentences of one to four things each."""
         if not phrases:
-            return [_any(self.rng, ("{} is shown here", "the picture shows {}", "there is {}", "{} can be seen")).format(self._subject("a"))]
+            return [
+                _any(self.rng, ("{} is shown here", "the picture shows {}", "there is {}", "{} can be seen")).format(
+                    self._subject("a")
+                )
+            ]
         sizes, rest = [], len(phrases)
         while rest:
             sizes.append(min(rest, int(self.rng.choice([1, 2, 3, 4, 5], p=[0.12, 0.26, 0.3, 0.2, 0.12]))))
@@ -301,14 +327,16 @@ class Writer:
             attached = [p for p in phrases if p.thing == "upper"]
         if attached and len(attached) < len(phrases):
             word = "in" if attached[0].thing == "upper" else "with"
-            return f"{who} {word} {_join([p.text for p in attached])} {self._main([p for p in phrases if p not in attached], False)}"
+            rest = [p for p in phrases if p not in attached]
+            return f"{who} {word} {_join([p.text for p in attached])} {self._main(rest, False)}"
         return f"{who} {self._main(phrases, False)}"
 
     def _further(self, phrases: list[Phrase]) -> str:
         if len(phrases) == 1 and phrases[0].clauses and self.rng.random() < 0.65:
             return _any(self.rng, phrases[0].clauses)
         if len(phrases) == 2 and phrases[0].clauses and phrases[1].clauses and self.rng.random() < 0.35:
-            return f"{_any(self.rng, phrases[0].clauses)}{_any(self.rng, (' and ', ', and ', ', while '))}{_any(self.rng, phrases[1].clauses)}"
+            one, other = (_any(self.rng, phrase.clauses) for phrase in phrases)
+            return one + _any(self.rng, (" and ", ", and ", ", while ")) + other
         if self.rng.random() < 0.25:
             return f"the {self.noun} {self._main(phrases, False)}"
         return f"{self.words['s']} {self._main(phrases, self.plural_pronoun)}"
@@ -363,6 +391,10 @@ def _mistype(rng: np.random.Generator, word: str) -> str:
     while True:
         i = int(rng.integers(1, len(word) - 1))
         kind = int(rng.integers(3))
-        written = (word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:], word[:i] + word[i + 1] + word[i] + word[i + 2 :])[kind]
+        written = (
+            word[:i] + word[i + 1 :],
+            word[:i] + word[i] + word[i:],
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+        )[kind]
         if written != word:
             return written

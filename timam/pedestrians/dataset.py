@@ -2,7 +2,7 @@
 
     OUTPUT/reid_raw.json      list of {"split", "captions", "file_path", "id"}
     OUTPUT/imgs/CAMERA/*.jpg
-    OUTPUT/attributes.json    {"renderer", "spec", "identities", "images"}; see README of the fields in ``_render_identity``
+    OUTPUT/attributes.json    {"renderer", "spec", "identities", "images"}; ``_render_person`` lists the fields
 
 The benchmark is ours. It exercises the machinery and serves controlled studies; it does not replace real data.
 """
@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -44,12 +45,12 @@ class PedestrianSpec:
     train_identities: int = 1_000  # with the defaults below 3,710 images: well under a minute on a few cores
     val_identities: int = 100
     test_identities: int = 100
-    images_per_identity: float = 3.092  # mean; 40,206 images / 13,003 identities in CUHK-PEDES
+    images_per_identity: float = 40_206 / 13_003  # mean, as CUHK-PEDES
     captions_per_image: int = 2  # as CUHK-PEDES
     height: int = 192  # pixels; twice the width is the usual shape of a person crop
     width: int = 96
     seed: int = 0
-    omission: float = 0.4  # share of the visible attributes a caption leaves out; gives 20 to 25 words a caption
+    omission: float = 0.35  # share of the visible attributes a caption leaves out; gives about 21 words a caption
     mistake: float = 0.04  # share of the mentioned attributes that are wrong: people err, but not often
     misspelling: float = 0.015  # share of words; about one in three captions has one
     remark: float = 0.15  # share of captions that also say something of no use
@@ -119,9 +120,12 @@ def _draw_people(spec: PedestrianSpec) -> list[_Person]:
     people: list[_Person] = []
     for split_index, split in enumerate(SPLITS):
         size = getattr(spec, f"{split}_identities")
-        order = _generator(spec, "split", split_index).permutation(np.arange(1, size)) if size > 1 else np.array([], int)
+        order = (
+            _generator(spec, "split", split_index).permutation(np.arange(1, size)) if size > 1 else np.array([], int)
+        )
         duplicates = set(order[: round(spec.near_duplicate * size)].tolist())  # never the first: it has no model yet
-        first, seen = len(people), set()
+        first = len(people)
+        seen: set[Identity] = set()
         for position in range(size):
             number = first + position + 1
             rng = _generator(spec, "identity", number)
@@ -136,13 +140,11 @@ def _draw_unseen(
 ) -> tuple[Identity, int | None, list[str]]:
     """A person not in ``seen``: fresh, or a variation of one of ``models`` where there are any."""
     while True:
-        model, changed = None, []
-        if models:
-            source = models[int(rng.integers(len(models)))]
-            model = source.number
-            identity, changed = vary_identity(rng, source.identity)
+        if not models:
+            identity, model, changed = draw_identity(rng), None, list[str]()
         else:
-            identity = draw_identity(rng)
+            source = models[int(rng.integers(len(models)))]
+            model, (identity, changed) = source.number, vary_identity(rng, source.identity)
         if identity not in seen:
             return identity, model, changed
 
@@ -158,16 +160,18 @@ def _image_counts(spec: PedestrianSpec) -> list[int]:
 def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> list[dict[str, Any]]:
     """Render and describe one person; returns the ground truth of each image, with its captions' text.
 
-    An image: file_path, id, camera, view, yaw (degrees, 0 is front), pose, occlusion (none or what hides), hidden
-    (attributes that cannot be seen in it), captions. A caption: text, mentioned, omitted (visible, not mentioned), wrong
-    ({attribute, true, stated}), misspelled ({word, written}), remark.
+    An image: file_path, id, camera, view, yaw (degrees, 0 is front), pose, occlusion (what hides part of the person, or
+    null), hidden (attributes that cannot be seen in it), captions. A caption: text, mentioned, omitted (visible, not
+    mentioned), wrong ({attribute, true, stated}), misspelled ({word, written}), remark.
     """
     cameras = _generator(spec, "image", person.number).permutation(len(CAMERAS))  # a new camera for each image
     truths = []
     for index in range(person.images):
         camera = CAMERAS[int(cameras[index % len(cameras)])]
         rng = _generator(spec, "image", person.number, index + 1)
-        image, truth = render_image(rng, person.identity, person.number, camera, (spec.width, spec.height), spec.occlusion, spec.seed)
+        image, truth = render_image(
+            rng, person.identity, person.number, camera, (spec.width, spec.height), spec.occlusion, spec.seed
+        )
         file_path = f"{camera.folder}/{person.number:05d}_{index + 1}.jpg"
         image.save(images_dir / file_path, quality=truth.pop("jpeg_quality"))
         writers = [_generator(spec, "caption", person.number, index + 1, k) for k in range(spec.captions_per_image)]
@@ -177,13 +181,16 @@ def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> l
     return truths
 
 
-def _render_all(people: list[_Person], spec: PedestrianSpec, images_dir: Path, workers: int) -> Iterator[list[dict[str, Any]]]:
+def _render_all(
+    people: list[_Person], spec: PedestrianSpec, images_dir: Path, workers: int
+) -> Iterator[list[dict[str, Any]]]:
     """Yield each person's truths, in order, whatever the number of processes."""
     render = partial(_render_person, spec=spec, images_dir=images_dir)
     if workers == 1:
         yield from map(render, people)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # this process ends the others
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, ignore_interrupt) as pool:
         yield from pool.imap(render, people, chunksize=max(1, min(32, len(people) // (4 * workers))))
 
 

@@ -12,21 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
 
 from timam.pedestrians.attributes import COLOURS, DENIM_COLOURS, HAIR_COLOURS, NONE, SKINS, Identity
+from timam.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
 
 Point = tuple[float, float, float]
-Colour = tuple[int, int, int]
-NEUTRAL = 200  # value of the light layer that leaves a colour as it is
-_ARC = np.linspace(-1, 1, 7)
 
 # Cross-sections of the body from top to bottom: y, half-width, half-depth.
 TORSO = {
-    "man": [(0.848, 0.034, 0.036), (0.833, 0.056, 0.042), (0.818, 0.084, 0.05), (0.80, 0.100, 0.056), (0.77, 0.107, 0.064),
-            (0.725, 0.107, 0.072), (0.66, 0.099, 0.069), (0.60, 0.094, 0.067), (0.55, 0.097, 0.072), (0.49, 0.100, 0.074)],
-    "woman": [(0.848, 0.029, 0.031), (0.833, 0.047, 0.038), (0.818, 0.071, 0.045), (0.80, 0.084, 0.052), (0.77, 0.092, 0.062),
-              (0.725, 0.094, 0.077), (0.66, 0.081, 0.066), (0.61, 0.078, 0.060), (0.55, 0.096, 0.072), (0.49, 0.105, 0.078)],
+    "man": [(0.848, 0.034, 0.036), (0.833, 0.056, 0.042), (0.818, 0.084, 0.05), (0.80, 0.100, 0.056),
+            (0.77, 0.107, 0.064),
+            (0.725, 0.107, 0.072), (0.66, 0.099, 0.069), (0.60, 0.094, 0.067), (0.55, 0.097, 0.072),
+            (0.49, 0.100, 0.074)],
+    "woman": [(0.848, 0.029, 0.031), (0.833, 0.047, 0.038), (0.818, 0.071, 0.045), (0.80, 0.084, 0.052),
+              (0.77, 0.092, 0.062),
+              (0.725, 0.094, 0.077), (0.66, 0.081, 0.066), (0.61, 0.078, 0.060), (0.55, 0.096, 0.072),
+              (0.49, 0.105, 0.078)],
 }  # fmt: skip
 FACE = [(1.0, 0.016, 0.018), (0.99, 0.034, 0.038), (0.97, 0.046, 0.054), (0.94, 0.050, 0.058), (0.91, 0.047, 0.054),
         (0.885, 0.038, 0.046), (0.868, 0.020, 0.030)]  # fmt: skip
@@ -44,13 +45,16 @@ class Cut:
 
 
 UPPER_CUTS = {
-    "t-shirt": Cut(0.475, 0.40, 0.006), "shirt": Cut(0.465, 1.0, 0.006, collar="shirt"), "blouse": Cut(0.475, 0.62, 0.005, 0.01),
-    "tank top": Cut(0.485, 0.0, 0.002), "sweater": Cut(0.465, 1.0, 0.009), "hoodie": Cut(0.460, 1.0, 0.010, collar="hood"),
+    "t-shirt": Cut(0.475, 0.40, 0.006), "shirt": Cut(0.465, 1.0, 0.006, collar="shirt"),
+    "blouse": Cut(0.475, 0.62, 0.005, 0.01),
+    "tank top": Cut(0.485, 0.0, 0.002), "sweater": Cut(0.465, 1.0, 0.009),
+    "hoodie": Cut(0.460, 1.0, 0.010, collar="hood"),
     "jacket": Cut(0.465, 1.0, 0.010, collar="stand"), "coat": Cut(0.30, 1.0, 0.011, 0.022, collar="stand"),
     "dress": Cut(0.30, 0.30, 0.004, 0.055),
 }  # fmt: skip
 LEG_CUTS = {
-    "trousers": (1.0, 0.007, 0.012), "jeans": (1.0, 0.004, 0.004), "shorts": (0.50, 0.012, 0.014), "leggings": (0.97, 0.0, 0.0),
+    "trousers": (1.0, 0.007, 0.012), "jeans": (1.0, 0.004, 0.004), "shorts": (0.50, 0.012, 0.014),
+    "leggings": (0.97, 0.0, 0.0),
 }  # share of the leg, width added at the thigh, at the ankle  # fmt: skip
 SKIRT_CUTS = {"skirt": Cut(0.315, flare=0.035), "long skirt": Cut(0.11, flare=0.06)}
 
@@ -60,11 +64,11 @@ class Pose:
     """Joint angles in radians, left then right; ahead is positive."""
 
     name: str
-    hip: tuple[float, float]
-    knee: tuple[float, float]
-    shoulder: tuple[float, float]
-    elbow: tuple[float, float]
-    spread: tuple[float, float]  # arms away from the body
+    hip: Sequence[float]
+    knee: Sequence[float]
+    shoulder: Sequence[float]
+    elbow: Sequence[float]
+    spread: Sequence[float]  # arms away from the body
 
 
 def draw_pose(rng: np.random.Generator, identity: Identity) -> Pose:
@@ -80,112 +84,22 @@ def draw_pose(rng: np.random.Generator, identity: Identity) -> Pose:
     for index, side in enumerate(("left", "right")):
         gesture = rng.random()
         if side == busy:
-            shoulder[index], elbow[index] = (-0.35, 0.1) if identity.bag == "suitcase" else (0.3 * shoulder[index], 0.12)
+            shoulder[index], elbow[index] = (
+                (-0.35, 0.1) if identity.bag == "suitcase" else (0.3 * shoulder[index], 0.12)
+            )
         elif gesture < 0.10:  # telephone, or a hand on a strap
             shoulder[index], elbow[index] = 0.35, 1.9
         elif gesture < 0.18:  # hand in the pocket
             shoulder[index], elbow[index], spread[index] = -0.18, 0.75, 0.2
     hips = (swing * stride, -swing * stride)
-    return Pose("walking" if walking else "standing", hips, tuple(knee), tuple(shoulder), tuple(elbow), tuple(spread))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the person stands in the picture: pixels of the drawing, angles in radians."""
-
-    yaw: float
-    pitch: float  # the camera looks down
-    x: float  # of the feet
-    ground: float  # y of the feet
-    scale: float  # pixels per height of the person
-    breadth: float  # 1 is an average build
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """Body points (..., 3) to pixels (..., 2)."""
-        x, y, z = points[..., 0] * self.breadth, points[..., 1], points[..., 2]
-        across = x * math.cos(self.yaw) + z * math.sin(self.yaw)
-        up = y * math.cos(self.pitch) - self.depth(points) * math.sin(self.pitch)
-        return np.stack([self.x + self.scale * across, self.ground - self.scale * up], axis=-1)
-
-    def depth(self, points: np.ndarray) -> np.ndarray:
-        """How far body points (..., 3) are towards the camera, (...)."""
-        return points[..., 2] * math.cos(self.yaw) - points[..., 0] * self.breadth * math.sin(self.yaw)
-
-    def half_width(self, across: np.ndarray | float, ahead: np.ndarray | float) -> np.ndarray:
-        """Half-width in pixels of an upright elliptic cross-section with these half-axes."""
-        side = np.asarray(across) * self.breadth * math.cos(self.yaw)
-        depth = np.asarray(ahead) * (0.4 + 0.6 * self.breadth) * math.sin(self.yaw)
-        return self.scale * np.hypot(side, depth)
-
-
-class Tube:
-    """A shape around a centre line from top to bottom; a place on it is (t along in [0, 1], s across in [-1, 1])."""
-
-    def __init__(self, centres: np.ndarray, radii: np.ndarray, sag: float = 0.0) -> None:
-        self.centres, self.sag = centres, sag  # (N, 2) pixels; sag bends cross-lines as a view from above does
-        along = np.gradient(centres, axis=0)
-        along /= np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
-        self.spokes = np.stack([along[:, 1], -along[:, 0]], axis=-1) * np.asarray(radii)[:, None]  # (N, 2)
-        self.t = np.linspace(0, 1, len(centres))
-
-    def at(self, t: np.ndarray | float, s: np.ndarray | float) -> np.ndarray:
-        """Pixels (..., 2) of places ``t``, ``s``, broadcast against each other."""
-        t, s = np.broadcast_arrays(np.asarray(t, float), np.asarray(s, float))
-        columns = [np.interp(t, self.t, values) for values in (*self.centres.T, *self.spokes.T)]
-        bend = self.sag * np.hypot(columns[2], columns[3]) * np.sqrt(np.maximum(0, 1 - s * s))
-        return np.stack([columns[0] + s * columns[2], columns[1] + s * columns[3] + bend], axis=-1)
-
-    def patch(self, t0: float = 0, t1: float = 1, s0: float = -1, s1: float = 1) -> list[float]:
-        """Outline of the piece between ``t0`` and ``t1``, ``s0`` and ``s1``: a flat list x, y, x, y, ..."""
-        ts = np.concatenate([[t0], self.t[(self.t > t0) & (self.t < t1)], [t1]])
-        arc = s0 + (s1 - s0) * (_ARC + 1) / 2
-        places_t = np.concatenate([ts, np.full(len(arc), t1), ts[::-1], np.full(len(arc), t0)])
-        places_s = np.concatenate([np.full(len(ts), s0), arc, np.full(len(ts), s1), arc[::-1]])
-        return self.at(places_t, places_s).ravel().tolist()
-
-
-class Canvas:
-    """One picture as two layers, colour without light and light without colour, multiplied at the very end."""
-
-    def __init__(self, background: Image.Image, light: float) -> None:
-        self.colours, self.lights = background, Image.new("L", background.size, NEUTRAL)
-        self.light = light  # where on a round body it is brightest: -1 left edge, 1 right edge
-        self.colour_pen, self.light_pen = ImageDraw.Draw(self.colours), ImageDraw.Draw(self.lights)
-
-    def polygon(self, points: list[float], colour: Colour, light: int = NEUTRAL) -> None:
-        """A flat piece."""
-        self.colour_pen.polygon(points, fill=colour)
-        self.light_pen.polygon(points, fill=light)
-
-    def solid(self, tube: Tube, colour: Colour, t0: float = 0, t1: float = 1, depth: float = 1.0) -> None:
-        """A round piece: dark towards the edges, brightest where the light falls."""
-        self.polygon(tube.patch(t0, t1), colour, NEUTRAL - int(62 * depth))
-        for step in (0.12, 0.3, 0.5, 0.72):
-            s0, s1 = -1 + (1 + self.light) * step, 1 - (1 - self.light) * step
-            self.light_pen.polygon(tube.patch(t0, t1, s0, s1), fill=NEUTRAL + int((-62 + 100 * step) * depth))
-
-    def ball(self, centre: np.ndarray, radius: float, colour: Colour, light: int = NEUTRAL - 20, squash: float = 1.0) -> None:
-        """An ellipse of half-width ``radius`` and half-height ``radius * squash``, in pixels."""
-        x, y = float(centre[0]), float(centre[1])
-        box = [x - radius, y - radius * squash, x + radius, y + radius * squash]
-        self.colour_pen.ellipse(box, fill=colour)
-        self.light_pen.ellipse(box, fill=light)
-
-    def crease(self, tube: Tube, t0: float, s0: float, t1: float, s1: float, width: int, light: int = NEUTRAL - 60) -> None:
-        """A fold of the cloth, in the light layer only."""
-        ends = tube.at(np.array([t0, (t0 + t1) / 2, t1]), np.array([s0, (s0 + s1) / 2 + 0.05, s1]))
-        self.light_pen.line(ends.ravel().tolist(), fill=light, width=width)
-
-    def line(self, points: np.ndarray, colour: Colour, width: float, light: int = NEUTRAL - 15) -> None:
-        """A strap or a rod through pixels (N, 2)."""
-        for pen, fill in ((self.colour_pen, colour), (self.light_pen, light)):
-            pen.line(points.ravel().tolist(), fill=fill, width=max(1, round(width)), joint="curve")
+    return Pose("walking" if walking else "standing", hips, knee, shoulder, elbow, spread)
 
 
 def _jitter(rng: np.random.Generator, rgb: Colour, spread: int = 12) -> Colour:
     """The person's own shade of a colour."""
     shift = rng.integers(-spread, spread + 1) + rng.integers(-spread // 2, spread // 2 + 1, 3)
-    return tuple(int(v) for v in np.clip(np.array(rgb) + shift, 14, 246))  # type: ignore[return-value]
+    red, green, blue = np.clip(np.array(rgb) + shift, 14, 246).tolist()
+    return red, green, blue
 
 
 class Figure:
@@ -239,22 +153,39 @@ class Figure:
         middle = np.stack([np.zeros(len(table)), table[:, 0] + self.lift, np.full(len(table), ahead)], axis=-1)
         return Tube(self.view.project(middle), self.view.half_width(table[:, 1] + add, table[:, 2] + add), 0.16)
 
-    def _limb(self, joints: np.ndarray, radii: Sequence[float], share: float = 1.0) -> Tube:
+    def _limb(
+        self, joints: np.ndarray, radii: Sequence[float] | np.ndarray, share: float = 1.0, domed: bool = False
+    ) -> Tube:
         """Tube along joints (N, 3), rounded at the joints; ``share`` of its length, counted from the top."""
         t = np.linspace(0, (len(joints) - 1) * share, 8)
         line = np.stack([np.interp(t, np.arange(len(joints)), joints[:, axis]) for axis in range(3)], axis=-1)
         line[1:-1] = 0.25 * line[:-2] + 0.5 * line[1:-1] + 0.25 * line[2:]
         widths = np.interp(t, np.linspace(0, len(joints) - 1, len(radii)), radii)
-        return Tube(self.view.project(line), widths * self.view.scale * (0.5 + 0.5 * self.view.breadth))
+        centres = self.view.project(line)
+        if domed:  # a round shoulder
+            rise = (
+                (centres[0] - centres[1])
+                / max(float(np.hypot(*(centres[0] - centres[1]))), 1e-6)
+                * widths[0]
+                * self.view.scale
+            )
+            centres = np.concatenate([centres[0] + rise * np.array([[0.85], [0.72], [0.4]]), centres])
+            widths = np.concatenate([widths[0] * np.array([0.3, 0.65, 0.92]), widths])
+        return Tube(centres, widths * self.view.scale * (0.5 + 0.5 * self.view.breadth))
 
     def _around(self, azimuth: float) -> tuple[float, bool]:
-        """Where on a tube (s) the direction ``azimuth`` (0 ahead, positive to the person's left) is; whether visible."""
+        """Where on a tube (s) a direction (0 ahead, positive to the person's left) is, and whether it can be seen."""
         return math.sin(azimuth + self.view.yaw), math.cos(azimuth + self.view.yaw) > 0.05
 
     def _see(self, name: str, points: np.ndarray, margin: float) -> None:
-        margin *= self.view.scale
-        low, high = points.reshape(-1, 2).min(0) - margin, points.reshape(-1, 2).max(0) + margin
-        self.boxes[name] = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        """Extend the box of a part by pixels (..., 2) and a margin in heights around them."""
+        points, margin = points.reshape(-1, 2), margin * self.view.scale
+        (left, top), (right, bottom) = (points.min(0) - margin).tolist(), (points.max(0) + margin).tolist()
+        old = self.boxes.get(name, (left, top, right, bottom))
+        self.boxes[name] = (min(left, old[0]), min(top, old[1]), max(right, old[2]), max(bottom, old[3]))
+
+    def _pen_width(self, heights: float) -> int:
+        return max(1, round(heights * self.view.scale))
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
@@ -285,27 +216,22 @@ class Figure:
     def _draw_leg(self, canvas: Canvas, index: int) -> None:
         joints, identity = self.legs[index], self.identity
         slim = -0.004 if identity.gender == "woman" else 0.0
-        radii = np.array([0.064, 0.056, 0.042, 0.041, 0.027]) + slim
-        leg = self._limb(joints, radii)
+        radii = np.array([0.050, 0.057, 0.042, 0.041, 0.027]) + slim
         self._draw_shoe(canvas, joints)
-        canvas.solid(leg, self.colours["skin"])
+        if identity.lower not in ("trousers", "jeans"):
+            canvas.solid(self._limb(joints, radii), self.colours["skin"])
         if identity.shoes == "boots":
             canvas.solid(self._limb(joints, radii + 0.007), self.colours["shoes"], 0.72, 1.0)
         if identity.lower in LEG_CUTS:
             share, thigh, ankle = LEG_CUTS[identity.lower]
-            cloth = self._limb(joints, radii + np.linspace(thigh, ankle, len(radii)), share)
-            end = 0.78 if identity.shoes == "boots" and share > 0.9 else 1.0
+            cloth = self._limb(joints, radii + np.linspace(thigh, ankle, len(radii)), share, domed=True)
+            end = 0.83 if identity.shoes == "boots" and share > 0.9 else 1.0
             canvas.solid(cloth, self.colours["lower"], 0.0, end)
-            width = max(1, round(self.view.scale * 0.006))
+            self._see("lower", cloth.centres, 0.05)
             for t, lean in ((0.46, 0.06), (0.54, -0.05), (0.9, 0.05)):
-                canvas.crease(cloth, t, -0.7, t + lean, 0.3, width)
+                canvas.crease(cloth, t, -0.7, t + lean, 0.3, self._pen_width(0.006))
             if identity.lower == "jeans":
                 canvas.light_pen.polygon(cloth.patch(0.15, 0.5, -0.3, 0.35), fill=NEUTRAL + 30)
-        self._grow("lower", self.view.project(joints), 0.06)
-
-    def _grow(self, name: str, points: np.ndarray, margin: float) -> None:
-        before = self.boxes.get(name)
-        self._see(name, points if before is None else np.concatenate([points, np.reshape(before, (2, 2))]), margin)
 
     def _draw_shoe(self, canvas: Canvas, joints: np.ndarray) -> None:
         ankle, shoes = joints[2], self.identity.shoes
@@ -316,24 +242,27 @@ class Figure:
         line = self.view.project(np.stack([heel, middle, toe]))
         scale, colour = self.view.scale, self.colours["shoes"]
         if shoes in ("sneakers", "high heels"):
-            sole = (235, 235, 232) if shoes == "sneakers" else tuple(int(v * 0.6) for v in colour)
-            canvas.line(line + [0, 0.012 * scale], sole, 0.026 * scale)  # type: ignore[arg-type]
+            sole = (235, 235, 232) if shoes == "sneakers" else dim(colour, 0.6)
+            canvas.line(line + np.array([0, 0.012 * scale]), sole, 0.026 * scale)
         widths = np.array([0.019, 0.02, 0.014]) * scale
         base = self.colours["skin"] if shoes == "sandals" else colour
         for point, width in zip(line, widths, strict=True):
             canvas.ball(point, width, base, NEUTRAL - 25, 0.85)
         canvas.line(line, base, 0.033 * scale)
         if shoes == "sandals":
-            canvas.line(line + [0, 0.012 * scale], colour, 0.012 * scale)
+            canvas.line(line + np.array([0, 0.012 * scale]), colour, 0.012 * scale)
             canvas.line(line[1:2] + np.array([[-0.02, 0], [0.02, 0]]) * scale, colour, 0.01 * scale)
-        self._grow("shoes", line, 0.02)
+        self._see("shoes", line, 0.02)
 
     def _draw_skirt(self, canvas: Canvas) -> None:
         identity = self.identity
         cut = SKIRT_CUTS.get(identity.lower)
         if cut is None:
             if identity.lower != NONE:  # the seat of trousers
-                canvas.solid(self._upright([(0.56, 0.096, 0.07), (0.50, 0.105, 0.078), (0.45, 0.10, 0.074)]), self.colours["lower"])
+                canvas.solid(
+                    self._upright([(0.56, 0.096, 0.07), (0.50, 0.105, 0.078), (0.45, 0.10, 0.074)]),
+                    self.colours["lower"],
+                )
             return
         stride = abs(self.pose.hip[0]) * 0.11
         tube = self._upright([(0.60, 0.086, 0.064), (0.53, 0.105, 0.078), (0.47, 0.113, 0.086 + 0.3 * stride),
@@ -344,10 +273,12 @@ class Figure:
 
     def _pleat(self, canvas: Canvas, tube: Tube) -> None:
         for s in (-0.66, -0.3, 0.1, 0.45, 0.75):
-            canvas.crease(tube, 0.55, s * 0.9, 1.0, s, max(1, round(self.view.scale * 0.006)), NEUTRAL - 45)
+            canvas.crease(tube, 0.55, s * 0.9, 1.0, s, self._pen_width(0.006), NEUTRAL - 45)
 
     def _draw_neck(self, canvas: Canvas) -> None:
-        canvas.solid(self._upright([(0.90, 0.028, 0.03), (0.85, 0.029, 0.032), (0.80, 0.05, 0.04)]), self.colours["skin"])
+        canvas.solid(
+            self._upright([(0.90, 0.028, 0.03), (0.85, 0.029, 0.032), (0.80, 0.05, 0.04)]), self.colours["skin"]
+        )
 
     def _torso_tube(self) -> Tube:
         sections = [s for s in TORSO[self.identity.gender] if s[0] > self.cut.hem + 0.01]
@@ -364,13 +295,13 @@ class Figure:
         identity, colours = self.identity, self.colours
         torso = self._torso_tube()
         canvas.solid(torso, colours["upper"])
-        self._draw_pattern(canvas, torso, np.diff(torso.centres[[0, -1], 1])[0])
+        self._draw_pattern(canvas, torso, float(np.diff(torso.centres[[0, -1], 1])[0]), 0.5)
+        self._draw_logo(canvas, torso)
         if identity.inner_colour != NONE:
             self._draw_open_front(canvas, torso)
         self._draw_neckline(canvas, torso)
-        width = max(1, round(self.view.scale * 0.007))
         for t, s, lean in ((0.45, -0.75, 0.10), (0.62, 0.15, 0.08), (0.72, -0.55, -0.06), (0.3, 0.5, 0.12)):
-            canvas.crease(torso, t, s, t + lean, s + 0.45, width, NEUTRAL - 42)
+            canvas.crease(torso, t, s, t + lean, s + 0.45, self._pen_width(0.007), NEUTRAL - 42)
         if self.cut.hem < 0.44:
             self._pleat(canvas, torso)
         self._see("upper", torso.centres, 0.09)
@@ -380,80 +311,80 @@ class Figure:
         if math.cos(self.view.yaw) > 0.1:
             canvas.colour_pen.polygon(torso.patch(0.06, 0.98, *edges), fill=self.colours["inner"])
             for edge in edges:
-                canvas.crease(torso, 0.06, edge, 1.0, edge, max(1, round(self.view.scale * 0.008)), NEUTRAL - 70)
+                canvas.crease(torso, 0.06, edge, 1.0, edge, self._pen_width(0.008), NEUTRAL - 70)
 
     def _draw_neckline(self, canvas: Canvas, torso: Tube) -> None:
         collar, scale = self.cut.collar, self.view.scale
-        middle, visible = self._around(0.0)
+        middle = self._around(0.0)[0]
         if collar == "hood":
             roll = self._upright([(0.868, 0.045, 0.05), (0.845, 0.064, 0.06), (0.825, 0.066, 0.06)], ahead=-0.02)
             canvas.solid(roll, self.colours["upper"], depth=1.2)
         elif collar == "stand":
             ring = self._upright([(0.872, 0.036, 0.04), (0.835, 0.046, 0.048)])
             canvas.solid(ring, self.colours["upper"], depth=1.3)
-        if visible and self.facing > 0.15:
-            opening = {"": 0.022, "shirt": 0.03, "stand": 0.03, "hood": 0.026}[collar] + (self.identity.gender == "woman") * 0.008
-            if self.identity.upper in ("tank top", "dress", "blouse"):
-                opening += 0.02
+        if self.facing > 0.15:
+            opening = 0.045 if self.identity.upper in ("tank top", "dress", "blouse") else 0.028
             fill = self.colours["inner"] if self.identity.inner_colour != NONE else self.colours["skin"]
             throat, width = self._px(0, 0.852, 0.035), 0.034 * scale * self.facing
             canvas.polygon([throat[0] - width, throat[1], throat[0] + width, throat[1],
                             throat[0] + middle * 3, throat[1] + opening * 1.6 * scale], fill, NEUTRAL - 20)  # fmt: skip
             if collar in ("shirt", "stand") and self.identity.inner_colour == NONE:  # buttons or zip
-                canvas.crease(torso, 0.12, middle, 0.97, middle * 0.9, max(1, round(scale * 0.006)), NEUTRAL - 65)
+                canvas.crease(torso, 0.12, middle, 0.97, middle * 0.9, self._pen_width(0.006), NEUTRAL - 65)
 
-    def _draw_pattern(self, canvas: Canvas, tube: Tube, length: float) -> None:
-        """The pattern of the upper garment over a tube ``length`` pixels long."""
+    def _draw_pattern(self, canvas: Canvas, tube: Tube, length: float, spacing: float) -> None:
+        """The pattern of the upper garment on a tube ``length`` pixels long; ``spacing`` in radians around it."""
         pattern, pen, second = self.identity.upper_pattern, canvas.colour_pen, self.colours["upper_second"]
-        step = 0.05 * self.pattern_pitch * self.view.scale / max(float(length), 1.0)
+        step = 0.05 * self.pattern_pitch * self.view.scale / max(length, 1.0)
         rows = np.arange(step * 0.6, 1 - 0.2 * step, step)
-        if pattern in ("striped", "checked"):
+        if pattern == "colour block":
+            pen.polygon(tube.patch(0.5, 1.0), fill=second)
+        elif pattern in ("striped", "checked"):
             for t in rows:
                 pen.polygon(tube.patch(t, min(1.0, t + step * (0.48 if pattern == "striped" else 0.3))), fill=second)
         if pattern == "checked":
-            for azimuth in np.arange(0, 2 * math.pi, 0.42):
-                s, visible = self._around(float(azimuth))
-                if visible:
-                    half = 0.06 * math.sqrt(1 - s * s) + 0.01
-                    pen.polygon(tube.patch(0, 1, max(-1, s - half), min(1, s + half)), fill=second)
+            for s in self._seen_around(spacing, 0.0):
+                half = 0.06 * math.sqrt(1 - s * s) + 0.01
+                pen.polygon(tube.patch(0, 1, max(-1, s - half), min(1, s + half)), fill=second)
         elif pattern == "dotted":
             for row, t in enumerate(rows):
-                for azimuth in np.arange(0.2 * (row % 2), 2 * math.pi, 0.4):
-                    s, visible = self._around(float(azimuth))
-                    if visible:
-                        x, y = tube.at(float(t), s)
-                        r = 0.0105 * self.view.scale
-                        pen.ellipse([x - r, y - r, x + r, y + r], fill=second)
-        elif pattern == "colour block":
-            pen.polygon(tube.patch(0.5, 1.0), fill=second)
+                for s in self._seen_around(spacing, 0.5 * spacing * (row % 2)):
+                    (x, y), r = tube.at(float(t), s), 0.011 * self.view.scale
+                    pen.ellipse([x - r, y - r, x + r, y + r], fill=second)
+
+    def _seen_around(self, spacing: float, start: float) -> list[float]:
+        """Places across a tube (s) of directions ``spacing`` apart, those that face the camera."""
+        places = [self._around(start + k * spacing) for k in range(int((2 * math.pi - start) / spacing + 0.99))]
+        return [s for s, visible in places if visible and abs(s) < 0.93]
 
     def _draw_logo(self, canvas: Canvas, torso: Tube) -> None:
-        s, visible = self._around(0.0)
-        if self.identity.upper_pattern == "logo" and visible and self.facing > 0.2:
-            half = 0.42 * self.facing
-            canvas.colour_pen.polygon(torso.patch(0.3, 0.5, s - half, s + half), fill=self.colours["upper_second"])
-            canvas.colour_pen.polygon(torso.patch(0.36, 0.40, s - 0.6 * half, s + 0.6 * half), fill=self.colours["upper"])
+        s = self._around(0.0)[0]
+        if self.identity.upper_pattern == "logo" and self.facing > 0.2:
+            half = 0.5 * self.facing
+            canvas.colour_pen.polygon(torso.patch(0.28, 0.5, s - half, s + half), fill=self.colours["upper_second"])
+            canvas.colour_pen.polygon(
+                torso.patch(0.36, 0.40, s - 0.6 * half, s + 0.6 * half), fill=self.colours["upper"]
+            )
 
     def _draw_arm(self, canvas: Canvas, index: int) -> None:
         joints = self.arms[index]
         slim = -0.004 if self.identity.gender == "woman" else 0.0
-        radii = np.array([0.026, 0.034, 0.031, 0.027, 0.026, 0.020]) + slim
-        arm = self._limb(joints[:3] + np.array([[0, 0.016, 0], [0, 0, 0], [0, 0, 0]]), radii)
-        hand = self._limb(joints[2:], [0.017, 0.022, 0.014])
-        canvas.solid(hand, self.colours["skin"])
-        canvas.solid(arm, self.colours["skin"])
+        radii = np.array([0.033, 0.033, 0.031, 0.027, 0.026, 0.020]) + slim
+        canvas.solid(self._limb(joints[2:], [0.017, 0.022, 0.014]), self.colours["skin"])  # the hand
+        if self.cut.sleeve < 1:
+            canvas.solid(self._limb(joints[:3], radii, domed=True), self.colours["skin"])
         if self.cut.sleeve == 0:
             return
         cuff = 0.003 if self.cut.sleeve == 1 else 0.010
-        sleeve = self._limb(joints[:3] + np.array([[0, 0.018, 0], [0, 0, 0], [0, 0, 0]]), radii + np.linspace(self.cut.loose, self.cut.loose * 0.6 + cuff, len(radii)), self.cut.sleeve)
+        loose = np.linspace(self.cut.loose, self.cut.loose * 0.6 + cuff, len(radii))
+        sleeve = self._limb(joints[:3], radii + loose, self.cut.sleeve, domed=True)
         canvas.solid(sleeve, self.colours["upper"])
         if self.identity.upper_pattern in ("striped", "checked", "dotted"):
-            self._draw_pattern(canvas, sleeve, 0.31 * self.cut.sleeve * self.view.scale)
+            self._draw_pattern(canvas, sleeve, 0.31 * self.cut.sleeve * self.view.scale, 1.5)
         elif self.identity.upper_pattern == "colour block" and self.cut.sleeve == 1:
             canvas.colour_pen.polygon(sleeve.patch(0.55, 1.0), fill=self.colours["upper_second"])
         if self.cut.sleeve == 1:
             for t, lean in ((0.45, 0.05), (0.55, -0.04)):
-                canvas.crease(sleeve, t, -0.8, t + lean, 0.3, max(1, round(self.view.scale * 0.006)))
+                canvas.crease(sleeve, t, -0.8, t + lean, 0.3, self._pen_width(0.006))
 
     # -- head -----------------------------------------------------------------------------------------------------
 
@@ -462,11 +393,13 @@ class Figure:
         ends = {"long": 0.70, "shoulder length": 0.805}
         end = ends.get(self.identity.hair_style)
         if end is not None:
-            fall = self._upright([(0.985, 0.040, 0.045), (0.95, 0.058, 0.06), (0.89, 0.060, 0.055), (0.83, 0.064, 0.045),
-                                  (end, 0.05, 0.03)], ahead=-0.024)  # fmt: skip
+            fall = self._upright([(0.985, 0.040, 0.045), (0.95, 0.058, 0.06), (0.89, 0.060, 0.055),
+                                  (0.83, 0.062, 0.045),
+                                  (end + 0.03, 0.052, 0.036), (end + 0.008, 0.040, 0.03), (end, 0.026, 0.02)],
+                                  ahead=-0.024)  # fmt: skip
             canvas.solid(fall, self.colours["hair"])
             for s in (-0.5, 0.0, 0.5):
-                canvas.crease(fall, 0.4, s, 0.95, s * 0.9, max(1, round(self.view.scale * 0.006)), NEUTRAL - 30)
+                canvas.crease(fall, 0.4, s, 0.95, s * 0.9, self._pen_width(0.006), NEUTRAL - 30)
 
     def _draw_head(self, canvas: Canvas) -> None:
         identity, colours, view = self.identity, self.colours, self.view
@@ -474,10 +407,11 @@ class Figure:
         canvas.solid(head, colours["skin"], depth=0.8)
         if identity.hair_style != "bald":
             end = 0.927 if identity.hair_style in ("short", "ponytail", "bun") else 0.885
-            cap = self._upright([(1.014, 0.012, 0.014), (1.008, 0.030, 0.034), (0.992, 0.046, 0.051), (0.97, 0.054, 0.060),
+            cap = self._upright([(1.014, 0.012, 0.014), (1.008, 0.030, 0.034), (0.992, 0.046, 0.051),
+                                 (0.97, 0.054, 0.060),
                                  (0.945, 0.056, 0.063), (end, 0.054, 0.060)], ahead=-0.006)  # fmt: skip
             if self.facing < 0.5:  # the back of the head, down to the nape
-                back = self._upright([(0.95, 0.050, 0.045), (0.91, 0.046, 0.038), (0.888, 0.034, 0.024)], ahead=-0.02)
+                back = self._upright([(0.95, 0.050, 0.034), (0.915, 0.046, 0.026), (0.893, 0.034, 0.016)], ahead=-0.03)
                 canvas.solid(back, colours["hair"])
             canvas.solid(cap, colours["hair"])
             self._draw_face(canvas, 0.968)
@@ -487,7 +421,7 @@ class Figure:
         else:
             self._draw_face(canvas, 0.985)
         for azimuth in (-math.pi / 2, math.pi / 2):
-            s, visible = self._around(azimuth)
+            s = self._around(azimuth)[0]
             if math.cos(azimuth + view.yaw) > -0.1 and identity.hair_style in ("short", "bald", "ponytail", "bun"):
                 canvas.ball(head.at(0.56, s * 0.98), 0.009 * view.scale, colours["skin"], NEUTRAL - 35, 1.6)
         self._draw_headwear(canvas)
@@ -512,15 +446,16 @@ class Figure:
         face = Tube(np.array([[centre, top + (chin - top) * k] for k in np.linspace(0, 1, 6)]),
                     half * np.array([0.62, 0.95, 1.0, 0.95, 0.78, 0.4]))  # fmt: skip
         canvas.solid(face, self.colours["skin"], depth=0.55)
-        dark = tuple(int(v * 0.35) for v in self.colours["skin"])
-        lip = (int(self.colours["skin"][0] * 0.72), int(self.colours["skin"][1] * 0.48), int(self.colours["skin"][2] * 0.48))
+        dark = dim(self.colours["skin"], 0.35)
+        red, green, blue = self.colours["skin"]
+        lip = (int(red * 0.72), int(green * 0.48), int(blue * 0.48))
         unit = view.scale
         for azimuth in (-0.42, 0.42):
             if math.cos(azimuth + view.yaw) > 0.15:
                 eye = self._on_face(azimuth, 0.937)
-                canvas.ball(eye, 0.0062 * unit, dark, squash=0.7)  # type: ignore[arg-type]
+                canvas.ball(eye, 0.0062 * unit, dark, squash=0.7)
                 brow = eye - [0, 0.013 * unit]
-                canvas.line(brow + np.array([[-0.010, 0], [0.010, 0]]) * unit, self._hair_or(dark), 0.005 * unit)  # type: ignore[arg-type]
+                canvas.line(brow + np.array([[-0.010, 0], [0.010, 0]]) * unit, self._hair_or(dark), 0.005 * unit)
         if math.cos(view.yaw) > -0.2:
             nose = self._on_face(0.0, 0.915, 0.008)
             canvas.ball(nose, 0.007 * unit, self.colours["skin"], NEUTRAL - 45 if turned < 0.5 else NEUTRAL - 15)
@@ -530,7 +465,7 @@ class Figure:
         self._draw_glasses(canvas)
 
     def _hair_or(self, other: Colour) -> Colour:
-        return other if self.identity.hair_style == "bald" else tuple(int(v * 0.7) for v in self.colours["hair"])  # type: ignore[return-value]
+        return other if self.identity.hair_style == "bald" else dim(self.colours["hair"], 0.7)
 
     def _on_face(self, azimuth: float, y: float, out: float = 0.0) -> np.ndarray:
         return self._px(math.sin(azimuth) * (0.047 + out), y, math.cos(azimuth) * (0.055 + out))
@@ -544,8 +479,8 @@ class Figure:
             if kind == "sunglasses":
                 canvas.ball(eye, 0.016 * unit, (22, 22, 26), squash=0.8)
             else:
-                box = [*(eye - 0.014 * unit), *(eye + [0.014 * unit, 0.012 * unit])]
-                canvas.colour_pen.ellipse(box, outline=(30, 28, 30), width=max(1, round(0.0055 * unit)))
+                box = [*(eye - 0.014 * unit), *(eye + np.array([0.014, 0.012]) * unit)]
+                canvas.colour_pen.ellipse(box, outline=(30, 28, 30), width=self._pen_width(0.0055))
         temple = self._on_face(math.copysign(1.5, -math.sin(self.view.yaw)), 0.938)
         canvas.line(np.array([eyes[0], eyes[-1]]), (30, 28, 30), 0.005 * unit)
         if abs(math.sin(self.view.yaw)) > 0.3:
@@ -558,20 +493,22 @@ class Figure:
             return
         low = {"cap": 0.965, "hat": 0.968, "beanie": 0.955}[kind]
         top = {"cap": 1.018, "hat": 1.04, "beanie": 1.03}[kind]
-        dome = self._upright([(top, 0.022, 0.026), (top - 0.008, 0.042, 0.047), (low + 0.022, 0.057, 0.064), (low, 0.059, 0.067)])
-        brim = tuple(int(v * 0.82) for v in colour)
+        dome = self._upright(
+            [(top, 0.022, 0.026), (top - 0.008, 0.042, 0.047), (low + 0.022, 0.057, 0.064), (low, 0.059, 0.067)]
+        )
+        brim = dim(colour, 0.82)
         if kind == "hat":
-            canvas.ball(self._px(0, low, 0), 0.098 * unit, brim, NEUTRAL - 25, 0.24)  # type: ignore[arg-type]
+            canvas.ball(self._px(0, low, 0), 0.098 * unit, brim, NEUTRAL - 25, 0.24)
         canvas.solid(dome, colour)
         if kind == "hat":
-            canvas.polygon(dome.patch(0.8, 1.0), brim, NEUTRAL - 45)  # type: ignore[arg-type]
+            canvas.polygon(dome.patch(0.8, 1.0), brim, NEUTRAL - 45)
         elif kind == "beanie":
-            canvas.solid(dome, brim, 0.72, 1.0)  # type: ignore[arg-type]
+            canvas.solid(dome, brim, 0.72, 1.0)
         elif self.facing > -0.35:
             rim = np.stack([self._px(math.sin(a) * 0.055, low - 0.004, math.cos(a) * 0.06 + 0.05 * math.cos(a) ** 2)
                             for a in np.linspace(-1.35, 1.35, 9)])  # fmt: skip
             back = np.stack([self._px(math.sin(a) * 0.055, low + 0.01, math.cos(a) * 0.06) for a in (1.35, 0.0, -1.35)])
-            canvas.polygon(np.concatenate([rim, back]).ravel().tolist(), brim, NEUTRAL - 50)  # type: ignore[arg-type]
+            canvas.polygon(np.concatenate([rim, back]).ravel().tolist(), brim, NEUTRAL - 50)
 
     # -- bags -----------------------------------------------------------------------------------------------------
 
@@ -596,13 +533,20 @@ class Figure:
     def _bag_depth(self) -> float:
         return float(self.view.depth(self._bag_centre())) if self.identity.bag != NONE else -1.0
 
+    def hides_bag(self) -> bool:
+        """Whether the body stands between the camera and a bag at its side."""
+        if self.identity.bag in (NONE, "backpack") or self._bag_depth() > -0.02:
+            return False
+        return abs(float(self._px(*self._bag_centre())[0]) - self.view.x) < 0.07 * self.view.scale
+
     def _draw_bag(self, canvas: Canvas) -> None:
         bag, colour, unit = self.identity.bag, self.colours["bag"], self.view.scale
         if bag == NONE:
             return
         x, y, z = self._bag_centre()
         half_width, half_depth, half_height, waist = {
-            "backpack": (0.098, 0.06, 0.125, 0.9), "shoulder bag": (0.035, 0.085, 0.06, 1.0), "handbag": (0.038, 0.085, 0.055, 0.8),
+            "backpack": (0.098, 0.06, 0.125, 0.9), "shoulder bag": (0.035, 0.085, 0.06, 1.0),
+            "handbag": (0.038, 0.085, 0.055, 0.8),
             "plastic bag": (0.045, 0.07, 0.085, 0.62), "suitcase": (0.05, 0.075, 0.135, 1.0),
         }[bag]  # fmt: skip
         rows = np.array([1.0, 0.9, 0.3, -0.4, -0.9, -1.0])
@@ -616,11 +560,11 @@ class Figure:
             for edge in (-0.55, 0.55):
                 canvas.line(np.stack([self._px(*self._hand()), body.at(0.05, edge)]), colour, 0.010 * unit)
         canvas.solid(body, colour, depth=1.15)
-        dark = tuple(int(v * 0.7) for v in colour)
+        dark = dim(colour, 0.7)
         if bag in ("backpack", "suitcase") and (bag == "suitcase" or self.facing < 0.3):
-            canvas.crease(body, 0.52, -0.8, 0.52, 0.8, max(1, round(0.008 * unit)), NEUTRAL - 80)
+            canvas.crease(body, 0.52, -0.8, 0.52, 0.8, self._pen_width(0.008), NEUTRAL - 80)
         if bag == "shoulder bag":
-            canvas.polygon(body.patch(0.1, 0.5), dark, NEUTRAL - 10)  # type: ignore[arg-type]
+            canvas.polygon(body.patch(0.1, 0.5), dark, NEUTRAL - 10)
         self._see("bag", np.array(body.patch()).reshape(-1, 2), 0.0)
 
     def _strap(self, canvas: Canvas, heights: Sequence[float], azimuths: Sequence[float], width: float) -> None:
@@ -630,9 +574,9 @@ class Figure:
         across, ahead = (np.interp(y, table[:, 0], table[:, k]) + self.cut.loose + 0.003 for k in (1, 2))
         points = np.stack([across * np.sin(azimuth), y + self.lift, ahead * np.cos(azimuth)], axis=-1)
         seen = np.cos(azimuth + self.view.yaw) > -0.12
-        colour = tuple(int(v * 0.85) for v in self.colours["bag"])
+        colour = dim(self.colours["bag"], 0.85)
         if seen.sum() > 1:
-            canvas.line(self.view.project(points[seen]), colour, width * self.view.scale)  # type: ignore[arg-type]
+            canvas.line(self.view.project(points[seen]), colour, width * self.view.scale)
 
     def _draw_straps(self, canvas: Canvas) -> None:
         if self.identity.bag == "backpack":
@@ -641,11 +585,9 @@ class Figure:
         elif self.identity.bag == "shoulder bag":
             side, half = self._side(), math.pi / 2
             for middle in (0.0, math.pi):  # across the chest, and across the back
-                ends = (-side * (middle + half) + (2 * middle) * side, side * half) if middle else (-side * half, side * half)
+                ends = (
+                    (-side * (middle + half) + (2 * middle) * side, side * half)
+                    if middle
+                    else (-side * half, side * half)
+                )
                 self._strap(canvas, (0.84, 0.56), (ends[0] * 0.999, ends[1]), 0.014)
-
-
-def soften(canvas: Canvas, radius: float) -> None:
-    """Blur the light layer, so that bands of shading run into each other."""
-    canvas.lights = canvas.lights.filter(ImageFilter.BoxBlur(radius))
-    canvas.light_pen = ImageDraw.Draw(canvas.lights)

@@ -14,12 +14,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from timam.pedestrians.attributes import COLOURS, Identity, draw_identity
-from timam.pedestrians.figure import NEUTRAL, Canvas, Colour, Figure, Tube, View, draw_pose, soften
+from timam.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
+from timam.pedestrians.figure import Figure, draw_pose
 
 SUPERSAMPLE = 2
 _PLACE = (900, 520)  # pixels of a camera's place
 _HORIZON = 0.42  # share of its height above the ground
-_VIEWS = (("front", 40), ("three-quarter front", 75), ("side", 112), ("three-quarter back", 145), ("back", 180))  # up to, degrees
+_VIEWS = (
+    ("front", 40),
+    ("three-quarter front", 75),
+    ("side", 112),
+    ("three-quarter back", 145),
+    ("back", 180),
+)  # up to, degrees
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,13 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int], scales: tuple[int, 
 def _windows(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, wall: Colour, step: int) -> None:
     for x in range(int(rng.integers(10, 40)), _PLACE[0], step):
         width, top = int(step * 0.62), int(rng.integers(20, 40))
-        glass = tuple(int(v) for v in np.array([70, 84, 100]) + rng.integers(-25, 60))
-        pen.rectangle([x - 4, top - 4, x + width + 4, horizon - 30], fill=tuple(int(v * 0.75) for v in wall))
+        tone = int(rng.integers(-25, 60))
+        glass = (70 + tone, 84 + tone, 100 + tone)
+        pen.rectangle([x - 4, top - 4, x + width + 4, horizon - 30], fill=dim(wall, 0.75))
         pen.rectangle([x, top, x + width, horizon - 36], fill=glass)
         pen.polygon([x, top, x + width * 0.5, top, x + width * 0.15, horizon - 36, x, horizon - 36],
                     fill=tuple(min(255, v + 30) for v in glass))  # fmt: skip
-        pen.line([x + width // 2, top, x + width // 2, horizon - 36], fill=tuple(int(v * 0.6) for v in wall), width=4)
+        pen.line([x + width // 2, top, x + width // 2, horizon - 36], fill=dim(wall, 0.6), width=4)
 
 
 def _tiles(pen: ImageDraw.ImageDraw, horizon: int, colour: Colour, spread: int) -> None:
@@ -88,12 +96,14 @@ def _trees(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int) -> 
         for _ in range(24):
             cx, cy, r = x + rng.normal() * 36, 70 + rng.normal() * 38, rng.uniform(10, 30)
             shade = rng.integers(-26, 26)
-            pen.ellipse([cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=(66 + int(shade), 104 + int(shade), 52 + int(shade)))
+            pen.ellipse(
+                [cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=(66 + int(shade), 104 + int(shade), 52 + int(shade))
+            )
 
 
 def _draw_place(pen: ImageDraw.ImageDraw, rng: np.random.Generator, camera: Camera, horizon: int) -> None:
     width, height = _PLACE
-    dark = tuple(int(v * 0.82) for v in camera.ground)
+    dark = dim(camera.ground, 0.82)
     if camera.place == "street":
         _windows(pen, rng, horizon, camera.wall, 130)
         pen.rectangle([0, horizon, width, horizon + 70], fill=(164, 160, 152))
@@ -103,16 +113,16 @@ def _draw_place(pen: ImageDraw.ImageDraw, rng: np.random.Generator, camera: Came
         pen.line([0, horizon + 190, width, horizon + 210], fill=(214, 210, 200), width=9)
     elif camera.place == "mall":
         _windows(pen, rng, horizon, camera.wall, 210)
-        _tiles(pen, horizon, dark, 70)  # type: ignore[arg-type]
+        _tiles(pen, horizon, dark, 70)
     elif camera.place == "grass":
         _trees(pen, rng, horizon)
         pen.polygon([0, horizon + 60, width, horizon + 20, width, horizon + 120, 0, height], fill=(168, 160, 146))
     elif camera.place == "corridor":
         for x in range(30, width, 180):
-            pen.rectangle([x, 30, x + 80, horizon], fill=tuple(int(v * 0.8) for v in camera.wall))
+            pen.rectangle([x, 30, x + 80, horizon], fill=dim(camera.wall, 0.8))
             pen.rectangle([x + 8, 60, x + 72, horizon - 70], fill=(196, 210, 222))
         pen.rectangle([0, horizon - 14, width, horizon], fill=(96, 100, 108))
-        _tiles(pen, horizon, dark, 110)  # type: ignore[arg-type]
+        _tiles(pen, horizon, dark, 110)
     elif camera.place == "crossing":
         _windows(pen, rng, horizon, camera.wall, 95)
         for k in range(8):
@@ -120,11 +130,29 @@ def _draw_place(pen: ImageDraw.ImageDraw, rng: np.random.Generator, camera: Came
             pen.polygon([0, y + 14, width, y - 10, width, y + 4 + k, 0, y + 28 + k], fill=(206, 206, 200))
     else:
         for row in range(0, horizon, 12):
-            pen.line([0, row, width, row], fill=tuple(int(v * 0.88) for v in camera.wall), width=2)
+            pen.line([0, row, width, row], fill=dim(camera.wall, 0.88), width=2)
             for x in range((row // 12 % 2) * 15, width, 30):
-                pen.line([x, row, x, row + 12], fill=tuple(int(v * 0.88) for v in camera.wall), width=2)
+                pen.line([x, row, x, row + 12], fill=dim(camera.wall, 0.88), width=2)
         _windows(pen, rng, horizon, camera.wall, 260)
-        _tiles(pen, horizon, dark, 45)  # type: ignore[arg-type]
+        _tiles(pen, horizon, dark, 45)
+
+
+def _furnish(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int) -> None:
+    """Lamp posts, planters and benches at the back of the place."""
+    for x in np.arange(40, _PLACE[0], 170.0):
+        x, y = x + float(rng.uniform(-50, 50)), horizon + float(rng.uniform(8, 50))
+        kind = int(rng.integers(3))
+        if kind == 0:
+            pen.rectangle([x - 4, 0, x + 4, y], fill=(70, 74, 78))
+        elif kind == 1:
+            pen.rectangle([x - 30, y - 34, x + 30, y], fill=(116, 96, 82))
+            for dx, dy, r in rng.uniform((-30, -62, 10), (30, -34, 20), (14, 3)):
+                pen.ellipse([x + dx - r, y + dy - r, x + dx + r, y + dy + r], fill=(62, 98 + int(dx), 56))
+        else:
+            for low, high in ((-44, -36), (-24, -17)):
+                pen.rectangle([x - 50, y + low, x + 50, y + high], fill=(104, 76, 54))
+            for leg in (-42, 36):
+                pen.rectangle([x + leg, y - 44, x + leg + 6, y], fill=(60, 60, 64))
 
 
 @lru_cache(maxsize=16)
@@ -137,8 +165,14 @@ def _place(camera: Camera, seed: int) -> Image.Image:
     pen = ImageDraw.Draw(image)
     pen.rectangle([0, horizon, width, height], fill=camera.ground)
     _draw_place(pen, rng, camera, horizon)
+    if camera.place != "corridor":
+        _furnish(pen, rng, horizon)
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
-    pixels = pixels + _clouds(rng, _PLACE, (120, 40, 12), 6) + _clouds(rng, _PLACE, (2, 4), 7 if camera.place == "grass" else 3.5)
+    pixels = (
+        pixels
+        + _clouds(rng, _PLACE, (120, 40, 12), 4)
+        + _clouds(rng, _PLACE, (2, 4), 7 if camera.place == "grass" else 3.5)
+    )
     rows = np.linspace(-14, 14, height)[:, None, None]
     fall = np.linspace(-12, 12, width)[None, :, None] * math.copysign(1, camera.light)
     return Image.fromarray(np.clip(pixels + rows + fall, 0, 255).astype(np.uint8))
@@ -149,13 +183,16 @@ def _window(rng: np.random.Generator, camera: Camera, size: tuple[int, int], see
     height = rng.uniform(0.72, 1.0) * _PLACE[1]
     width = height * size[0] / size[1]
     left, top = rng.uniform(0, _PLACE[0] - width), rng.uniform(0, _PLACE[1] - height)
-    return _place(camera, seed).resize(size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    box, coarse = (left, top, left + width, top + height), (size[0] // SUPERSAMPLE, size[1] // SUPERSAMPLE)
+    return _place(camera, seed).resize(coarse, Image.Resampling.BILINEAR, box).resize(size, Image.Resampling.NEAREST)
 
 
 # -- what gets in the way ---------------------------------------------------------------------------------------------
 
 
-def _occlude(rng: np.random.Generator, canvas: Canvas, view: View, camera: Camera) -> tuple[str, tuple[float, float, float, float]]:
+def _occlude(
+    rng: np.random.Generator, canvas: Canvas, view: View, camera: Camera
+) -> tuple[str, tuple[float, float, float, float]]:
     """Draw something in front of the person; returns its name and its box in pixels of the canvas."""
     width, height = canvas.colours.size
     kind = ("pillar", "bush", "passer-by", "car", "railing")[int(rng.integers(5))]
@@ -163,7 +200,7 @@ def _occlude(rng: np.random.Generator, canvas: Canvas, view: View, camera: Camer
     if kind == "pillar":
         middle, half = view.x + side * rng.uniform(0.10, 0.2) * view.scale, rng.uniform(0.06, 0.1) * view.scale
         post = Tube(np.array([[middle, -5.0], [middle, height * 0.5], [middle, height + 5.0]]), np.full(3, half))
-        canvas.solid(post, tuple(int(v * 0.8) for v in camera.wall))  # type: ignore[arg-type]
+        canvas.solid(post, dim(camera.wall, 0.8))
         return kind, (middle - half, 0, middle + half, height)
     if kind == "passer-by":
         other = draw_identity(rng)
@@ -179,13 +216,21 @@ def _occlude(rng: np.random.Generator, canvas: Canvas, view: View, camera: Camer
             shade, r = int(rng.integers(-30, 30)), rng.uniform(0.02, 0.05) * view.scale
             canvas.ball(np.array([x, y]), r, (58 + shade, 96 + shade, 46 + shade), NEUTRAL - 10)
     elif kind == "car":
-        paint = list(COLOURS.values())[int(rng.integers(len(COLOURS)))]
-        edge = width * rng.uniform(0.35, 0.65) if side == 1 else -width * rng.uniform(-0.65, -0.35)
-        left, right = (edge, width * 1.5) if side == 1 else (-width * 0.5, edge)
-        canvas.solid(Tube(np.array([[(left + right) / 2, top], [(left + right) / 2, height + 9.0]]), np.full(2, (right - left) / 2)), paint)
-        canvas.polygon([left, top + 0.05 * view.scale, right, top + 0.05 * view.scale, right, top + 0.09 * view.scale, left,
-                        top + 0.09 * view.scale], (40, 44, 50))  # fmt: skip
-        return kind, (left, top, right, height)
+        body = list(COLOURS.values())[int(rng.integers(len(COLOURS)))]
+        unit, nose = view.scale, view.x - side * rng.uniform(0.0, 0.12) * view.scale
+        outline = np.array([[0, 0.5], [0, 0.16], [0.03, 0.13], [0.2, 0.10], [0.34, 0.0], [2, 0.0], [2, 0.5]])
+        glass = np.array([[0.25, 0.11], [0.36, 0.02], [2, 0.02], [2, 0.11]])
+        for shape, paint, light in ((outline, body, NEUTRAL), (glass, (46, 54, 64), NEUTRAL + 20)):
+            canvas.polygon((shape * [side * unit, unit] + [nose, top]).ravel().tolist(), paint, light)
+        for low, light in ((0.17, NEUTRAL - 30), (0.25, NEUTRAL - 70)):
+            canvas.light_pen.polygon(
+                (np.array([[0, low], [2, low], [2, 0.5], [0, 0.5]]) * [side * unit, unit] + [nose, top])
+                .ravel()
+                .tolist(),
+                fill=light,
+            )
+        canvas.ball(np.array([nose + side * 0.2 * unit, top + 0.31 * unit]), 0.085 * unit, (24, 24, 26))
+        return kind, (min(nose, nose + side * 2 * unit), top + 0.06 * unit, max(nose, nose + side * 2 * unit), height)
     else:
         for y in np.linspace(top, height, 5):
             canvas.line(np.array([[0, y], [width, y]]), (150, 154, 158), 0.016 * view.scale)
@@ -204,10 +249,12 @@ def _covered(box: tuple[float, ...], cover: tuple[float, ...]) -> float:
 
 def _hidden(figure: Figure, cover: tuple[float, ...] | None, size: tuple[int, int]) -> list[str]:
     """Attributes of the person that this picture does not show."""
-    identity, facing, hidden = figure.identity, figure.facing, set()
+    identity, facing = figure.identity, figure.facing
+    hidden: set[str] = set()
     parts = {"head": ("hair_style", "hair_colour", "headwear", "headwear_colour", "glasses"),
              "upper": ("upper", "upper_colour", "upper_pattern", "upper_second", "inner_colour"),
-             "lower": ("lower", "lower_colour"), "shoes": ("shoes", "shoes_colour"), "bag": ("bag", "bag_colour", "bag_side")}  # fmt: skip
+             "lower": ("lower", "lower_colour"), "shoes": ("shoes", "shoes_colour"), 
+             "bag": ("bag", "bag_colour", "bag_side")}  # fmt: skip
     for part, box in figure.boxes.items():
         outside = 1 - _covered(box, (0, 0, *size))
         if outside + (_covered(box, cover) if cover else 0.0) > 0.6:
@@ -216,6 +263,8 @@ def _hidden(figure: Figure, cover: tuple[float, ...] | None, size: tuple[int, in
         hidden.update(("glasses", "inner_colour"))
     if facing < 0.25 and identity.upper_pattern == "logo":
         hidden.update(("upper_pattern", "upper_second"))
+    if figure.hides_bag():
+        hidden.update(parts["bag"])
     if identity.headwear != "none" and identity.hair_style in ("short", "bald", "bun"):
         hidden.update(("hair_style", "hair_colour"))
     if identity.hair_style == "ponytail" and facing > 0.3:
@@ -245,19 +294,23 @@ def _cast_shadow(rng: np.random.Generator, canvas: Canvas, view: View, camera: C
     for radius, value in ((0.17, 40), (0.13, 75), (0.09, 105)):
         box = [x - radius * unit, y - 0.2 * radius * unit, x + radius * unit, y + 0.22 * radius * unit]
         canvas.light_pen.ellipse(box, fill=NEUTRAL - value)
-    soften(canvas, 0.012 * unit)
+    canvas.soften(0.012 * unit)
 
 
 def _develop(rng: np.random.Generator, canvas: Canvas, camera: Camera, size: tuple[int, int]) -> Image.Image:
     """Multiply the layers, then what a camera adds: exposure, colour cast, noise, blur."""
     colours = np.asarray(canvas.colours.reduce(SUPERSAMPLE), np.float32)
     lights = np.asarray(canvas.lights.reduce(SUPERSAMPLE), np.float32)
-    gains = np.array(camera.cast, np.float32) * rng.normal(1, 0.02, 3).astype(np.float32) * np.float32(rng.uniform(0.82, 1.14))
+    gains = (
+        np.array(camera.cast, np.float32)
+        * rng.normal(1, 0.02, 3).astype(np.float32)
+        * np.float32(rng.uniform(0.82, 1.14))
+    )
     pixels = colours * (lights / NEUTRAL)[..., None] * gains
     contrast = np.float32(rng.uniform(0.86, 1.08))
     pixels = (pixels - 118) * contrast + 118 + np.float32(rng.normal(2, 5))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    radius = abs(rng.normal(camera.blur, 0.35)) * size[1] / 192
+    radius = abs(rng.normal(camera.blur - 0.1, 0.3)) * size[1] / 192
     if radius > 0.2:
         image = image.filter(ImageFilter.BoxBlur(min(radius, 1.4)))
     noise = rng.standard_normal((size[1], size[0], 1), np.float32) * camera.noise * np.float32(rng.uniform(0.2, 0.9))
@@ -302,7 +355,7 @@ def render_image(
     figure = Figure(own, identity, pose, view)
     figure.draw(canvas)
     occluder, cover = _occlude(rng, canvas, view, camera) if rng.random() < occlusion else (None, None)
-    soften(canvas, 0.006 * view.scale)
+    canvas.soften(0.006 * view.scale)
     truth = {
         "camera": camera.folder,
         "view": view_name(view.yaw),

@@ -1,0 +1,88 @@
+"""Shared fixtures: no network, a cache of its own, and a TIMAM that is built in a fraction of a second."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import
+
+import string
+from collections.abc import Callable
+
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from timam.config import ModelConfig
+
+torch.set_num_threads(1)  # sizes here are too small to gain from more, and the tests may run side by side
+
+WORDS = "a an and bag black blue boots coat dress green hair hat in jacket man red shirt shoes skirt the white woman"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Pixel and word-state stores go to a temporary folder, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("timam_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIMAM_CACHE", str(folder))
+        yield folder
+
+
+def word_piece_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Lower-casing word pieces in BERT's form: a few whole words, and single letters for every other one."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]
+    characters = string.ascii_lowercase + string.digits
+    pieces += [c for c in characters + ".,!'-" if c not in pieces] + ["##" + c for c in characters]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    fast.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    fast.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast.decoder = tokenizers.decoders.WordPiece()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def tiny_language_model(vocabulary_size: int, dropout: float = 0.1) -> transformers.BertModel:
+    """A BERT of two layers, 16 wide, with random weights and no pooler."""
+    config = transformers.BertConfig(
+        vocab_size=vocabulary_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    return transformers.BertModel(config, add_pooling_layer=False)
+
+
+@pytest.fixture
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return word_piece_tokenizer()
+
+
+@pytest.fixture
+def tiny_model(tokenizer) -> Callable:
+    """tiny_model(num_identities=4, seed=0, captions=[...], **ModelConfig fields) -> a TIMAM with random weights.
+
+    `language_model="none"` learns the words of `captions` instead of reading them with a tiny BERT.
+    """
+    from timam.models import TIMAM
+    from timam.models.text_encoder import word_tokenizer
+    from timam.models.weights import load_backbone
+
+    def build(num_identities: int = 4, seed: int = 0, captions: list[str] | None = None, **fields) -> TIMAM:
+        values = {
+            "backbone": "resnet18", "backbone_weights": "none", "image_height": 64, "image_width": 32,
+            "language_model": "tiny-bert", "max_tokens": 16, "word_embedding_dim": 12, "lstm_hidden": 8,
+            "embedding_dim": 16, "discriminator_hidden": 8, **fields,
+        }  # fmt: skip
+        config = ModelConfig(**values)
+        torch.manual_seed(seed)
+        backbone = load_backbone(config.backbone, "none")
+        if config.language_model == "none":
+            return TIMAM(config, num_identities, word_tokenizer(captions or [WORDS, WORDS]), backbone, None)
+        language_model = tiny_language_model(len(tokenizer))
+        return TIMAM(config, num_identities, tokenizer, backbone, language_model)
+
+    return build

@@ -1,0 +1,179 @@
+"""Bootstrap intervals by coverage, the modality gap on known distributions, the linear baseline on a planted map."""
+
+import numpy as np
+import pytest
+
+from timam.analysis import bootstrap_interval, linear_baseline, modality_gap
+
+
+def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
+    """Results whose mean is 0, with as much variance between identities as within: not independent."""
+    sizes = generator.integers(1, 2 * per_identity, identities)
+    identity = np.repeat(np.arange(identities), sizes)
+    return generator.normal(size=identities)[identity] + generator.normal(size=len(identity)), identity
+
+
+def coverage(repetitions: int, confidence: float, single_queries: bool = False) -> float:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for repetition in range(repetitions):
+        values, identity = clustered(generator)
+        groups = np.arange(len(values)) if single_queries else identity
+        low, high = bootstrap_interval(values, groups, confidence, resamples=200, seed=repetition)
+        hits += low <= 0 <= high
+    return hits / repetitions
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_interval_covers_as_often_as_it_says(confidence):
+    # 200 repetitions: three standard errors are 0.11 at 0.5 and 0.05 at 0.95; a percentile interval of 40 identities
+    # is itself a few percent short.
+    slack = 3 * np.sqrt(confidence * (1 - confidence) / 200) + 0.04
+    assert coverage(200, confidence) == pytest.approx(confidence, abs=slack)
+
+
+def test_resampling_single_queries_would_cover_too_seldom():
+    assert coverage(100, 0.95, single_queries=True) < 0.8
+
+
+def test_interval_of_clustered_results_is_wider():
+    values, identity = clustered(np.random.default_rng(1))
+    low, high = bootstrap_interval(values, identity)
+    single_low, single_high = bootstrap_interval(values, np.arange(len(values)))
+    assert high - low > 1.5 * (single_high - single_low)
+
+
+def test_interval_is_of_the_mean_over_queries():
+    # Identity 0 has one query of value 1, identity 1 three of value 0. Resamples: (0,0): 1, (0,1) and (1,0): 1/4,
+    # (1,1): 0, so the middle half, from the quartiles, is [0.25 or less, 0.25 or more]; a mean of identities' means
+    # would give 0.5.
+    values, identity = np.array([1.0, 0, 0, 0]), np.array([7, 3, 3, 3])
+    assert bootstrap_interval(values, identity, confidence=0.3) == pytest.approx((0.25, 0.25))
+    assert bootstrap_interval(values, identity, confidence=0.95) == pytest.approx((0.0, 1.0))
+
+
+def test_interval_contains_the_mean_and_repeats():
+    values, identity = clustered(np.random.default_rng(2))
+    low, high = bootstrap_interval(values, identity, seed=3)
+    assert low < values.mean() < high
+    assert (low, high) == bootstrap_interval(values, identity, seed=3)
+    assert (low, high) != bootstrap_interval(values, identity, seed=4)
+
+
+def test_constant_results_give_a_point():
+    assert bootstrap_interval(np.ones(6), np.arange(6)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "identities", "message"),
+    [(np.ones(3), np.ones(2), r"\(3,\).*\(2,\)"), (np.ones(3), np.zeros(3), "one identity")],
+)
+def test_interval_of_wrong_input(values, identities, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, identities)
+
+
+# -- modality gap ----------------------------------------------------------------------------------------------------
+
+
+def two_modalities(shift: float, count: int = 300, dim: int = 8, identities: int = 60, seed: int = 0):
+    """Images and texts around a common direction, `shift` standard deviations apart on one axis."""
+    generator = np.random.default_rng(seed)
+    images, texts = generator.normal(size=(2, count, dim))
+    images[:, 0] += 20  # far from the origin, so that unit length hardly changes the spread
+    texts[:, 0] += 20
+    images[:, 1] += shift
+    labels = np.arange(count) % identities
+    return images, texts, labels, labels
+
+
+def test_same_distribution_has_no_gap():
+    gap = modality_gap(*two_modalities(shift=0.0))
+    # 600 samples: the standard error of an accuracy of 0.5 is 0.02. Unit spread over 20: the means are
+    # sqrt(8 x 2 / 300) / 20 = 0.012 apart.
+    assert gap["probe_accuracy"] == pytest.approx(0.5, abs=0.08)
+    assert gap["centroid_distance"] < 0.02
+
+
+def test_shifted_distribution_is_told_apart():
+    gap = modality_gap(*two_modalities(shift=6.0))
+    assert gap["probe_accuracy"] > 0.98  # 3 standard deviations from the middle on either side: 0.9987
+    assert gap["centroid_distance"] == pytest.approx(6 / 20, abs=0.03)
+
+
+def test_probe_accuracy_of_three_standard_deviations():
+    # The best rule cuts in the middle, 1.5 standard deviations from either mean: 0.933.
+    assert modality_gap(*two_modalities(shift=3.0))["probe_accuracy"] == pytest.approx(0.933, abs=0.04)
+
+
+def test_centroid_distance_by_hand():
+    # Directions at 0 and 60 degrees for images, 180 and 120 for texts, of any length: means (3/4, s) and (-3/4, s).
+    angles = np.deg2rad([0.0, 60.0, 180.0, 120.0])
+    unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    lengths = np.array([1.0, 7.0, 0.2, 3.0])[:, None]
+    rows = (lengths * unit).repeat(3, axis=0)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    assert modality_gap(rows[:6], rows[6:], labels, labels)["centroid_distance"] == pytest.approx(1.5, rel=1e-12)
+
+
+def memorised_identities(seed: int) -> float:
+    """The probe's accuracy where each identity has its own place and only one modality, drawn by lot."""
+    generator = np.random.default_rng(seed)
+    places = generator.normal(size=(60, 80))  # more dimensions than identities: any labelling of them is linear
+    labels = np.repeat(np.arange(60), 5)
+    rows = places[labels] + 0.01 * generator.normal(size=(300, 80))
+    image = generator.permutation(60)[labels] < 30
+    return modality_gap(rows[image], rows[~image], labels[image], labels[~image])["probe_accuracy"]
+
+
+def test_probe_that_memorises_identities_gets_no_credit():
+    # Modality is a function of the identity and says nothing about unseen ones: without groups the accuracy is 1.0.
+    # The standard error is that of 8 x 60 coin tosses, 0.023.
+    assert np.mean([memorised_identities(seed) for seed in range(8)]) == pytest.approx(0.5, abs=0.09)
+
+
+def test_unequal_numbers_of_images_and_texts_do_not_raise_the_accuracy():
+    images, texts, labels, _ = two_modalities(shift=0.0)
+    few = slice(0, 60)
+    assert modality_gap(images[few], texts, labels[few], labels)["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_gap_needs_two_identities():
+    rows = np.random.default_rng(0).normal(size=(4, 3))
+    with pytest.raises(ValueError, match="2"):
+        modality_gap(rows, rows, np.zeros(4), np.zeros(4))
+
+
+# -- linear baseline -------------------------------------------------------------------------------------------------
+
+
+def planted(pairs: int, seed: int):
+    """Pictures that are a fixed linear map of four hidden factors plus little noise, and texts another one."""
+    maps = np.random.default_rng(0)
+    to_image, to_text = maps.normal(size=(4, 12)), maps.normal(size=(4, 9))
+    generator = np.random.default_rng(seed)
+    hidden = generator.normal(size=(pairs, 4))
+    noise = 0.01 * generator.normal(size=(pairs, 12))
+    return 5 + hidden @ to_image + noise, hidden @ to_text - 3
+
+
+def test_linear_baseline_recovers_a_planted_map():
+    image_map, text_map = linear_baseline(*planted(200, seed=1), components=4, alpha=1e-3)
+    images, texts = planted(50, seed=2)  # new pairs
+    mapped, predicted = image_map.transform(images), text_map.predict(texts)
+    assert mapped.shape == predicted.shape == (50, 4)
+    assert np.abs(mapped - predicted).max() < 0.05  # components have unit variance
+    similarity = predicted @ mapped.T / np.linalg.norm(predicted, axis=1)[:, None] / np.linalg.norm(mapped, axis=1)
+    assert (similarity.argmax(axis=1) == np.arange(50)).mean() > 0.95
+
+
+def test_image_components_are_whitened():
+    images, texts = planted(300, seed=1)
+    image_map, _ = linear_baseline(images, texts, components=4, alpha=1.0)
+    np.testing.assert_allclose(np.cov(image_map.transform(images).T), np.eye(4), atol=1e-10)
+
+
+def test_a_large_penalty_shrinks_the_text_map():
+    images, texts = planted(100, seed=1)
+    sizes = [np.abs(linear_baseline(images, texts, 4, alpha)[1].predict(texts)).mean() for alpha in (1e-3, 1e2, 1e5)]
+    assert sizes[0] > sizes[1] > 10 * sizes[2]

@@ -1,0 +1,162 @@
+"""timam.data.batches: order, captions and length of an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from timam.data import Split
+from timam.data.batches import epoch_batches, epoch_order, steps_per_epoch
+
+
+def make_split(images_of_identity: list[int], first_id: int = 1, captions: tuple[int, ...] = (2, 1, 3)) -> Split:
+    """A split with the given number of pictures per identity; captions per picture go round in `captions`."""
+    labels = np.repeat(np.arange(len(images_of_identity)), images_of_identity).astype(np.int64)
+    counts = [captions[i % len(captions)] for i in range(len(labels))]
+    return Split(
+        name="train",
+        image_paths=[Path(f"{i}.png") for i in range(len(labels))],
+        image_labels=labels,
+        captions=[f"caption {k} of {i}" for i, n in enumerate(counts) for k in range(n)],
+        caption_image=np.repeat(np.arange(len(labels)), counts),
+        identities=np.arange(first_id, first_id + len(images_of_identity)),
+    )
+
+
+def numbered_pixels(count: int) -> np.ndarray:
+    """Pictures (count, 3, 2, 2) that show their own index."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 2, 2)).copy()
+
+
+def run_epoch(split: Split, batch_size: int, images_per_identity: int = 0, seed: int = 0, epoch: int = 1):
+    pixels = numbered_pixels(len(split.image_paths))
+    return list(epoch_batches(split, pixels, batch_size, images_per_identity, seed, epoch))
+
+
+def pictures(batches) -> list[int]:
+    return [int(p) for batch in batches for p in batch.pixels[:, 0, 0, 0]]
+
+
+RAGGED = [1, 4, 2, 7, 3, 1]  # 18 pictures of 6 identities
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 9])
+def test_epoch_visits_every_picture_once(k):
+    order = epoch_order(make_split(RAGGED).image_labels, k, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(18))
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_identity_aware_order_is_made_of_groups_of_different_pictures(k):
+    labels = make_split(RAGGED).image_labels
+    order = epoch_order(labels, k, np.random.default_rng(1))
+    groups = split_into_groups(labels[order], RAGGED, k)
+    # an identity of n pictures makes n // K groups of K and one of the rest
+    expected = Counter((i, s) for i, n in enumerate(RAGGED) for s in [k] * (n // k) + [n % k] * (n % k > 0))
+    assert groups == expected
+    assert len(set(order.tolist())) == 18  # never the same picture twice, in a group or elsewhere
+
+
+def split_into_groups(labels: np.ndarray, images_of_identity: list[int], k: int) -> Counter:
+    """(identity, size) of the groups, read off runs of equal labels; adjoining groups of an identity are told apart
+    by how many full groups and rests the identity has."""
+    left = {i: [n // k, n % k] for i, n in enumerate(images_of_identity)}
+    groups: Counter = Counter()
+    start = 0
+    while start < len(labels):
+        identity = int(labels[start])
+        run = next((j for j in range(start, len(labels)) if labels[j] != identity), len(labels)) - start
+        full, rest = run // k, run % k
+        left[identity][0] -= full
+        groups[identity, k] += full
+        if rest:
+            assert rest == left[identity][1]
+            groups[identity, rest] += 1
+        start += run
+    assert all(full == 0 for full, _ in left.values())
+    return +groups
+
+
+def test_batches_of_even_groups_hold_k_of_each_identity():
+    split = make_split([4] * 6)
+    for batch in run_epoch(split, batch_size=8, images_per_identity=4):
+        assert sorted(Counter(batch.identity_labels.tolist()).values()) == [4, 4]
+        assert len(set(batch.pixels[:, 0, 0, 0].tolist())) == 8
+
+
+def test_identity_aware_groups_change_their_members():
+    split = make_split([4] * 4)
+    members = set()
+    for epoch in range(20):
+        order = pictures(run_epoch(split, 2, 2, epoch=epoch))
+        members |= {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)}
+    assert len(members) == 4 * 6  # every pair of each identity's four pictures: C(4, 2) = 6
+
+
+@pytest.mark.parametrize("first_id", [0, 1, 1000])
+@pytest.mark.parametrize("k", [0, 4])
+def test_labels_are_those_of_the_pictures_whatever_the_ids_are(first_id, k):
+    split = make_split(RAGGED, first_id=first_id)
+    for batch in run_epoch(split, batch_size=4, images_per_identity=k):
+        assert batch.identity_labels.tolist() == split.image_labels[batch.pixels[:, 0, 0, 0].numpy()].tolist()
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_caption_belongs_to_its_picture(k):
+    split = make_split(RAGGED)
+    for epoch in range(5):
+        for batch in run_epoch(split, 4, k, epoch=epoch):
+            assert split.caption_image[batch.captions].tolist() == batch.pixels[:, 0, 0, 0].tolist()
+
+
+def test_every_caption_is_drawn_in_time():
+    split = make_split(RAGGED)
+    drawn = {int(c) for epoch in range(60) for batch in run_epoch(split, 18, epoch=epoch) for c in batch.captions}
+    assert drawn == set(range(len(split.captions)))  # missed with probability below 1e-9: (2/3)^60 * 36 captions
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_epoch_depends_on_seed_and_epoch_only(k):
+    split = make_split(RAGGED)
+
+    def trace(seed: int, epoch: int) -> list:
+        np.random.seed(epoch + 7)  # noqa: NPY002 - the global generators must not matter
+        torch.manual_seed(epoch + 7)
+        return [(b.captions.tolist(), b.pixels[:, 0, 0, 0].tolist()) for b in run_epoch(split, 4, k, seed, epoch)]
+
+    assert trace(0, 1) == trace(0, 1)
+    traces = [trace(seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
+    assert all(a != b for i, a in enumerate(traces) for b in traces[:i])
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(18, 4, [4, 4, 4, 4]), (18, 9, [9, 9]), (18, 17, [17]), (18, 18, [18]), (18, 19, [18]), (18, 64, [18]),
+     (1, 4, [1]), (5, 4, [4])],
+)  # fmt: skip
+def test_last_batch_is_dropped_unless_it_is_the_only_one(images, batch_size, sizes):
+    batches = run_epoch(make_split([images]), batch_size)
+    assert [len(b.captions) for b in batches] == sizes
+    assert steps_per_epoch(images, batch_size) == len(sizes)  # the announced length is what comes
+    assert len(set(pictures(batches))) == sum(sizes)
+
+
+def test_what_is_dropped_changes_between_epochs():
+    split = make_split([5])
+    dropped = {frozenset(range(5)) - frozenset(pictures(run_epoch(split, 4, epoch=e))) for e in range(50)}
+    assert len(dropped) == 5
+
+
+def test_batch_is_a_writable_copy_of_a_read_only_store(tmp_path):
+    np.save(tmp_path / "pixels.npy", numbered_pixels(18))
+    pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    batch = next(epoch_batches(make_split(RAGGED), pixels, 4, 0, 0, 1))
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.identity_labels.dtype == torch.int64
+    batch.pixels.fill_(255)
+    batch.identity_labels.fill_(9)
+    assert pixels.max() == 17

@@ -1,0 +1,417 @@
+"""The command line: help, exit codes, and one tiny run end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from layouts import TINY_SETTINGS, person_search_records, write_person_search, write_picture
+
+from timam import cli, training
+
+COMMANDS = [[], ["data"], ["data", "pedestrians"], ["data", "check"], ["train"], ["evaluate"], ["search"]]
+SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """call(*arguments) -> the exit code, stdout and stderr of `timam ...`, in this process."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["timam", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory) -> Path:
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+def train_arguments(root: Path, run: Path, *more: str) -> list[object]:
+    return ["train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", root, "--output", run, *SETTINGS, *more]
+
+
+@pytest.fixture(scope="session")
+def finished_run(people, tmp_path_factory) -> Path:
+    """A run of the command line that is complete; tests only read it."""
+    run = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["timam", *map(str, train_arguments(people, run))])
+        cli.main()
+    return run
+
+
+# -- help and wrong calls ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_every_command(call, command, flag):
+    result = call(*command, flag)
+    assert result.code == 0
+    assert result.out.startswith("Usage: timam")
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["data", "pedestrians"], ["Pixels", "[default: 192", "[default: 96", "[default: 1000", "[default: 3.092",
+                                   "0<=x<=1", "Share of", "[default: 0", "Processes"]),
+        (["train"], ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels", "epochs"]),
+        (["evaluate"], ["[val|test]", "[default: test]"]),
+        (["search"], ["[default: 10", "cosine similarity in [-1, 1]", "x>=1"]),
+    ],
+)  # fmt: skip
+def test_help_says_units_and_defaults(call, command, expected):
+    text = " ".join(call(*command, "--help").out.split())
+    for words in expected:
+        assert words in text, words
+
+
+def test_every_option_has_a_help_text():
+    def options(command):
+        yield from command.params
+        for sub in getattr(command, "commands", {}).values():
+            yield from options(sub)
+
+    found = [p for p in options(cli.cli) if p.param_type_name == "option"]
+    assert len(found) > 20
+    assert [p.name for p in found if not p.help] == []
+
+
+def test_version(call):
+    assert call("--version").out.strip().endswith(cli.__version__)
+
+
+WRONG_CALLS = {
+    "unknown command": (["fly"], "No such command 'fly'"),
+    "unknown option": (["train", "--colour", "red"], "No such option"),
+    "unknown preset": (["train", "--preset", "big", "--dataset", "csv", "--root", ".", "--output", "x"], "'big'"),
+    "unknown dataset": (["train", "--dataset", "mnist", "--root", ".", "--output", "x"], "'mnist'"),
+    "no output": (["train", "--dataset", "cuhk-pedes", "--root", "."], "--output"),
+    "negative seed": (["train", "--seed", "-1"], "-1"),
+    "k of 0": (["search", ".", "a man", "--images", ".", "-k", "0"], "0"),
+    "missing run": (["evaluate", "nowhere"], "nowhere"),
+    "unknown split": (["evaluate", ".", "--split", "train"], "'train'"),
+    "dataset without root": (["evaluate", ".", "--dataset", "cuhk-pedes"], "go together"),
+    "root without dataset": (["evaluate", ".", "--root", "."], "go together"),
+    "empty sentence": (["search", ".", "", "--images", "."], "sentence is empty"),
+    "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
+    "check without root": (["data", "check", "--dataset", "cuhk-pedes"], "--root"),
+    "share above 1": (["data", "pedestrians", "--output", "x", "--omission", "1.5"], "1.5"),
+    "two identities": (["data", "pedestrians", "--output", "x", "--identities", "2"], "2"),
+    "no one to train": (
+        ["data", "pedestrians", "--output", "x", "--identities", "9", "--val-identities", "8"], "leaves none",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+def test_wrong_call_is_exit_code_2(call, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.code == 2
+    assert expected in result.err
+    assert "Traceback" not in result.err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("train.epochs", "KEY=VALUE"), ("train.epochs=0", "1 or more"), ("train.epochs=x", "expected int"),
+     ("train.speed=3", "unknown setting"), ("data.images_per_identity=3", "divisor"), ("seed=-1", "train.seed")],
+)  # fmt: skip
+def test_bad_set_is_exit_code_2_before_anything_is_written(call, people, tmp_path, setting, expected):
+    result = call(*train_arguments(people, tmp_path / "run", "--set", setting))
+    assert result.code == 2
+    assert expected in result.err
+    assert not (tmp_path / "run").exists()
+
+
+# -- data check -------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_the_statistics_of_each_split(call, tmp_path):
+    records = person_search_records(train=3, val=1, test=2)
+    records[0]["captions"] = ["one two three four five", "six", "seven"]
+    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
+    assert result.code == 0
+    train, val, test, last = result.out.splitlines()
+    assert re.search(r"train .*identities +3 +pictures +6 +captions +13 ", train)
+    assert "(at most 9)" in train  # a person in a red coat and blue trousers
+    assert train.endswith("5 with 2, 1 with 3")
+    assert re.search(r"val .*identities +1 +pictures +2 +captions +4 ", val)
+    assert re.search(r"test .*identities +2 +pictures +4 +captions +8 ", test)
+    assert "0 problem(s)" in last
+    assert result.err == ""
+
+
+def test_check_names_every_problem_pictures_content_included(call, tmp_path):
+    records = person_search_records()
+    root = write_person_search(tmp_path, records)
+    records[1]["captions"] = []
+    records[4]["id"] = "3"
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    (root / "imgs" / records[2]["file_path"]).unlink()
+    truncated, empty = (root / "imgs" / records[i]["file_path"] for i in (6, 20))
+    truncated.write_bytes(truncated.read_bytes()[:-60])
+    empty.write_bytes(b"")
+    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", root)
+    assert result.code == 1
+    problems = result.err.splitlines()
+    assert len(problems) == 5
+    for words in ("record 1: it has no captions", "record 4: id = '3'", "record 2: no such picture", str(truncated),
+                  str(empty)):  # fmt: skip
+        assert sum(words in p for p in problems) == 1, words
+    assert "5 problem(s)" in result.out
+
+
+def test_check_of_an_empty_split_or_nothing_is_exit_code_1(call, tmp_path):
+    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path / "a", val=0))
+    assert result.code == 1
+    assert "the val split has no identities" in result.err
+    result = call("data", "check", "--dataset", "flickr30k", "--root", tmp_path / "nowhere")
+    assert result.code == 1
+    assert "dataset_flickr30k.json: no such annotation file" in result.err
+
+
+# -- train ------------------------------------------------------------------------------------------------------
+
+
+def test_run_directory_is_complete(finished_run, people):
+    config = json.loads((finished_run / "config.json").read_text())
+    assert config["preset"] == "smoke"
+    assert config["data"]["root"] == str(people)
+    assert config["train"]["epochs"] == 2
+    history = pd.read_csv(finished_run / "history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert {"total", "matching", "identification_image", "identification_text", "adversarial", "discriminator",
+            "discriminator_accuracy", "image_lr", "text_lr", "discriminator_lr", "seconds",
+            "val_text_to_image_rank_1", "val_image_to_text_mAP"} <= set(history)  # fmt: skip
+    assert history.notna().all().all()
+    for name in ("last", "best"):
+        found = {p.name for p in (finished_run / "checkpoints" / name).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer"} <= found
+    assert sorted(p.name for p in (finished_run / "checkpoints").iterdir()) == ["best", "last"]
+    suffixes = {p.suffix for p in finished_run.rglob("*") if p.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".csv", ".md"}  # nothing pickled
+
+
+def test_metrics_have_the_agreed_form(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert (metrics["dataset"], metrics["split"]) == ("cuhk-pedes", "test")
+    assert metrics["best_epoch"] in (1, 2)
+    assert metrics["seconds"] > 0
+    keys = {"rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery"}
+    for direction, sizes in (("text_to_image", (12, 6)), ("image_to_text", (6, 12))):  # 3 identities x 2 x 2 captions
+        assert set(metrics[direction]) == keys
+        assert (metrics[direction]["queries"], metrics[direction]["gallery"]) == sizes
+        assert all(0 <= metrics[direction][k] <= 1 for k in keys - {"queries", "gallery"})
+    assert {"centroid_distance", "probe_accuracy"} <= set(metrics["modality_gap"])
+    provenance = metrics["provenance"]
+    assert {"commit", "python", "torch", "transformers", "device", "data_fingerprint"} <= set(provenance)
+    assert re.fullmatch("[0-9a-f]{16}", provenance["data_fingerprint"])
+
+
+def test_same_command_again_does_nothing_and_says_so(call, finished_run, people, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*")}
+    monkeypatch.setattr(training, "load_dataset", lambda *_: pytest.fail("started again"))
+    result = call(*train_arguments(people, finished_run))
+    assert result.code == 0
+    assert "complete already; nothing to do" in result.out
+    assert "text_to_image" in result.out
+    assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, flags):
+    before = (finished_run / "config.json").read_bytes()
+    result = call(*train_arguments(people, finished_run, "--set", "train.epochs=3", *flags))
+    assert result.code == 1
+    assert "another config" in result.err
+    assert "train.epochs: 2 there, 3 asked for" in result.err
+    assert (finished_run / "config.json").read_bytes() == before
+
+
+def test_seed_is_short_for_its_setting(call, finished_run, people):
+    result = call(*train_arguments(people, finished_run, "--seed", "7"))
+    assert "train.seed: 0 there, 7 asked for" in result.err
+
+
+def interrupted(finished: Path, folder: Path) -> Path:
+    shutil.copytree(finished, folder)
+    (folder / "metrics.json").unlink()
+    return folder
+
+
+def test_interrupted_run_needs_resume(call, finished_run, people, tmp_path):
+    run = interrupted(finished_run, tmp_path / "run")
+    result = call(*train_arguments(people, run))
+    assert result.code == 1
+    assert "--resume" in result.err
+    assert not (run / "metrics.json").exists()
+    result = call(*train_arguments(people, run, "--resume"))
+    assert result.code == 0
+    old, new = (json.loads((r / "metrics.json").read_text()) for r in (finished_run, run))
+    assert new["text_to_image"] == old["text_to_image"]
+
+
+def test_foreign_folder_is_refused_and_kept(call, people, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = call(*train_arguments(people, tmp_path))
+    assert result.code == 1
+    assert "not empty and holds no run" in result.err
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_damaged_config_or_checkpoint_is_a_message(call, finished_run, people, tmp_path):
+    run = interrupted(finished_run, tmp_path / "run")
+    state = run / "checkpoints" / "last" / "training_state.json"
+    state.write_text(state.read_text()[:-20])
+    result = call(*train_arguments(people, run, "--resume"))
+    assert result.code == 1
+    assert "last is damaged" in result.err
+    (run / "config.json").write_text("{")
+    result = call(*train_arguments(people, run, "--resume"))
+    assert result.code == 1
+    assert "config.json" in result.err
+
+
+@pytest.mark.parametrize("cause", ["annotation", "picture", "backbone", "empty split"])
+def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, cause):
+    records = person_search_records(train=3, val=0 if cause == "empty split" else 1, test=1)
+    root = write_person_search(tmp_path / "data", records)
+    more: list[str] = []
+    if cause == "annotation":
+        (root / "reid_raw.json").write_text("[{}]")
+    elif cause == "picture":
+        (root / "imgs" / records[0]["file_path"]).write_bytes(b"\x89PNG")
+    elif cause == "backbone":
+        more = ["--set", "model.backbone=resnet7"]
+    result = call(*train_arguments(root, tmp_path / "run", *more))
+    assert result.code == 1
+    assert result.err.startswith("error: ") or "\nerror: " in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "run").exists()
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_reproduces_the_runs_numbers(call, finished_run):
+    result = call("evaluate", finished_run, "--json")
+    assert result.code == 0
+    found, metrics = json.loads(result.out), json.loads((finished_run / "metrics.json").read_text())
+    for key in ("dataset", "split", "text_to_image", "image_to_text", "modality_gap"):
+        assert found[key] == metrics[key], key
+
+
+def test_evaluate_prints_percent_and_takes_another_split(call, finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    table = call("evaluate", finished_run).out
+    assert f"{100 * metrics['text_to_image']['mAP']:.2f}" in table
+    assert "percent" in table
+    result = call("evaluate", finished_run, "--split", "val", "--json")
+    best = pd.read_csv(finished_run / "history.csv").iloc[metrics["best_epoch"] - 1]
+    assert json.loads(result.out)["split"] == "val"
+    assert json.loads(result.out)["text_to_image"]["mAP"] == pytest.approx(best["val_text_to_image_mAP"], abs=1e-12)
+
+
+def test_evaluate_takes_other_data(call, finished_run, tmp_path):
+    other = write_person_search(tmp_path, train=0, val=0, test=5)  # the other splits are not needed
+    result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["text_to_image"]["gallery"] == 10
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["search", "a man", "--images", "."]])
+def test_folder_without_a_run_is_exit_code_1(call, tmp_path, command):
+    result = call(command[0], tmp_path, *command[1:])
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert str(tmp_path) in result.err
+
+
+# -- search -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    folder = tmp_path / "album"
+    for i, colour in enumerate(["red", "green", "blue", "yellow"]):
+        write_picture(folder / "sub" / f"{i}.png", colour, "black", i)
+    write_picture(folder / "UPPER.PNG", "white", "white")
+    (folder / "sub" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_search_ranks_and_passes_over_what_it_cannot_read(call, finished_run, album):
+    result = call("search", finished_run, "a person in a red coat", "--images", album, "--json")
+    assert result.code == 0
+    answers = json.loads(result.out)
+    assert sorted(Path(a["path"]).name for a in answers) == ["0.png", "1.png", "2.png", "3.png", "UPPER.PNG"]
+    scores = [a["score"] for a in answers]
+    assert scores == sorted(scores, reverse=True)
+    assert all(-1.0001 <= s <= 1.0001 for s in scores)
+    assert "passed over" in result.err
+    assert "broken.jpg" in result.err
+
+
+def test_search_k_and_plain_lines_agree_with_json(call, finished_run, album):
+    arguments = ["search", finished_run, "a person in a red coat", "--images", album]
+    every = json.loads(call(*arguments, "--json").out)
+    lines = call(*arguments, "-k", "2").out.splitlines()
+    assert lines == [f"{a['score']:.4f}  {a['path']}" for a in every[:2]]
+
+
+def test_search_without_pictures_is_exit_code_1(call, finished_run, tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        result = call("search", finished_run, "a man", "--images", folder)
+        assert result.code == 1
+        assert str(folder) in result.err
+
+
+def test_search_prints_names_that_are_not_utf8(call, finished_run, tmp_path):
+    write_picture(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")  # as Latin-1 writes it
+    result = call("search", finished_run, "a man", "--images", tmp_path)
+    assert result.code == 0
+    assert "caf\ufffd.png" in result.out
+    (answer,) = json.loads(call("search", finished_run, "a man", "--images", tmp_path, "--json").out)
+    assert Path(answer["path"]).is_file()  # a program gets the exact name
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["data", "check"], 2)])
+def test_python_m_timam(arguments, code):
+    result = subprocess.run([sys.executable, "-m", "timam", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert "Usage: timam" in result.stdout + result.stderr
+
+
+def test_interrupt_is_exit_code_130_with_a_hint(call, people, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", interrupt)
+    result = call(*train_arguments(people, tmp_path / "run"))
+    assert result.code == 130
+    assert "--resume" in result.err

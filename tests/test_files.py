@@ -1,0 +1,170 @@
+"""timam.files: old content or new, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from timam import files
+from timam.files import cache_folder, recover_folder, replacing_file, replacing_folder, write_text
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: what runs after it is taken out by the test."""
+
+
+def test_write_text_replaces_whole_file_in_utf8(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    write_text(path, "nëw\n")
+    assert path.read_bytes() == "nëw\n".encode()
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("old", ["old", None])
+def test_exception_leaves_file_as_it_was(tmp_path, old):
+    path = tmp_path / "a.txt"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(RuntimeError, match="broken"), replacing_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("broken")
+    assert (path.read_text() if path.exists() else None) == old
+    assert os.listdir(tmp_path) == ([] if old is None else ["a.txt"])
+
+
+def test_file_appears_only_at_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"  # a kill here leaves this
+        assert temporary.parent == path.parent  # one file system: os.replace is one step
+    assert path.read_text() == "new"
+
+
+def test_forgotten_temporary_file_is_an_error_not_a_loss(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing_file(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def fill(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model").write_text(content)
+    (folder / f"only_{content}").write_text(content)
+    return folder
+
+
+def content_of(folder: Path) -> str | None:
+    """ "old" or "new" when the folder holds exactly one of them; fails on a mixture."""
+    if not folder.exists():
+        return None
+    content = (folder / "model").read_text()
+    assert sorted(os.listdir(folder)) == ["model", f"only_{content}"]
+    return content
+
+
+@pytest.mark.parametrize("had_old", [True, False])
+def test_folder_is_replaced_as_a_whole(tmp_path, had_old):
+    target = tmp_path / "run" / "last"
+    if had_old:
+        fill(target, "old")
+    with replacing_folder(target) as new:
+        fill(new, "new")
+        assert content_of(target) == ("old" if had_old else None)
+    assert content_of(target) == "new"
+    assert os.listdir(target.parent) == ["last"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_exception_leaves_folder_as_it_was(tmp_path, error):
+    target = fill(tmp_path / "last", "old")
+    with pytest.raises(error), replacing_folder(target) as new:
+        (new / "model").write_text("half")
+        raise error
+    assert content_of(target) == "old"
+    assert os.listdir(tmp_path) == ["last"]
+
+
+def test_remains_of_a_killed_writer_do_not_leak_into_the_next_folder(tmp_path):
+    target = tmp_path / "last"
+    fill(tmp_path / ".last.new", "half")  # SIGKILL inside the with block: no clean-up ran
+    with replacing_folder(target) as new:
+        fill(new, "new")
+    assert content_of(target) == "new"
+
+
+def kill_at(monkeypatch, name: str, nth: int) -> None:
+    """The nth call of Path.rename or shutil.rmtree on is the moment of the kill: neither it nor any later one runs."""
+    owner = Path if name == "rename" else files.shutil
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(args)
+        if len(calls) >= nth:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+# In order, replacing an old folder: rmtree of remains of .new (1), [the caller writes], rmtree in recover_folder (2),
+# rename old away (1), rename new in (2), rmtree of the old (3).
+@pytest.mark.parametrize(
+    ("name", "nth", "expected"),
+    [("rmtree", 1, "old"), ("rmtree", 2, "old"), ("rename", 1, "old"), ("rename", 2, "old"), ("rmtree", 3, "new")],
+)
+def test_kill_at_any_point_leaves_old_or_new_after_recovery(tmp_path, monkeypatch, name, nth, expected):
+    target = fill(tmp_path / "last", "old")
+    with monkeypatch.context() as patched:
+        kill_at(patched, name, nth)
+        with pytest.raises(Killed), replacing_folder(target) as new:
+            fill(new, "new")
+    recover_folder(target)
+    assert content_of(target) == expected
+    assert not (tmp_path / ".last.old").exists()
+    with replacing_folder(target) as new:  # and the next replacement works
+        fill(new, "newer")
+    assert content_of(target) == "newer"
+    assert os.listdir(tmp_path) == ["last"]
+
+
+def test_replacing_again_without_recovery_first_loses_nothing(tmp_path, monkeypatch):
+    target = fill(tmp_path / "last", "old")
+    with monkeypatch.context() as patched:
+        kill_at(patched, "rename", 2)  # between the two renames: only .last.old and .last.new are there
+        with pytest.raises(Killed), replacing_folder(target) as new:
+            fill(new, "new")
+    assert not target.exists()
+    with pytest.raises(RuntimeError), replacing_folder(target) as new:
+        raise RuntimeError
+    recover_folder(target)
+    assert content_of(target) == "old"
+
+
+def test_recovering_nothing_does_nothing(tmp_path):
+    recover_folder(tmp_path / "last")
+    assert os.listdir(tmp_path) == []
+    recover_folder(fill(tmp_path / "last", "old"))
+    assert content_of(tmp_path / "last") == "old"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TIMAM_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, Path("/a/b")),
+        ({"TIMAM_CACHE": "", "XDG_CACHE_HOME": "/x"}, Path("/x/timam")),
+        ({"HOME": "/home/me"}, Path("/home/me/.cache/timam")),
+    ],
+)
+def test_cache_folder(monkeypatch, variables, expected):
+    for name in ("TIMAM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == expected

@@ -1,0 +1,188 @@
+"""Decoding, resizing and normalising pictures of every mode, and damaged files."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timam.images import ImageError, any_to_pixels, find_unreadable, normalize, read_image, to_pixels
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def colours(image: Image.Image) -> list[tuple[int, ...]]:
+    """The pixels of an RGB picture, row by row."""
+    assert image.mode == "RGB"
+    return [tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3).tolist()]
+
+
+def saved(image: Image.Image, path, **options) -> Image.Image:
+    image.save(path, **options)
+    return read_image(path)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 102)])  # 102 / 255 = 0.4 of black: 153 stays of white
+    assert colours(saved(image, tmp_path / "a.png")) == [RED, WHITE, (153, 153, 153)]
+
+
+def test_gray_with_transparency(tmp_path):
+    image = Image.new("LA", (2, 1))
+    image.putdata([(100, 255), (0, 0)])
+    assert colours(saved(image, tmp_path / "a.png")) == [(100, 100, 100), WHITE]
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette(tmp_path, transparent):
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    options = {"transparency": 1} if transparent else {}
+    expected = [RED, WHITE if transparent else GREEN, BLUE]
+    assert colours(saved(image, tmp_path / "a.png", **options)) == expected
+
+
+@pytest.mark.parametrize(("mode", "value", "gray"), [("L", 77, 77), ("1", 1, 255)])
+def test_gray(tmp_path, mode, value, gray):
+    assert colours(saved(Image.new(mode, (2, 2), value), tmp_path / "a.png")) == [(gray,) * 3] * 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path, name):
+    values = np.array([[0, 255, 256, 12800, 32768, 65535]], dtype=np.uint16)
+    found = saved(Image.fromarray(values), tmp_path / name)
+    assert [c[0] for c in colours(found)] == [0, 0, 1, 50, 128, 255]  # the high byte of each
+
+
+def test_cmyk(tmp_path):
+    # Cyan ink takes the red away; JPEG is lossy by a few levels.
+    found = np.array(colours(saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg", quality=95)))
+    assert np.abs(found - [0, 255, 255]).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [(1, [RED, GREEN, BLUE]), (3, [BLUE, GREEN, RED]), (6, [RED, GREEN, BLUE]), (8, [BLUE, GREEN, RED])],
+)
+def test_exif_turns_the_picture_once(tmp_path, orientation, expected):
+    # Three pixels side by side: 3 turns by 180 degrees, 6 and 8 by 90 make them stand above each other.
+    image = Image.new("RGB", (3, 1))
+    image.putdata([RED, GREEN, BLUE])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = saved(image, tmp_path / "a.png", exif=exif)
+    assert found.size == ((3, 1) if orientation in (1, 3) else (1, 3))
+    assert colours(found) == expected
+    height, width = found.size[1], found.size[0]
+    assert to_pixels(found, height, width).transpose(1, 2, 0).reshape(-1, 3).tolist() == [list(c) for c in expected]
+
+
+def test_a_folder_of_pictures_is_read_in_order(tmp_path):
+    good, missing, text = tmp_path / "good.png", tmp_path / "missing.png", tmp_path / "text.jpg"
+    Image.new("RGB", (4, 4)).save(good)
+    text.write_text("not a picture")
+    problems = find_unreadable([missing, good, text, good])
+    assert [str(missing) in problems[0], str(text) in problems[1], len(problems)] == [True, True, 2]
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [jpeg()[: len(jpeg()) // 2], jpeg()[:20], b"a man in a red hat\n", b"", b"\x89PNG\r\n\x1a\n"],
+    ids=["truncated", "header only", "text", "empty", "signature only"],
+)  # fmt: skip
+def test_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "person.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"person\.jpg: not a readable picture"):
+        read_image(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nobody\.jpg: no such file"):
+        read_image(tmp_path / "nobody.jpg")
+
+
+def test_folder_is_no_picture(tmp_path):
+    with pytest.raises(ImageError, match=tmp_path.name):
+        read_image(tmp_path)
+
+
+def test_decompression_bomb_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (40, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # Pillow refuses above twice this
+    with pytest.raises(ImageError, match=r"bomb\.png.*DecompressionBomb"):
+        read_image(path)
+
+
+# -- resizing --------------------------------------------------------------------------------------------------------
+
+
+def test_shape_is_height_by_width():
+    pixels = to_pixels(Image.new("RGB", (30, 50), RED), 8, 4)
+    assert pixels.shape == (3, 8, 4)
+    assert pixels.dtype == np.uint8
+    assert pixels[:, 3, 2].tolist() == list(RED)
+
+
+def test_same_size_keeps_every_pixel():
+    picture = noise(9, 7)
+    np.testing.assert_array_equal(to_pixels(Image.fromarray(picture), 9, 7), picture.transpose(2, 0, 1))
+
+
+def test_resizing_is_antialiased():
+    # A checkerboard of single pixels, 8 times too fine: the mean of each block, 127.5. Bilinear sampling without
+    # antialiasing would give values between 0 and 255 that depend on where the samples fall.
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    inner = to_pixels(Image.fromarray(board), 8, 8)[:, 1:-1, 1:-1]
+    assert np.abs(inner.astype(float) - 127.5).max() <= 2
+
+
+def test_stripes_of_three_pixels_are_antialiased():
+    stripes = np.zeros((60, 60), dtype=np.uint8)
+    stripes[:, ::3] = 255  # a third is white: 85 on average
+    assert np.abs(to_pixels(Image.fromarray(stripes), 6, 6).astype(float) - 85).max() <= 6
+
+
+def test_every_kind_of_input_gives_the_same_pixels(tmp_path):
+    picture = noise(20, 10)
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    kinds = [Image.fromarray(picture), path, str(path), tensor]
+    found = [any_to_pixels(kind, 12, 8) for kind in kinds]
+    assert all(f.dtype == torch.uint8 and torch.equal(f, found[0]) for f in found)
+    assert torch.equal(any_to_pixels(tensor, 20, 10), tensor)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(3, 4, 4), torch.zeros(4, 4, 3).byte(), torch.zeros(1, 3, 4, 4).byte()]
+)  # fmt: skip
+def test_tensor_of_another_form_is_an_error(tensor):
+    with pytest.raises(ValueError, match=r"expected \(3, h, w\) torch.uint8"):
+        any_to_pixels(tensor, 4, 4)
+
+
+def test_normalize_constants():
+    # A pixel of ImageNet's mean is 0, one standard deviation above it 1; black is -mean / std.
+    pixels = torch.zeros(1, 3, 2, 1, dtype=torch.uint8)
+    pixels[0, :, 1] = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None]  # 255 x mean, rounded
+    found = normalize(pixels)
+    assert found.dtype == torch.float32
+    expected = [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor(expected), rtol=1e-6, atol=0)
+    assert found[0, :, 1].abs().max() < 0.5 / (255 * 0.224) + 1e-3
+    white = normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    torch.testing.assert_close(white, torch.tensor(expected) + 1 / torch.tensor([0.229, 0.224, 0.225]))

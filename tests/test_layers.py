@@ -1,0 +1,92 @@
+"""Who may import whom (style.md section 1): the arrows between the package's modules point one way."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "timam"
+MODULES = {
+    ".".join(("timam", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions; `from a import b` counts as a and a.b."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+IMPORTS = {module: imports(module, path) for module, path in MODULES.items()}
+
+
+def within(names: set[str], prefix: str) -> set[str]:
+    """Those of `names` that are the module `prefix` or lie below it."""
+    return {n for n in names if n == prefix or n.startswith(prefix + ".")}
+
+
+def all_imports_of(prefix: str) -> set[str]:
+    sources = within(set(IMPORTS), prefix)
+    assert sources, f"{prefix} is gone: mend this test"
+    return set().union(*(IMPORTS[m] for m in sources))
+
+
+@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis"])
+def test_pure_functions_import_no_module_of_ours(module):
+    assert within(all_imports_of(module), "timam") == set()
+
+
+def test_config_needs_the_standard_library_only():
+    assert {name.partition(".")[0] for name in all_imports_of("timam.config")} <= sys.stdlib_module_names
+
+
+# source -> what it must never import
+FORBIDDEN = {
+    "timam.data": ["timam.training", "timam.evaluation", "timam.models", "timam.stores", "timam.losses", "timam.cli"],
+    "timam.models": ["timam.data", "timam.training", "timam.evaluation", "timam.stores", "timam.losses", "timam.cli"],
+    "timam.images": ["timam.data", "timam.models", "timam.stores", "timam.training", "timam.evaluation"],
+    "timam.files": ["timam.data", "timam.models", "timam.stores", "timam.training", "timam.evaluation", "timam.config"],
+    "timam.stores": ["timam.training", "timam.evaluation", "timam.losses", "timam.cli"],
+    "timam.evaluation": ["timam.training", "timam.losses", "timam.cli"],
+    "timam.search": ["timam.training", "timam.data", "timam.losses", "timam.cli"],
+    "timam.pedestrians": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
+}
+
+
+@pytest.mark.parametrize(("source", "target"), [(s, t) for s, targets in FORBIDDEN.items() for t in targets])
+def test_arrow_points_one_way(source, target):
+    assert within(all_imports_of(source), target) == set()
+
+
+def test_only_the_command_line_imports_training():
+    importers = {m for m, names in IMPORTS.items() if within(names, "timam.training") and m != "timam.training"}
+    assert importers <= {"timam.cli"}
+    assert "timam.cli" in importers
+
+
+def test_only_the_entry_point_imports_the_command_line():
+    assert {m for m, names in IMPORTS.items() if within(names, "timam.cli")} == {"timam.__main__"}
+
+
+@pytest.mark.parametrize("outside", ["tests", "notebooks", "conftest", "layouts", "pytest", "papermill"])
+def test_package_never_imports_what_stands_on_it(outside):
+    assert {m for m, names in IMPORTS.items() if within(names, outside)} == set()
+
+
+def test_relative_imports_are_resolved(tmp_path):  # of this test itself: a relative import must not slip through
+    path = tmp_path / "joint.py"
+    path.write_text("from . import training\nfrom ..data import readers\nfrom .weights import load_backbone\n")
+    found = imports("timam.models.joint", path)
+    assert {"timam.models.training", "timam.data.readers", "timam.models.weights.load_backbone"} <= found

@@ -1,0 +1,263 @@
+"""timam.stores: what is stored equals what it stands for, and is made again exactly when an input changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from layouts import write_picture
+from PIL import Image
+
+from timam import stores
+from timam.config import LossConfig, TrainConfig
+from timam.data import DataError
+from timam.images import read_image, to_pixels
+from timam.stores import WordStates, open_pixels, open_word_states
+from timam.training import build_optimizers, train_step
+
+CAPTIONS = ["a man", "the woman in a red dress and a black hat and boots", "a", "a green coat and white shoes", "blue"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache for each test; the fixture's value is the folder."""
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[Path]:
+    found = [tmp_path / "pictures" / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(found):
+        write_picture(path, seed=i, size=(20 + i, 40 - i))  # of different sizes
+    return found
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*") if p.is_file())
+
+
+def count_calls(monkeypatch, name: str) -> list:
+    calls: list = []
+    original = getattr(stores, name)
+    monkeypatch.setattr(stores, name, lambda *args: calls.append(args) or original(*args))
+    return calls
+
+
+def test_pixels_equal_decoding_each_picture(paths):
+    pixels = open_pixels(paths, 24, 12, progress=False)
+    assert (pixels.shape, pixels.dtype) == ((5, 3, 24, 12), np.uint8)
+    for row, path in zip(pixels, paths, strict=True):
+        assert np.array_equal(row, to_pixels(read_image(path), 24, 12))
+
+
+def test_second_call_decodes_nothing(paths, monkeypatch, own_cache):
+    decoded = count_calls(monkeypatch, "read_image")
+    first = open_pixels(paths, 24, 12, progress=False)
+    assert len(decoded) == 5
+    assert np.array_equal(open_pixels(paths, 24, 12, progress=False), first)
+    assert len(decoded) == 5
+    assert len(files(own_cache)) == 1
+
+
+def test_pixels_are_read_only(paths):
+    pixels = open_pixels(paths, 24, 12, progress=False)
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0] = 0
+    assert not np.array_equal(pixels[0], np.zeros_like(pixels[0]))
+
+
+@pytest.mark.parametrize("change", ["content", "time", "order", "fewer"])
+def test_changed_input_is_decoded_again(paths, change):
+    first = np.array(open_pixels(paths, 24, 12, progress=False))
+    if change == "content":
+        write_picture(paths[1], "green", "white", seed=99, size=(50, 50))
+    elif change == "time":  # the same size in bytes, another content: only the time tells
+        swapped = Image.open(paths[1]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        stat = paths[1].stat()
+        swapped.save(paths[1])
+        paths[1].write_bytes(paths[1].read_bytes().ljust(stat.st_size, b"\0")[: max(stat.st_size, 0) or None])
+        os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        if paths[1].stat().st_size != stat.st_size:
+            pytest.skip("the mirrored picture takes another size")
+    elif change == "order":
+        paths.reverse()
+    else:
+        paths.pop()
+    again = open_pixels(paths, 24, 12, progress=False)
+    expected = [to_pixels(read_image(p), 24, 12) for p in paths]
+    assert np.array_equal(again, expected)
+    assert not np.array_equal(again, first)
+
+
+def test_other_size_has_a_store_of_its_own(paths, own_cache):
+    assert open_pixels(paths, 24, 12, progress=False).shape == (5, 3, 24, 12)
+    assert open_pixels(paths, 12, 24, progress=False).shape == (5, 3, 12, 24)
+    assert len(files(own_cache)) == 2
+
+
+def test_unreadable_pictures_are_all_reported_and_nothing_is_stored(paths, own_cache):
+    paths[1].write_bytes(paths[1].read_bytes()[:-40])
+    paths[3].write_text("no picture")
+    with pytest.raises(DataError) as caught:
+        open_pixels(paths, 24, 12, progress=False)
+    assert [str(p) in problem for p, problem in zip((paths[1], paths[3]), caught.value.problems, strict=True)] == [
+        True, True,
+    ]  # fmt: skip
+    assert files(own_cache) == []
+
+
+def test_killed_build_leaves_no_store(paths, own_cache, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores, "to_pixels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_pixels(paths, 24, 12, progress=False)
+    assert files(own_cache) == []
+    assert open_pixels(paths, 24, 12, progress=False)[0].any()
+
+
+def test_too_small_disk_is_refused_before_decoding(paths, own_cache, monkeypatch, tiny_model):
+    decoded = count_calls(monkeypatch, "read_image")
+    needed = 5 * 3 * 24 * 12
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OSError, match=r"4,320 bytes.*4,319.*TIMAM_CACHE"):
+        open_pixels(paths, 24, 12, progress=False)
+    assert (decoded, files(own_cache)) == ([], [])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match="TIMAM_CACHE"):
+        open_word_states(tiny_model(), CAPTIONS, progress=False)
+    assert files(own_cache) == []
+
+
+def test_missing_picture_is_an_error_that_names_it(paths):
+    paths[2].unlink()
+    with pytest.raises(OSError, match=r"2\.png"):
+        open_pixels(paths, 24, 12, progress=False)
+
+
+# -- word states ------------------------------------------------------------------------------------------------
+
+
+def own_states(model, captions: list[str]) -> list[torch.Tensor]:
+    """The language model's outputs for each caption alone, without padding."""
+    model.eval()
+    with torch.no_grad():
+        return [model.text_encoder.word_states(*model.tokenize([c]))[0] for c in captions]
+
+
+def test_word_states_equal_the_models_own_output(tiny_model):
+    model = tiny_model()
+    model.text_encoder.freeze()
+    store = open_word_states(model, CAPTIONS, batch_size=2, progress=False)
+    expected = own_states(model, CAPTIONS)
+    assert len({len(e) for e in expected}) > 2  # ragged indeed
+    assert store.states.dtype == np.float16
+    chosen = np.array([3, 0, 1, 1])
+    gathered = store.gather(chosen)
+    assert (gathered.dtype, gathered.shape[1]) == (torch.float32, max(len(expected[m]) for m in chosen))
+    for row, m in zip(gathered, chosen, strict=True):
+        own = expected[m]
+        # float16 keeps 11 bits: a relative error of 2^-11; the rest is rounding of another padding
+        torch.testing.assert_close(row[: len(own)], own, rtol=2**-10, atol=1e-5)
+        assert (row[len(own) :] == 0).all()
+
+
+def test_word_states_have_no_dropout_and_leave_the_mode(tiny_model, own_cache):
+    model = tiny_model()
+    model.train()  # not frozen: its dropout is on
+    store = open_word_states(model, CAPTIONS, progress=False)
+    assert model.training
+    assert model.text_encoder.language_model.training
+    expected = torch.cat(own_states(model, CAPTIONS))
+    torch.testing.assert_close(torch.from_numpy(np.array(store.states)).float(), expected, rtol=2**-10, atol=1e-5)
+
+
+def test_word_states_are_computed_once_for_the_same_inputs(tiny_model, own_cache, monkeypatch):
+    model = tiny_model()
+    first = open_word_states(model, CAPTIONS, progress=False)
+    monkeypatch.setattr(model.text_encoder, "word_states", lambda *_: pytest.fail("computed again"))
+    again = open_word_states(model, CAPTIONS, batch_size=3, progress=False)
+    assert np.array_equal(again.states, first.states)
+    assert np.array_equal(again.offsets, first.offsets)
+    assert len(files(own_cache)) == 1
+
+
+def change_weights(model, captions):
+    with torch.no_grad():
+        next(model.text_encoder.language_model.parameters())[5, 0] += 1e-3
+
+
+def change_caption(model, captions):
+    captions[0] = "a woman"
+
+
+def reorder_captions(model, captions):
+    captions.reverse()
+
+
+@pytest.mark.parametrize("change", [change_weights, change_caption, reorder_captions])
+def test_other_inputs_have_another_store(tiny_model, own_cache, change):
+    model, captions = tiny_model(), list(CAPTIONS)
+    open_word_states(model, captions, progress=False)
+    change(model, captions)
+    store = open_word_states(model, captions, progress=False)
+    assert len(files(own_cache)) == 2
+    expected = torch.cat(own_states(model, captions))
+    torch.testing.assert_close(torch.from_numpy(np.array(store.states)).float(), expected, rtol=2**-10, atol=1e-5)
+
+
+def test_killed_computation_leaves_no_store(tiny_model, own_cache, monkeypatch):
+    model = tiny_model()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.text_encoder, "word_states", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_word_states(model, CAPTIONS, progress=False)
+    assert files(own_cache) == []
+
+
+def test_gather_pads_on_the_right():
+    store = WordStates(np.arange(1, 7, dtype=np.float16).reshape(6, 1), np.array([0, 1, 4, 6]))
+    assert store.gather(np.array([2, 0, 1]))[:, :, 0].tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
+
+
+def test_training_step_is_the_same_with_stored_states(tiny_model):
+    """Same embeddings to stored precision, and so the same losses and the same update."""
+    captions = CAPTIONS[:4]
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(4, 3, 64, 32, generator=generator), torch.tensor([0, 1, 2, 2])
+    results = []
+    for stored in (False, True):
+        model = tiny_model()
+        model.train()
+        model.text_encoder.freeze()
+        token_ids, mask = model.tokenize(captions)
+        if stored:
+            states = open_word_states(model, captions, progress=False).gather(np.arange(4))
+            text = {"word_states": states, "attention_mask": mask}
+        else:
+            text = {"token_ids": token_ids, "attention_mask": mask}
+        with torch.no_grad():
+            embedding = model(images, **text)[1]
+        model = tiny_model() if not stored else model
+        model.train()
+        model.text_encoder.freeze()
+        optimizers = build_optimizers(model, TrainConfig(image_lr=1e-3, text_lr=1e-3, text_optimizer="sgd"))
+        terms = train_step(model, images, text, labels, optimizers, LossConfig(), Accelerator(cpu=True))
+        moved = model.text_encoder.projection.weight.detach()
+        results.append((embedding, terms["matching"], terms["identification_text"], moved))
+    for plain, stored in zip(*results, strict=True):
+        torch.testing.assert_close(stored, plain, rtol=2e-3, atol=2e-3)
+    assert not torch.equal(results[0][0], results[1][0])  # half precision indeed: the store was used
