@@ -1,4 +1,4 @@
-"""Small data sets in the benchmarks' layouts, and a tiny config and language model to train on them in about a second."""
+"""Small data sets in the benchmarks' layouts, and a tiny config and language model to train on them in a second."""
 
 from __future__ import annotations
 

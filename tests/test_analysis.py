@@ -122,6 +122,8 @@ def memorised_identities(seed: int) -> float:
     places = generator.normal(size=(60, 80))  # more dimensions than identities: any labelling of them is linear
     labels = np.repeat(np.arange(60), 5)
     rows = places[labels] + 0.01 * generator.normal(size=(300, 80))
+    order = generator.permutation(len(rows))  # in order of identity, even folds without groups would part them
+    rows, labels = rows[order], labels[order]
     image = generator.permutation(60)[labels] < 30
     return modality_gap(rows[image], rows[~image], labels[image], labels[~image])["probe_accuracy"]
 
@@ -136,6 +138,15 @@ def test_unequal_numbers_of_images_and_texts_do_not_raise_the_accuracy():
     images, texts, labels, _ = two_modalities(shift=0.0)
     few = slice(0, 60)
     assert modality_gap(images[few], texts, labels[few], labels)["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_each_modality_counts_half_in_the_accuracy():
+    # 40 images at 0 degrees; of 400 texts one half there too, the other at 90 degrees. The balanced rule takes the
+    # first place for images: right for all images and half the texts, 0.75; plain accuracy would be 0.55.
+    angles = np.repeat([0.0, 0.0, 90.0], [40, 200, 200]) + np.random.default_rng(0).normal(size=440)
+    rows = np.stack([np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))], axis=1)
+    gap = modality_gap(rows[:40], rows[40:], np.arange(40) % 10, np.arange(400) % 10)
+    assert gap["probe_accuracy"] == pytest.approx(0.75, abs=0.08)
 
 
 def test_gap_needs_two_identities():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -38,8 +39,8 @@ def test_pad_crop_gives_crops_of_the_zero_padded_picture(padding):
     _, _, height, width = images.shape
     for image, crop in zip(images, cropped, strict=True):
         padded = F.pad(image, [padding] * 4)
-        offsets = [(t, l) for t in range(2 * padding + 1) for l in range(2 * padding + 1)]  # noqa: E741
-        assert any(torch.equal(crop, F.crop(padded, t, l, height, width)) for t, l in offsets)
+        offsets = itertools.product(range(2 * padding + 1), repeat=2)
+        assert any(torch.equal(crop, F.crop(padded, top, left, height, width)) for top, left in offsets)
 
 
 def test_pad_crop_reaches_every_offset():

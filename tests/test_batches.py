@@ -88,6 +88,13 @@ def test_batches_of_even_groups_hold_k_of_each_identity():
         assert len(set(batch.pixels[:, 0, 0, 0].tolist())) == 8
 
 
+def test_groups_of_an_identity_are_apart():
+    """An identity of 6 pictures makes 3 groups of 2, in places of their own: no run of 6 in every epoch."""
+    labels = make_split([6, 6]).image_labels
+    orders = (labels[epoch_order(labels, 2, np.random.default_rng(seed))] for seed in range(20))
+    assert any(int((np.diff(order) != 0).sum()) > 1 for order in orders)
+
+
 def test_identity_aware_groups_change_their_members():
     split = make_split([4] * 4)
     members = set()

@@ -75,7 +75,7 @@ def test_help_of_every_command(call, command, flag):
     [
         (["data", "pedestrians"], ["Pixels", "[default: 192", "[default: 96", "[default: 1000", "[default: 3.092",
                                    "0<=x<=1", "Share of", "[default: 0", "Processes"]),
-        (["train"], ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels", "epochs"]),
+        (["train"], ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels"]),
         (["evaluate"], ["[val|test]", "[default: test]"]),
         (["search"], ["[default: 10", "cosine similarity in [-1, 1]", "x>=1"]),
     ],

@@ -199,7 +199,7 @@ def test_later_overrides_win_and_the_original_stays():
     ],
 )
 def test_wrong_override_is_refused(assignment, expected):
-    with pytest.raises(ValueError, match="expected|unknown") as caught:
+    with pytest.raises(ValueError, match=r"expected|unknown") as caught:
         override(Config(), [assignment])
     assert expected in str(caught.value)
 
@@ -227,7 +227,7 @@ def test_unknown_setting_names_the_ones_there_are():
     ],
 )
 def test_wrong_dictionary_is_refused(values, expected):
-    with pytest.raises(ValueError, match="expected|unknown") as caught:
+    with pytest.raises(ValueError, match=r"expected|unknown") as caught:
         from_dict(values)
     assert expected in str(caught.value)
 

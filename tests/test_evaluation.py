@@ -147,4 +147,4 @@ def test_frozen_features_are_means_over_real_words(tiny_model, split):
     for caption, found in zip(CAPTIONS, texts, strict=True):  # one at a time: no padding at all
         with torch.no_grad():
             states = model.text_encoder.word_states(*model.tokenize([caption]))
-        np.testing.assert_allclose(found, states[0].mean(dim=0).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, states[0].mean(dim=0).numpy(), atol=1e-3)  # kept in half precision

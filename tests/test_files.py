@@ -15,6 +15,11 @@ class Killed(BaseException):
     """Stands for SIGKILL: what runs after it is taken out by the test."""
 
 
+def write_and_fail(path: Path, error: BaseException) -> None:
+    path.write_text("half")
+    raise error
+
+
 def test_write_text_replaces_whole_file_in_utf8(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -29,8 +34,7 @@ def test_exception_leaves_file_as_it_was(tmp_path, old):
     if old is not None:
         path.write_text(old)
     with pytest.raises(RuntimeError, match="broken"), replacing_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("broken")
+        write_and_fail(temporary, RuntimeError("broken"))
     assert (path.read_text() if path.exists() else None) == old
     assert os.listdir(tmp_path) == ([] if old is None else ["a.txt"])
 
@@ -85,8 +89,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path, had_old):
 def test_exception_leaves_folder_as_it_was(tmp_path, error):
     target = fill(tmp_path / "last", "old")
     with pytest.raises(error), replacing_folder(target) as new:
-        (new / "model").write_text("half")
-        raise error
+        write_and_fail(new / "model", error())
     assert content_of(target) == "old"
     assert os.listdir(tmp_path) == ["last"]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from timam import losses
 from timam.losses import (
     cmpm_loss,
     discriminator_loss,
@@ -107,6 +108,16 @@ def test_cmpm_equals_the_equations(pattern, dtype, epsilon):
     assert loss.shape == ()
     tolerance = TOLERANCE[dtype]  # absolute below 1: the terms of the sum are of that size
     assert loss.item() == pytest.approx(slow_cmpm(images, texts, labels, epsilon), rel=tolerance, abs=tolerance)
+
+
+def test_rows_of_the_target_sum_to_one_whatever_the_columns_do():
+    # Of one batch, rows and columns of Y have the same sums, which hides a division along the wrong axis. Here three
+    # sources meet five targets, with 1, 2 and 4 positives; all of length 0, so that p = 1/5 and
+    # the loss is the mean over rows of -ln 5 - (k ln(1/k + eps) + (5 - k) ln eps) / 5.
+    same = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 1, 1]], dtype=torch.float64)
+    found = losses._projection_matching(torch.zeros(3, 2).double(), torch.ones(5, 2).double(), same, 0.1)
+    rows = [-math.log(5) - (k * math.log(1 / k + 0.1) + (5 - k) * math.log(0.1)) / 5 for k in (1, 2, 4)]
+    assert found.item() == pytest.approx(math.fsum(rows) / 3, rel=1e-12)
 
 
 def test_cmpm_of_two_unit_vectors_by_hand():

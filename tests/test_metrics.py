@@ -178,9 +178,10 @@ def test_a_tie_counts_against_the_query():
     assert query_metrics(unit(0), unit(10, -10, 50), labels(1), labels(1, 0, 0))["rank"].tolist() == [2.0]
 
 
-def test_a_small_difference_is_no_tie():
-    # cos 10 deg - cos 10.01 deg = 3e-5, far above float32's rounding.
-    sides = unit(0).float(), unit(10, -10.01).float(), labels(1), labels(1, 0)
+@pytest.mark.parametrize(("dtype", "degrees"), [(torch.float32, 1e-2), (torch.float64, 1e-9)])
+def test_a_small_difference_is_no_tie(dtype, degrees):
+    # cos 10 deg - cos 10.01 deg = 3e-5, far above float32's rounding; 3e-12 for a billionth of a degree in float64.
+    sides = unit(0).to(dtype), unit(10, -10 - degrees).to(dtype), labels(1), labels(1, 0)
     assert query_metrics(*sides)["rank"].tolist() == [1.0]
 
 

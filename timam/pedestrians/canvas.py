@@ -55,9 +55,8 @@ class Tube:
         self.centres, self.sag = centres, sag  # (N, 2) pixels; sag bends cross-lines as a view from above does
         along = np.gradient(centres, axis=0)
         along /= np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
-        spokes = (
-            np.stack([along[:, 1], -along[:, 0]], axis=-1) * np.asarray(radii)[:, None]
-        )  # (N, 2), centre to right edge
+        normals = np.stack([along[:, 1], -along[:, 0]], axis=-1)
+        spokes = normals * np.asarray(radii)[:, None]  # (N, 2), centre to right edge
         self.columns = (*centres.T, *spokes.T)
         self.t = np.linspace(0, 1, len(centres))
 
@@ -107,21 +106,19 @@ class Canvas:
         for step, band in zip(steps, bands, strict=True):
             self.light_pen.polygon(band, fill=NEUTRAL + int((-62 + 100 * step) * depth))
 
-    def ball(
-        self, centre: np.ndarray, radius: float, colour: Colour, light: int = NEUTRAL - 20, squash: float = 1.0
-    ) -> None:
+    def ball(self, centre: np.ndarray, radius: float, colour: Colour, light: int = NEUTRAL - 20,
+             squash: float = 1.0) -> None:  # fmt: skip
         """An ellipse of half-width ``radius`` and half-height ``radius * squash``, in pixels."""
         x, y = float(centre[0]), float(centre[1])
         box = [x - radius, y - radius * squash, x + radius, y + radius * squash]
         self.colour_pen.ellipse(box, fill=colour)
         self.light_pen.ellipse(box, fill=light)
 
-    def crease(
-        self, tube: Tube, t0: float, s0: float, t1: float, s1: float, width: int, light: int = NEUTRAL - 60
-    ) -> None:
-        """A fold of the cloth, in the light layer only."""
+    def crease(self, tube: Tube, t0: float, s0: float, t1: float, s1: float, width: float,
+               light: int = NEUTRAL - 60) -> None:  # fmt: skip
+        """A fold of the cloth from (t0, s0) to (t1, s1), in the light layer only."""
         ends = tube.at(np.array([t0, (t0 + t1) / 2, t1]), np.array([s0, (s0 + s1) / 2 + 0.05, s1]))
-        self.light_pen.line(ends.ravel().tolist(), fill=light, width=width)
+        self.light_pen.line(ends.ravel().tolist(), fill=light, width=max(1, round(width)))
 
     def line(self, points: np.ndarray, colour: Colour, width: float, light: int = NEUTRAL - 15) -> None:
         """A strap or a rod through pixels (N, 2)."""

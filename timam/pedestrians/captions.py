@@ -14,18 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from timam.pedestrians import lexicon
-from timam.pedestrians.attributes import NONE, Identity
+from timam.pedestrians.attributes import NONE, THINGS, Identity
 
-THINGS = {
-    "person": ("gender", "height", "build"),
-    "hair": ("hair_style", "hair_colour"),
-    "headwear": ("headwear", "headwear_colour"),
-    "glasses": ("glasses",),
-    "upper": ("upper", "upper_colour", "upper_pattern", "upper_second", "inner_colour"),
-    "lower": ("lower", "lower_colour"),
-    "shoes": ("shoes", "shoes_colour"),
-    "bag": ("bag", "bag_colour", "bag_side"),
-}
 _UNREMARKABLE = {"build": "average", "height": "average", "upper_pattern": "plain"}  # nobody writes these
 _ORDERS = (  # in which people go through a person
     ("hair", "headwear", "glasses", "upper", "lower", "shoes", "bag"),
@@ -34,6 +24,7 @@ _ORDERS = (  # in which people go through a person
     ("bag", "upper", "lower", "shoes", "headwear", "glasses", "hair"),
     ("shoes", "lower", "upper", "headwear", "hair", "glasses", "bag"),
 )
+_BARE = ("{} is shown here", "the picture shows {}", "there is {}", "{} can be seen")  # of whom nothing else is said
 _BE = {False: "is", True: "are"}
 T = TypeVar("T")
 
@@ -55,7 +46,7 @@ class Phrase:
     thing: str
     verb: str
     text: str
-    clauses: tuple[str, ...]
+    clauses: list[str]
 
 
 def write_caption(rng: np.random.Generator, identity: Identity, hidden: Sequence[str], noise: Noise) -> dict[str, Any]:
@@ -72,14 +63,8 @@ def write_caption(rng: np.random.Generator, identity: Identity, hidden: Sequence
     text = Writer(rng, said, identity.upper == "dress").write(remark)
     text, misspelled = _misspell(rng, text, noise.misspelling)
     omitted = [name for name in visible if name not in said]
-    return {
-        "text": text,
-        "mentioned": mentioned,
-        "omitted": omitted,
-        "wrong": wrong,
-        "misspelled": misspelled,
-        "remark": remark,
-    }
+    return {"text": text, "mentioned": mentioned, "omitted": omitted, "wrong": wrong, "misspelled": misspelled,
+            "remark": remark}  # fmt: skip
 
 
 def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, str]:
@@ -97,17 +82,23 @@ def _round(rng: np.random.Generator, value: float) -> int:
     return int(value + rng.random())
 
 
+def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def _usual(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """The first option half of the time, else any."""
+    return options[0] if rng.random() < 0.55 else _any(rng, options)
+
+
 def _choose_mentioned(rng: np.random.Generator, names: list[str], omission: float) -> list[str]:
     """Drop a share ``omission`` of ``names``: often a whole thing at once, else one attribute; at least one stays."""
     share = omission + min(omission, 1 - omission) * rng.uniform(-0.5, 0.5)  # some annotators are terse
     drop, kept = min(_round(rng, share * len(names)), len(names) - 1), list(names)
     while drop:
-        things = [tuple(name for name in group if name in kept) for group in THINGS.values()]
-        groups = [group for group in things if group and (len(group) <= drop) and group[0] not in ("gender",)]
-        if groups and rng.random() < 0.6:
-            gone = groups[int(rng.integers(len(groups)))]
-        else:
-            gone = (kept[int(rng.integers(len(kept)))],)
+        things = [[name for name in group if name in kept] for group in THINGS.values()]
+        groups = [group for group in things if 0 < len(group) <= drop and group[0] != "gender"]
+        gone = _any(rng, groups) if groups and rng.random() < 0.6 else [_any(rng, kept)]
         if gone[0] in ("gender", "upper", "lower") and rng.random() < 0.8 and len(kept) > 3:
             continue  # hardly anyone leaves these out
         kept = [name for name in kept if name not in gone]
@@ -119,8 +110,7 @@ def _make_mistakes(
     rng: np.random.Generator, true: dict[str, str], mistake: float
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """State a share ``mistake`` of the attributes wrongly; returns what is said and a record of what is wrong."""
-    said = dict(true)
-    wrong: list[dict[str, str]] = []
+    said, wrong = dict(true), []
     for name, value in true.items():
         if rng.random() < mistake:
             said[name] = _confuse(rng, name, value, said)
@@ -129,31 +119,22 @@ def _make_mistakes(
 
 
 def _confuse(rng: np.random.Generator, name: str, value: str, said: Mapping[str, str]) -> str:
+    """Another value that people take ``value`` for; the two colours of a garment stay different."""
     near = lexicon.CONFUSED.get(name, lexicon.CONFUSED_COLOURS)[value]
     if name.endswith("_colour") or name == "upper_second":
-        everything = tuple(lexicon.HAIR_COLOUR_WORDS if name == "hair_colour" else lexicon.COLOUR_WORDS)
+        everything = list(lexicon.HAIR_COLOUR_WORDS if name == "hair_colour" else lexicon.COLOUR_WORDS)
         taken = {value, said.get("upper_second"), said.get("upper_colour")} if name.startswith("upper") else {value}
         near = near if rng.random() < 0.85 else everything
-        near = tuple(v for v in near if v not in taken) or tuple(v for v in everything if v not in taken)
+        near = [v for v in near if v not in taken] or [v for v in everything if v not in taken]
     return _any(rng, near)
 
 
-def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
+# -- how to say it ----------------------------------------------------------------------------------------------------
 
 
-def _usual(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """The first option half of the time, else any."""
-    return options[0] if rng.random() < 0.55 else _any(rng, options)
-
-
-def _placeholders(template: str) -> set[str]:
-    return set(re.findall(r"\{(\w+)\}", template)) & {"n", "c", "d"}
-
-
-def _fitting(templates: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
+def _fitting(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:
     """Templates that use exactly those of n, c, d that ``words`` has."""
-    return tuple(t for t in templates if _placeholders(t) == set(words) & {"n", "c", "d"})
+    return [t for t in templates if set(re.findall(r"\{([ncd])\}", t)) == set(words) & set("ncd")]
 
 
 def _join(parts: Sequence[str], last: str = " and ") -> str:
@@ -162,7 +143,12 @@ def _join(parts: Sequence[str], last: str = " and ") -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + last + parts[-1]
 
 
-# -- how to say it ----------------------------------------------------------------------------------------------------
+def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
+    """Phrases by verb, in order of first appearance."""
+    groups: dict[str, list[Phrase]] = {}
+    for phrase in phrases:
+        groups.setdefault(phrase.verb, []).append(phrase)
+    return groups
 
 
 class Writer:
@@ -189,9 +175,8 @@ class Writer:
             template = re.sub(r"\[([^\[\]]*)\]", lambda m: _any(self.rng, m[1].split("|")), template, count=1)
         return template.format(**{**self.words, "plural": "" if self.plural_pronoun else "s", **words})
 
-    def _colour(self, name: str, table: Mapping[str, Sequence[str]] = lexicon.COLOUR_WORDS) -> dict[str, str]:
-        key = "d" if name == "upper_second" else "c"
-        return {key: _usual(self.rng, table[self.said[name]])} if name in self.said else {}
+    def _fill_fitting(self, templates: Sequence[str], words: Mapping[str, str]) -> str:
+        return self._fill(_any(self.rng, _fitting(templates, words)), **words)
 
     # -- things
 
@@ -202,11 +187,9 @@ class Writer:
         told = [thing for thing in order if any(name in self.said for name in THINGS[thing])]
         return [makers[thing]() if thing in makers else self._worn(thing) for thing in told]
 
-    def _hair(self) -> Phrase:
-        words, style = self._colour("hair_colour", lexicon.HAIR_COLOUR_WORDS), self.said.get("hair_style", "")
-        text = self._fill(_any(self.rng, _fitting(lexicon.HAIR_PHRASES[style], words)), **words)
-        clauses = (self._fill(clause, **words) for clause in _fitting(lexicon.HAIR_CLAUSES[style], words))
-        return Phrase("hair", "have", text, tuple(clauses))
+    def _colour(self, name: str, table: lexicon.Table = lexicon.COLOUR_WORDS, key: str = "c") -> dict[str, str]:
+        """The word for a colour that is to be told, under the name it has in templates."""
+        return {key: _usual(self.rng, table[self.said[name]])} if name in self.said else {}
 
     def _noun(self, thing: str) -> tuple[str, bool]:
         """A noun for a thing worn or carried, and whether it is plural."""
@@ -214,80 +197,76 @@ class Writer:
         noun = _usual(self.rng, lexicon.GARMENTS[kind] if kind else lexicon.UNNAMED[thing])
         return noun.removeprefix("+"), noun.startswith("+")
 
-    def _worn(self, thing: str) -> Phrase:
-        noun, plural = self._noun(thing)
-        words = {"n": noun, **self._colour(f"{thing}_colour")}
-        text = self._fill(
-            _any(self.rng, _fitting(lexicon.PLAIN_PHRASES["plural" if plural else "singular"], words)), **words
-        )
-        if noun in ("footwear", "headgear"):
-            text = re.sub(r"^a (pair of )?", "", text)
-        return Phrase(thing, "wear", text, self._clauses(thing, words, text, plural))
-
-    def _clauses(self, thing: str, words: Mapping[str, str], text: str, plural: bool) -> tuple[str, ...]:
+    def _clauses(self, thing: str, words: Mapping[str, str], text: str, plural: bool = False) -> list[str]:
         """Whole sentences that say the same as ``text``."""
         singular = not plural or text.startswith("a pair")
         more = {"np": text, "be": _BE[plural], "v": "s" if singular else "", "is_": _BE[not singular]}
-        with_text = [t for t in lexicon.CLAUSES[thing] if "{np}" in t]
-        return tuple(self._fill(t, **words, **more) for t in (*with_text, *_fitting(lexicon.CLAUSES[thing], words)))
+        templates = [t for t in lexicon.CLAUSES[thing] if "{np}" in t] + _fitting(lexicon.CLAUSES[thing], words)
+        return [self._fill(t, **words, **more) for t in templates]
+
+    def _hair(self) -> Phrase:
+        words, style = self._colour("hair_colour", lexicon.HAIR_COLOUR_WORDS), self.said.get("hair_style", "")
+        text = self._fill_fitting(lexicon.HAIR_PHRASES[style], words)
+        clauses = [self._fill(clause, **words) for clause in _fitting(lexicon.HAIR_CLAUSES[style], words)]
+        return Phrase("hair", "have", text, clauses)
+
+    def _worn(self, thing: str) -> Phrase:
+        noun, plural = self._noun(thing)
+        words = {"n": noun, **self._colour(f"{thing}_colour")}
+        text = self._fill_fitting(lexicon.PLAIN_PHRASES["plural" if plural else "singular"], words)
+        if noun in ("footwear", "headgear"):
+            text = text.removeprefix("a ")
+        return Phrase(thing, "wear", text, self._clauses(thing, words, text, plural))
 
     def _upper(self) -> Phrase:
-        pattern = self.said.get("upper_pattern", "")
-        words = {
-            "n": self._noun("dress" if self.dress else "upper")[0],
-            **self._colour("upper_colour"),
-            **self._colour("upper_second"),
-        }
+        pattern, inner = self.said.get("upper_pattern", ""), "inner_colour" in self.said
+        words = {"n": self._noun("dress" if self.dress else "upper")[0], **self._colour("upper_colour"),
+                 **self._colour("upper_second", key="d")}  # fmt: skip
         told = any(name in self.said for name in THINGS["upper"][:4])
-        text = self._fill(_any(self.rng, _fitting(lexicon.PATTERN_PHRASES[pattern], words)), **words) if told else ""
-        clauses = (
-            () if pattern or "d" in words or "inner_colour" in self.said else self._clauses("upper", words, text, False)
-        )
-        if "inner_colour" in self.said:
-            inner = _any(self.rng, lexicon.INNER["over" if told else "alone"])
-            text = f"{text} {self._fill(inner, **self._colour('inner_colour'))}".strip()
+        text = self._fill_fitting(lexicon.PATTERN_PHRASES[pattern], words) if told else ""
+        clauses = [] if pattern or "d" in words or inner else self._clauses("upper", words, text)
+        if inner:
+            below = _any(self.rng, lexicon.INNER["over" if told else "alone"])
+            text = f"{text} {self._fill(below, **self._colour('inner_colour'))}".strip()
         return Phrase("upper", "wear", text, clauses)
 
     def _bag(self) -> Phrase:
-        kind, side = self.said.get("bag", ""), self.said.get("bag_side")
+        place, side = lexicon.BAG_PLACE[self.said.get("bag", "")], self.said.get("bag_side")
         words = {"n": self._noun("bag")[0], **self._colour("bag_colour")}
-        text = self._fill(_any(self.rng, _fitting(lexicon.PLAIN_PHRASES["singular"][:2], words)), **words)
-        place = lexicon.BAG_PLACE[kind]
+        text = self._fill_fitting(lexicon.PLAIN_PHRASES["singular"][:2], words)
         if side:
-            key = "shoulder" if place == "back" else place
-            text += " " + self._fill(_any(self.rng, lexicon.PLACES[key]), side=side)
+            where = lexicon.PLACES["shoulder" if place == "back" else place]
+            text += " " + self._fill(_any(self.rng, where), side=side)
         elif place == "back":
             text += " " + self._fill(_any(self.rng, lexicon.PLACES["back"]))
-        verb = {"hand": "hand", "pull": "pull"}.get(place, "carry")
+        verb = place if place in ("hand", "pull") else "carry"
         if place in ("back", "shoulder") and self.rng.random() < 0.4:
             verb = "wear"
-        return Phrase("bag", verb, text.strip(), self._clauses("bag", words, text.strip(), False))
+        return Phrase("bag", verb, text, self._clauses("bag", words, text))
 
     # -- sentences
 
     def _subject(self, article: str) -> str:
-        traits = [
-            _usual(self.rng, lexicon.STATURE[self.said[name]]) for name in ("height", "build") if name in self.said
-        ]
-        return (
-            f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}"
-            if traits
-            else f"{article} {self.noun}"
-        )
+        names = [name for name in ("height", "build") if name in self.said]
+        traits = [_usual(self.rng, lexicon.STATURE[self.said[name]]) for name in names]
+        if not traits:
+            return f"{article} {self.noun}"
+        return f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}"
 
-    def _joined(self, verbs: Mapping[str, Sequence[T]], key: str, group: Sequence[Phrase]) -> tuple[T, str]:
+    def _joined(self, verbs: Mapping[str, Sequence[str]], key: str, group: Sequence[Phrase]) -> tuple[str, str]:
         """A verb for ``group``, and its objects. The first two ways to wear also suit glasses and bags."""
         things = {phrase.thing for phrase in group}
         clothes = things & {"upper", "lower"} and not things & {"glasses", "bag", "headwear"}
         options = verbs[key] if clothes or key != "wear" else verbs[key][:2]
         return _usual(self.rng, options), _join([phrase.text for phrase in group], self.last)
 
-    def _main(self, phrases: Sequence[Phrase], plural: bool) -> str:
+    def _main(self, phrases: Sequence[Phrase], plural: bool = False) -> str:
         """Main-clause verbs with their objects: "wears a, b and c, and carries d"."""
         groups = _grouped(phrases)
         joined = [self._joined(lexicon.VERBS, verb, group) for verb, group in groups.items()]
         crowded = any(len(group) > 1 for group in groups.values())
-        return _join([f"{verb[int(plural)]} {objects}" for verb, objects in joined], ", and " if crowded else " and ")
+        told = [f"{verb.split(', ')[int(plural)]} {objects}" for verb, objects in joined]
+        return _join(told, ", and " if crowded else " and ")
 
     def _attached(self, phrases: Sequence[Phrase]) -> str:
         """What can follow a noun: "with a, wearing b and c, carrying d"."""
@@ -297,19 +276,14 @@ class Writer:
         return parts[0] if len(parts) == 1 else parts[0] + space + _join(parts[1:], _any(self.rng, (", ", " and ")))
 
     def _told(self, phrases: list[Phrase]) -> list[str]:
-        """The description as sentences of one to four things each."""
+        """The description as sentences of one to five things each."""
         if not phrases:
-            return [
-                _any(self.rng, ("{} is shown here", "the picture shows {}", "there is {}", "{} can be seen")).format(
-                    self._subject("a")
-                )
-            ]
-        sizes, rest = [], len(phrases)
+            return [_any(self.rng, _BARE).format(self._subject("a"))]
+        parts, rest = [], phrases
         while rest:
-            sizes.append(min(rest, int(self.rng.choice([1, 2, 3, 4, 5], p=[0.12, 0.26, 0.3, 0.2, 0.12]))))
-            rest -= sizes[-1]
-        ends = np.cumsum(sizes)
-        parts = [phrases[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+            size = int(self.rng.choice([1, 2, 3, 4, 5], p=[0.12, 0.26, 0.3, 0.2, 0.12]))
+            parts.append(rest[:size])
+            rest = rest[size:]
         return [self._first(parts[0]), *(self._further(part) for part in parts[1:])]
 
     def _first(self, phrases: list[Phrase]) -> str:
@@ -320,7 +294,7 @@ class Writer:
             return f"{who} {self._attached(phrases)}"
         if draw < 0.38 and len(phrases) > 1 and phrases[0].verb == "wear":
             fronted = " ".join(self._joined({"wear": ("wearing", "wearing", "dressed in")}, "wear", phrases[:1]))
-            return f"{fronted}, {self._subject(_any(self.rng, ('a', 'this', 'the')))} {self._main(phrases[1:], False)}"
+            return f"{fronted}, {self._subject(_any(self.rng, ('a', 'this', 'the')))} {self._main(phrases[1:])}"
         who = self._subject(_any(self.rng, ("the", "a", "a", "this")))
         attached = [p for p in phrases if p.thing in ("hair", "glasses")] if self.rng.random() < 0.6 else []
         if not attached and self.rng.random() < 0.3:
@@ -328,8 +302,8 @@ class Writer:
         if attached and len(attached) < len(phrases):
             word = "in" if attached[0].thing == "upper" else "with"
             rest = [p for p in phrases if p not in attached]
-            return f"{who} {word} {_join([p.text for p in attached])} {self._main(rest, False)}"
-        return f"{who} {self._main(phrases, False)}"
+            return f"{who} {word} {_join([p.text for p in attached])} {self._main(rest)}"
+        return f"{who} {self._main(phrases)}"
 
     def _further(self, phrases: list[Phrase]) -> str:
         if len(phrases) == 1 and phrases[0].clauses and self.rng.random() < 0.65:
@@ -338,7 +312,7 @@ class Writer:
             one, other = (_any(self.rng, phrase.clauses) for phrase in phrases)
             return one + _any(self.rng, (" and ", ", and ", ", while ")) + other
         if self.rng.random() < 0.25:
-            return f"the {self.noun} {self._main(phrases, False)}"
+            return f"the {self.noun} {self._main(phrases)}"
         return f"{self.words['s']} {self._main(phrases, self.plural_pronoun)}"
 
     def _listed(self, phrases: list[Phrase]) -> list[str]:
@@ -349,19 +323,11 @@ class Writer:
     def _finish(self, sentences: list[str]) -> str:
         """Articles, capitals and full stops; a few annotators are careless with the latter two."""
         careless = self.rng.random()
-        sentences = [re.sub(r"colored in color", "colored", s) for s in sentences]
-        sentences = [re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", re.sub(r"\s+", " ", s)).strip() for s in sentences]
+        tidy = [re.sub(r"\s+", " ", s.replace("colored in color", "colored")) for s in sentences]
+        tidy = [re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", s).strip() for s in tidy]
         if careless > 0.03:
-            sentences = [s[0].upper() + s[1:] for s in sentences]
-        return ". ".join(sentences) + ("" if 0.02 < careless < 0.07 else ".")
-
-
-def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
-    """Phrases by verb, in order of first appearance."""
-    groups: dict[str, list[Phrase]] = {}
-    for phrase in phrases:
-        groups.setdefault(phrase.verb, []).append(phrase)
-    return groups
+            tidy = [s[0].upper() + s[1:] for s in tidy]
+        return ". ".join(tidy) + ("" if 0.02 < careless < 0.07 else ".")
 
 
 # -- mistyping --------------------------------------------------------------------------------------------------------
@@ -374,8 +340,7 @@ def _misspell(rng: np.random.Generator, text: str, share: float) -> tuple[str, l
     count = min(_round(rng, share * len(words)), len(long))
     chosen = sorted(rng.choice(len(long), count, replace=False).tolist(), reverse=True) if count else []
     record = []
-    for index in chosen:  # from the end, so that earlier positions stay valid
-        word = long[index]
+    for word in (long[index] for index in chosen):  # from the end, so that earlier positions stay valid
         written = _mistype(rng, word[0])
         record.append({"word": word[0], "written": written})
         text = text[: word.start()] + written + text[word.end() :]
@@ -388,13 +353,9 @@ def _mistype(rng: np.random.Generator, word: str) -> str:
     if usual and rng.random() < 0.7:
         written = _any(rng, usual)
         return written.capitalize() if word[0].isupper() else written
-    while True:
-        i = int(rng.integers(1, len(word) - 1))
-        kind = int(rng.integers(3))
-        written = (
-            word[:i] + word[i + 1 :],
-            word[:i] + word[i] + word[i:],
-            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-        )[kind]
-        if written != word:
-            return written
+    written = word
+    while written == word:
+        i, kind = int(rng.integers(1, len(word) - 1)), int(rng.integers(3))
+        middle = ("", word[i] * 2, word[i + 1] + word[i])[kind]
+        written = word[:i] + middle + word[i + (2 if kind == 2 else 1) :]
+    return written

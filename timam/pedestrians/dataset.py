@@ -58,12 +58,11 @@ class PedestrianSpec:
     near_duplicate: float = 0.15  # share of identities that differ from another one in one or two attributes
 
     def __post_init__(self) -> None:
+        for name, low, high in (("height", 64, 512), ("width", 32, 512), ("seed", 0, 2**63 - 1)):
+            _check_bounds(name, getattr(self, name), low, high, whole=True)
         for name in ("train_identities", "val_identities", "test_identities", "captions_per_image"):
             _check_bounds(name, getattr(self, name), 1, 1_000_000, whole=True)
         _check_bounds("images_per_identity", self.images_per_identity, 1, 1_000)
-        _check_bounds("height", self.height, 64, 512, whole=True)
-        _check_bounds("width", self.width, 32, 512, whole=True)
-        _check_bounds("seed", self.seed, 0, 2**63 - 1, whole=True)
         for name in ("mistake", "misspelling", "remark", "occlusion", "near_duplicate"):
             _check_bounds(name, getattr(self, name), 0, 1)
         _check_bounds("omission", self.omission, 0, 0.9)  # a caption that mentions nothing is no caption
@@ -120,16 +119,13 @@ def _draw_people(spec: PedestrianSpec) -> list[_Person]:
     people: list[_Person] = []
     for split_index, split in enumerate(SPLITS):
         size = getattr(spec, f"{split}_identities")
-        order = (
-            _generator(spec, "split", split_index).permutation(np.arange(1, size)) if size > 1 else np.array([], int)
-        )
+        order = _generator(spec, "split", split_index).permutation(np.arange(1, size))
         duplicates = set(order[: round(spec.near_duplicate * size)].tolist())  # never the first: it has no model yet
         first = len(people)
         seen: set[Identity] = set()
         for position in range(size):
-            number = first + position + 1
-            rng = _generator(spec, "identity", number)
-            identity, model, changed = _draw_unseen(rng, people[first:] if position in duplicates else [], seen)
+            number, models = first + position + 1, people[first:] if position in duplicates else []
+            identity, model, changed = _draw_unseen(_generator(spec, "identity", number), models, seen)
             seen.add(identity)
             people.append(_Person(number, split, identity, model, changed, counts[number - 1]))
     return people
@@ -140,13 +136,10 @@ def _draw_unseen(
 ) -> tuple[Identity, int | None, list[str]]:
     """A person not in ``seen``: fresh, or a variation of one of ``models`` where there are any."""
     while True:
-        if not models:
-            identity, model, changed = draw_identity(rng), None, list[str]()
-        else:
-            source = models[int(rng.integers(len(models)))]
-            model, (identity, changed) = source.number, vary_identity(rng, source.identity)
+        model = models[int(rng.integers(len(models)))] if models else None
+        identity, changed = vary_identity(rng, model.identity) if model else (draw_identity(rng), [])
         if identity not in seen:
-            return identity, model, changed
+            return identity, model.number if model else None, changed
 
 
 def _image_counts(spec: PedestrianSpec) -> list[int]:
@@ -165,17 +158,15 @@ def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> l
     mentioned), wrong ({attribute, true, stated}), misspelled ({word, written}), remark.
     """
     cameras = _generator(spec, "image", person.number).permutation(len(CAMERAS))  # a new camera for each image
+    size, noise = (spec.width, spec.height), Noise(spec.omission, spec.mistake, spec.misspelling, spec.remark)
     truths = []
     for index in range(person.images):
         camera = CAMERAS[int(cameras[index % len(cameras)])]
         rng = _generator(spec, "image", person.number, index + 1)
-        image, truth = render_image(
-            rng, person.identity, person.number, camera, (spec.width, spec.height), spec.occlusion, spec.seed
-        )
+        image, truth = render_image(rng, person.identity, person.number, camera, size, spec.occlusion, spec.seed)
         file_path = f"{camera.folder}/{person.number:05d}_{index + 1}.jpg"
         image.save(images_dir / file_path, quality=truth.pop("jpeg_quality"))
         writers = [_generator(spec, "caption", person.number, index + 1, k) for k in range(spec.captions_per_image)]
-        noise = Noise(spec.omission, spec.mistake, spec.misspelling, spec.remark)
         captions = [write_caption(writer, person.identity, truth["hidden"], noise) for writer in writers]
         truths.append({"file_path": file_path, "id": person.number, **truth, "captions": captions})
     return truths
@@ -265,25 +256,10 @@ def _usable_cores() -> int:
 
 
 def _write_json(folder: Path, people: list[_Person], images: list[dict[str, Any]], spec: PedestrianSpec) -> None:
-    records = [
-        {
-            "split": people[image["id"] - 1].split,
-            "captions": [caption["text"] for caption in image["captions"]],
-            "file_path": image["file_path"],
-            "id": image["id"],
-        }
-        for image in images
-    ]
-    identities = [
-        {
-            "id": person.number,
-            "split": person.split,
-            "near_duplicate_of": person.near_duplicate_of,
-            "changed": person.changed,
-            "attributes": person.identity.as_dict(),
-        }
-        for person in people
-    ]
+    records = [{"split": people[image["id"] - 1].split, "captions": [caption["text"] for caption in image["captions"]],
+                "file_path": image["file_path"], "id": image["id"]} for image in images]  # fmt: skip
+    identities = [{"id": p.number, "split": p.split, "near_duplicate_of": p.near_duplicate_of, "changed": p.changed,
+                   "attributes": p.identity.as_dict()} for p in people]  # fmt: skip
     truth = {"renderer": RENDERER_VERSION, "spec": asdict(spec), "identities": identities, "images": images}
     (folder / "reid_raw.json").write_text(json.dumps(records), encoding="utf-8")
     (folder / "attributes.json").write_text(json.dumps(truth), encoding="utf-8")

@@ -13,20 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from timam.pedestrians.attributes import COLOURS, Identity, draw_identity
+from timam.pedestrians.attributes import COLOURS, NONE, THINGS, Identity, draw_identity
 from timam.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
 from timam.pedestrians.figure import Figure, draw_pose
 
 SUPERSAMPLE = 2
-_PLACE = (900, 520)  # pixels of a camera's place
-_HORIZON = 0.42  # share of its height above the ground
-_VIEWS = (
-    ("front", 40),
-    ("three-quarter front", 75),
-    ("side", 112),
-    ("three-quarter back", 145),
-    ("back", 180),
-)  # up to, degrees
+_WIDTH, _HEIGHT = _PLACE = (900, 520)  # pixels of a camera's place
+_HORIZON = 218  # row where its wall meets its ground
+_VIEWS = {"front": 40, "three-quarter front": 75, "side": 112, "three-quarter back": 145, "back": 180}  # up to, degrees
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -58,89 +53,87 @@ CAMERAS = (
 # -- places ---------------------------------------------------------------------------------------------------------
 
 
-def _clouds(rng: np.random.Generator, size: tuple[int, int], scales: tuple[int, ...], strength: float) -> np.ndarray:
+def _clouds(rng: np.random.Generator, scales: tuple[int, ...], strength: float) -> np.ndarray:
     """Noise with patches of several sizes, (height, width, 1), in grey levels around 0."""
-    total = np.zeros((size[1], size[0]), np.float32)
+    total = np.zeros((_HEIGHT, _WIDTH), np.float32)
     for scale in scales:
-        coarse = rng.normal(size=(size[1] // scale + 2, size[0] // scale + 2)).astype(np.float32)
-        total += np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+        coarse = rng.normal(size=(_HEIGHT // scale + 2, _WIDTH // scale + 2)).astype(np.float32)
+        total += np.asarray(Image.fromarray(coarse).resize(_PLACE, Image.Resampling.BICUBIC))
     return total[..., None] * strength
 
 
-def _windows(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, wall: Colour, step: int) -> None:
-    for x in range(int(rng.integers(10, 40)), _PLACE[0], step):
-        width, top = int(step * 0.62), int(rng.integers(20, 40))
-        tone = int(rng.integers(-25, 60))
+def _windows(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Colour, step: int) -> None:
+    bottom, width = _HORIZON - 36, int(step * 0.62)
+    for x in range(int(rng.integers(10, 40)), _WIDTH, step):
+        top, tone = int(rng.integers(20, 40)), int(rng.integers(-25, 60))
         glass = (70 + tone, 84 + tone, 100 + tone)
-        pen.rectangle([x - 4, top - 4, x + width + 4, horizon - 30], fill=dim(wall, 0.75))
-        pen.rectangle([x, top, x + width, horizon - 36], fill=glass)
-        pen.polygon([x, top, x + width * 0.5, top, x + width * 0.15, horizon - 36, x, horizon - 36],
-                    fill=tuple(min(255, v + 30) for v in glass))  # fmt: skip
-        pen.line([x + width // 2, top, x + width // 2, horizon - 36], fill=dim(wall, 0.6), width=4)
+        glare = (100 + tone, 114 + tone, 130 + tone)
+        pen.rectangle([x - 4, top - 4, x + width + 4, bottom + 6], fill=dim(wall, 0.75))
+        pen.rectangle([x, top, x + width, bottom], fill=glass)
+        pen.polygon([x, top, x + width * 0.5, top, x + width * 0.15, bottom, x, bottom], fill=glare)
+        pen.line([x + width // 2, top, x + width // 2, bottom], fill=dim(wall, 0.6), width=4)
 
 
-def _tiles(pen: ImageDraw.ImageDraw, horizon: int, colour: Colour, spread: int) -> None:
+def _tiles(pen: ImageDraw.ImageDraw, colour: Colour, spread: int) -> None:
     """Joints of a paved floor in perspective."""
-    width, height = _PLACE
     for k in range(1, 16):
-        y = horizon + (height - horizon) * (k / 15) ** 1.7
-        pen.line([0, y, width, y], fill=colour, width=1 + k // 6)
+        y = _HORIZON + (_HEIGHT - _HORIZON) * (k / 15) ** 1.7
+        pen.line([0, y, _WIDTH, y], fill=colour, width=1 + k // 6)
     for k in range(-40, 41):
-        pen.line([width / 2 + k * spread * 0.45, horizon, width / 2 + k * spread * 1.5, height], fill=colour, width=2)
+        far, near = _WIDTH / 2 + k * spread * 0.45, _WIDTH / 2 + k * spread * 1.5
+        pen.line([far, _HORIZON, near, _HEIGHT], fill=colour, width=2)
 
 
-def _trees(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int) -> None:
+def _trees(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     for _ in range(12):
-        x, y, trunk = rng.uniform(0, _PLACE[0]), horizon + rng.uniform(-20, 12), rng.uniform(7, 14)
+        x, y, trunk = rng.uniform(0, _WIDTH), _HORIZON + rng.uniform(-20, 12), rng.uniform(7, 14)
         pen.rectangle([x - trunk / 2, 40, x + trunk / 2, y], fill=(84, 66, 50))
         for _ in range(24):
             cx, cy, r = x + rng.normal() * 36, 70 + rng.normal() * 38, rng.uniform(10, 30)
-            shade = rng.integers(-26, 26)
-            pen.ellipse(
-                [cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=(66 + int(shade), 104 + int(shade), 52 + int(shade))
-            )
+            shade = int(rng.integers(-26, 26))
+            pen.ellipse([cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=(66 + shade, 104 + shade, 52 + shade))
 
 
-def _draw_place(pen: ImageDraw.ImageDraw, rng: np.random.Generator, camera: Camera, horizon: int) -> None:
-    width, height = _PLACE
-    dark = dim(camera.ground, 0.82)
-    if camera.place == "street":
-        _windows(pen, rng, horizon, camera.wall, 130)
+def _draw_place(pen: ImageDraw.ImageDraw, rng: np.random.Generator, camera: Camera) -> None:
+    width, horizon, place = _WIDTH, _HORIZON, camera.place
+    joints, shade = dim(camera.ground, 0.82), dim(camera.wall, 0.88)
+    if place == "street":
+        _windows(pen, rng, camera.wall, 130)
         pen.rectangle([0, horizon, width, horizon + 70], fill=(164, 160, 152))
-        _tiles(pen, horizon, (140, 136, 130), 40)
-        pen.rectangle([0, horizon + 74, width, height], fill=camera.ground)
+        _tiles(pen, (140, 136, 130), 40)
+        pen.rectangle([0, horizon + 74, width, _HEIGHT], fill=camera.ground)
         pen.rectangle([0, horizon + 70, width, horizon + 78], fill=(196, 194, 188))
         pen.line([0, horizon + 190, width, horizon + 210], fill=(214, 210, 200), width=9)
-    elif camera.place == "mall":
-        _windows(pen, rng, horizon, camera.wall, 210)
-        _tiles(pen, horizon, dark, 70)
-    elif camera.place == "grass":
-        _trees(pen, rng, horizon)
-        pen.polygon([0, horizon + 60, width, horizon + 20, width, horizon + 120, 0, height], fill=(168, 160, 146))
-    elif camera.place == "corridor":
+    elif place == "mall":
+        _windows(pen, rng, camera.wall, 210)
+        _tiles(pen, joints, 70)
+    elif place == "grass":
+        _trees(pen, rng)
+        pen.polygon([0, horizon + 60, width, horizon + 20, width, horizon + 120, 0, _HEIGHT], fill=(168, 160, 146))
+    elif place == "corridor":
         for x in range(30, width, 180):
             pen.rectangle([x, 30, x + 80, horizon], fill=dim(camera.wall, 0.8))
             pen.rectangle([x + 8, 60, x + 72, horizon - 70], fill=(196, 210, 222))
         pen.rectangle([0, horizon - 14, width, horizon], fill=(96, 100, 108))
-        _tiles(pen, horizon, dark, 110)
-    elif camera.place == "crossing":
-        _windows(pen, rng, horizon, camera.wall, 95)
+        _tiles(pen, joints, 110)
+    elif place == "crossing":
+        _windows(pen, rng, camera.wall, 95)
         for k in range(8):
             y = horizon + 16 + 26 * k * (1 + 0.05 * k)
             pen.polygon([0, y + 14, width, y - 10, width, y + 4 + k, 0, y + 28 + k], fill=(206, 206, 200))
-    else:
+    else:  # a square with a wall of bricks
         for row in range(0, horizon, 12):
-            pen.line([0, row, width, row], fill=dim(camera.wall, 0.88), width=2)
+            pen.line([0, row, width, row], fill=shade, width=2)
             for x in range((row // 12 % 2) * 15, width, 30):
-                pen.line([x, row, x, row + 12], fill=dim(camera.wall, 0.88), width=2)
-        _windows(pen, rng, horizon, camera.wall, 260)
-        _tiles(pen, horizon, dark, 45)
+                pen.line([x, row, x, row + 12], fill=shade, width=2)
+        _windows(pen, rng, camera.wall, 260)
+        _tiles(pen, joints, 45)
 
 
-def _furnish(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int) -> None:
+def _furnish(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     """Lamp posts, planters and benches at the back of the place."""
-    for x in np.arange(40, _PLACE[0], 170.0):
-        x, y = x + float(rng.uniform(-50, 50)), horizon + float(rng.uniform(8, 50))
+    for x in np.arange(40, _WIDTH, 170.0):
+        x, y = x + float(rng.uniform(-50, 50)), _HORIZON + float(rng.uniform(8, 50))
         kind = int(rng.integers(3))
         if kind == 0:
             pen.rectangle([x - 4, 0, x + 4, y], fill=(70, 74, 78))
@@ -157,32 +150,26 @@ def _furnish(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int) -
 
 @lru_cache(maxsize=16)
 def _place(camera: Camera, seed: int) -> Image.Image:
-    """The camera's place without people, ``_PLACE`` pixels, RGB."""
+    """The camera's place without people, RGB."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 5, CAMERAS.index(camera)])))
-    width, height = _PLACE
-    horizon = int(height * _HORIZON)
     image = Image.new("RGB", _PLACE, camera.wall)
     pen = ImageDraw.Draw(image)
-    pen.rectangle([0, horizon, width, height], fill=camera.ground)
-    _draw_place(pen, rng, camera, horizon)
+    pen.rectangle([0, _HORIZON, *_PLACE], fill=camera.ground)
+    _draw_place(pen, rng, camera)
     if camera.place != "corridor":
-        _furnish(pen, rng, horizon)
-    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
-    pixels = (
-        pixels
-        + _clouds(rng, _PLACE, (120, 40, 12), 4)
-        + _clouds(rng, _PLACE, (2, 4), 7 if camera.place == "grass" else 3.5)
-    )
-    rows = np.linspace(-14, 14, height)[:, None, None]
-    fall = np.linspace(-12, 12, width)[None, :, None] * math.copysign(1, camera.light)
+        _furnish(pen, rng)
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32) + _clouds(rng, (120, 40, 12), 4)
+    pixels = pixels + _clouds(rng, (2, 4), 7 if camera.place == "grass" else 3.5)
+    rows = np.linspace(-14, 14, _HEIGHT)[:, None, None]
+    fall = np.linspace(-12, 12, _WIDTH)[None, :, None] * math.copysign(1, camera.light)
     return Image.fromarray(np.clip(pixels + rows + fall, 0, 255).astype(np.uint8))
 
 
 def _window(rng: np.random.Generator, camera: Camera, size: tuple[int, int], seed: int) -> Image.Image:
     """A random window of the place, stretched to ``size``."""
-    height = rng.uniform(0.72, 1.0) * _PLACE[1]
+    height = rng.uniform(0.72, 1.0) * _HEIGHT
     width = height * size[0] / size[1]
-    left, top = rng.uniform(0, _PLACE[0] - width), rng.uniform(0, _PLACE[1] - height)
+    left, top = rng.uniform(0, _WIDTH - width), rng.uniform(0, _HEIGHT - height)
     box, coarse = (left, top, left + width, top + height), (size[0] // SUPERSAMPLE, size[1] // SUPERSAMPLE)
     return _place(camera, seed).resize(coarse, Image.Resampling.BILINEAR, box).resize(size, Image.Resampling.NEAREST)
 
@@ -190,71 +177,69 @@ def _window(rng: np.random.Generator, camera: Camera, size: tuple[int, int], see
 # -- what gets in the way ---------------------------------------------------------------------------------------------
 
 
-def _occlude(
-    rng: np.random.Generator, canvas: Canvas, view: View, camera: Camera
-) -> tuple[str, tuple[float, float, float, float]]:
+def _occlude(rng: np.random.Generator, canvas: Canvas, view: View, camera: Camera) -> tuple[str, Box]:
     """Draw something in front of the person; returns its name and its box in pixels of the canvas."""
-    width, height = canvas.colours.size
+    (width, height), unit = canvas.colours.size, view.scale
     kind = ("pillar", "bush", "passer-by", "car", "railing")[int(rng.integers(5))]
     side = 1 if rng.random() < 0.5 else -1
     if kind == "pillar":
-        middle, half = view.x + side * rng.uniform(0.10, 0.2) * view.scale, rng.uniform(0.06, 0.1) * view.scale
+        middle, half = view.x + side * rng.uniform(0.10, 0.2) * unit, rng.uniform(0.06, 0.1) * unit
         post = Tube(np.array([[middle, -5.0], [middle, height * 0.5], [middle, height + 5.0]]), np.full(3, half))
         canvas.solid(post, dim(camera.wall, 0.8))
         return kind, (middle - half, 0, middle + half, height)
     if kind == "passer-by":
         other = draw_identity(rng)
-        near = replace(view, x=view.x + side * rng.uniform(0.26, 0.34) * view.scale, yaw=rng.uniform(0, 2 * math.pi),
-                       scale=view.scale * rng.uniform(1.0, 1.12), ground=view.ground + 0.05 * view.scale)  # fmt: skip
+        near = replace(view, x=view.x + side * rng.uniform(0.26, 0.34) * unit, yaw=rng.uniform(0, 2 * math.pi),
+                       scale=unit * rng.uniform(1.0, 1.12), ground=view.ground + 0.05 * unit)  # fmt: skip
         Figure(rng, other, draw_pose(rng, other), near).draw(canvas)
         half = 0.12 * near.scale
         return kind, (near.x - half, near.ground - near.scale, near.x + half, height)
-    top = view.ground - rng.uniform(0.16, 0.42) * view.scale
+    top = view.ground - rng.uniform(0.16, 0.42) * unit
     if kind == "bush":
         for _ in range(70):
             x, y = rng.uniform(0, width), rng.uniform(top, height)
-            shade, r = int(rng.integers(-30, 30)), rng.uniform(0.02, 0.05) * view.scale
+            shade, r = int(rng.integers(-30, 30)), rng.uniform(0.02, 0.05) * unit
             canvas.ball(np.array([x, y]), r, (58 + shade, 96 + shade, 46 + shade), NEUTRAL - 10)
-    elif kind == "car":
-        body = list(COLOURS.values())[int(rng.integers(len(COLOURS)))]
-        unit, nose = view.scale, view.x - side * rng.uniform(0.0, 0.12) * view.scale
-        outline = np.array([[0, 0.5], [0, 0.16], [0.03, 0.13], [0.2, 0.10], [0.34, 0.0], [2, 0.0], [2, 0.5]])
-        glass = np.array([[0.25, 0.11], [0.36, 0.02], [2, 0.02], [2, 0.11]])
-        for shape, paint, light in ((outline, body, NEUTRAL), (glass, (46, 54, 64), NEUTRAL + 20)):
-            canvas.polygon((shape * [side * unit, unit] + [nose, top]).ravel().tolist(), paint, light)
-        for low, light in ((0.17, NEUTRAL - 30), (0.25, NEUTRAL - 70)):
-            canvas.light_pen.polygon(
-                (np.array([[0, low], [2, low], [2, 0.5], [0, 0.5]]) * [side * unit, unit] + [nose, top])
-                .ravel()
-                .tolist(),
-                fill=light,
-            )
-        canvas.ball(np.array([nose + side * 0.2 * unit, top + 0.31 * unit]), 0.085 * unit, (24, 24, 26))
-        return kind, (min(nose, nose + side * 2 * unit), top + 0.06 * unit, max(nose, nose + side * 2 * unit), height)
-    else:
-        for y in np.linspace(top, height, 5):
-            canvas.line(np.array([[0, y], [width, y]]), (150, 154, 158), 0.016 * view.scale)
-        for x in np.arange(rng.uniform(0, 0.1) * width, width, 0.16 * width):
-            canvas.line(np.array([[x, top], [x, height]]), (136, 140, 146), 0.012 * view.scale)
-        return kind, (0, height, 0, height)  # hides nothing entirely
-    return kind, (0, top, width, height)
+        return kind, (0, top, width, height)
+    if kind == "car":
+        return kind, _draw_car(rng, canvas, view, top, side)
+    for y in np.linspace(top, height, 5):
+        canvas.line(np.array([[0, y], [width, y]]), (150, 154, 158), 0.016 * unit)
+    for x in np.arange(rng.uniform(0, 0.1) * width, width, 0.16 * width):
+        canvas.line(np.array([[x, top], [x, height]]), (136, 140, 146), 0.012 * unit)
+    return kind, (0, height, 0, height)  # a railing hides nothing entirely
 
 
-def _covered(box: tuple[float, ...], cover: tuple[float, ...]) -> float:
-    """Share of ``box`` inside ``cover``; both left, top, right, bottom."""
+def _draw_car(rng: np.random.Generator, canvas: Canvas, view: View, top: float, side: int) -> Box:
+    """A parked car that reaches out of the picture on one side; returns its box."""
+    paint, unit = list(COLOURS.values())[int(rng.integers(len(COLOURS)))], view.scale
+    nose = view.x - side * rng.uniform(0.0, 0.12) * unit
+
+    def outline(*points: tuple[float, float]) -> list[float]:  # lengths from the nose and the roof, in heights
+        return (np.array(points) * [side * unit, unit] + [nose, top]).ravel().tolist()
+
+    body = outline((0, 0.5), (0, 0.16), (0.03, 0.13), (0.2, 0.10), (0.34, 0.0), (2, 0.0), (2, 0.5))
+    canvas.polygon(body, paint)
+    canvas.polygon(outline((0.25, 0.11), (0.36, 0.02), (2, 0.02), (2, 0.11)), (46, 54, 64), NEUTRAL + 20)
+    for low, light in ((0.17, NEUTRAL - 30), (0.25, NEUTRAL - 70)):
+        canvas.light_pen.polygon(outline((0, low), (2, low), (2, 0.5), (0, 0.5)), fill=light)
+    canvas.ball(np.array([nose + side * 0.2 * unit, top + 0.31 * unit]), 0.085 * unit, (24, 24, 26))
+    end = nose + side * 2 * unit
+    return min(nose, end), top + 0.06 * unit, max(nose, end), canvas.colours.size[1]
+
+
+def _covered(box: Box, cover: Box) -> float:
+    """Share of ``box`` inside ``cover``."""
     across = max(0.0, min(box[2], cover[2]) - max(box[0], cover[0]))
     down = max(0.0, min(box[3], cover[3]) - max(box[1], cover[1]))
     return across * down / max((box[2] - box[0]) * (box[3] - box[1]), 1e-6)
 
 
-def _hidden(figure: Figure, cover: tuple[float, ...] | None, size: tuple[int, int]) -> list[str]:
+def _hidden(figure: Figure, cover: Box | None, size: tuple[int, int]) -> list[str]:
     """Attributes of the person that this picture does not show."""
     identity, facing = figure.identity, figure.facing
+    parts = {**THINGS, "head": THINGS["hair"] + THINGS["headwear"] + THINGS["glasses"]}
     hidden: set[str] = set()
-    parts = {"head": ("hair_style", "hair_colour", "headwear", "headwear_colour", "glasses"),
-             "upper": ("upper", "upper_colour", "upper_pattern", "upper_second", "inner_colour"),
-             "lower": ("lower", "lower_colour"), "shoes": ("shoes", "shoes_colour"), 
-             "bag": ("bag", "bag_colour", "bag_side")}  # fmt: skip
     for part, box in figure.boxes.items():
         outside = 1 - _covered(box, (0, 0, *size))
         if outside + (_covered(box, cover) if cover else 0.0) > 0.6:
@@ -265,8 +250,8 @@ def _hidden(figure: Figure, cover: tuple[float, ...] | None, size: tuple[int, in
         hidden.update(("upper_pattern", "upper_second"))
     if figure.hides_bag():
         hidden.update(parts["bag"])
-    if identity.headwear != "none" and identity.hair_style in ("short", "bald", "bun"):
-        hidden.update(("hair_style", "hair_colour"))
+    if identity.headwear != NONE and identity.hair_style in ("short", "bald", "bun"):
+        hidden.update(parts["hair"])
     if identity.hair_style == "ponytail" and facing > 0.3:
         hidden.add("hair_style")
     return sorted(hidden)
@@ -288,9 +273,9 @@ def _draw_view(rng: np.random.Generator, identity: Identity, camera: Camera, siz
 def _cast_shadow(rng: np.random.Generator, canvas: Canvas, view: View, camera: Camera) -> None:
     unit, x, y = view.scale, view.x, view.ground - 0.03 * view.scale
     long, lean = rng.uniform(0.25, 0.5) * unit, -math.copysign(rng.uniform(0.3, 0.6), camera.light) * unit
-    soft = NEUTRAL - int(70 * camera.shadow)
-    canvas.light_pen.polygon([x - 0.09 * unit, y, x + 0.09 * unit, y, x + lean + 0.05 * unit, y - 0.25 * long,
-                              x + lean - 0.06 * unit, y - 0.3 * long], fill=soft)  # fmt: skip
+    shadow = [x - 0.09 * unit, y, x + 0.09 * unit, y,
+              x + lean + 0.05 * unit, y - 0.25 * long, x + lean - 0.06 * unit, y - 0.3 * long]  # fmt: skip
+    canvas.light_pen.polygon(shadow, fill=NEUTRAL - int(70 * camera.shadow))
     for radius, value in ((0.17, 40), (0.13, 75), (0.09, 105)):
         box = [x - radius * unit, y - 0.2 * radius * unit, x + radius * unit, y + 0.22 * radius * unit]
         canvas.light_pen.ellipse(box, fill=NEUTRAL - value)
@@ -301,14 +286,10 @@ def _develop(rng: np.random.Generator, canvas: Canvas, camera: Camera, size: tup
     """Multiply the layers, then what a camera adds: exposure, colour cast, noise, blur."""
     colours = np.asarray(canvas.colours.reduce(SUPERSAMPLE), np.float32)
     lights = np.asarray(canvas.lights.reduce(SUPERSAMPLE), np.float32)
-    gains = (
-        np.array(camera.cast, np.float32)
-        * rng.normal(1, 0.02, 3).astype(np.float32)
-        * np.float32(rng.uniform(0.82, 1.14))
-    )
-    pixels = colours * (lights / NEUTRAL)[..., None] * gains
+    gains = np.array(camera.cast, np.float32) * rng.normal(1, 0.02, 3).astype(np.float32)
+    gains = gains * np.float32(rng.uniform(0.82, 1.14))
     contrast = np.float32(rng.uniform(0.86, 1.08))
-    pixels = (pixels - 118) * contrast + 118 + np.float32(rng.normal(2, 5))
+    pixels = (colours * (lights / NEUTRAL)[..., None] * gains - 118) * contrast + 118 + np.float32(rng.normal(2, 5))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     radius = abs(rng.normal(camera.blur - 0.1, 0.3)) * size[1] / 192
     if radius > 0.2:
@@ -320,18 +301,11 @@ def _develop(rng: np.random.Generator, canvas: Canvas, camera: Camera, size: tup
 def view_name(yaw: float) -> str:
     """The name of a viewpoint; ``yaw`` in radians, 0 is front."""
     degrees = abs(math.degrees(math.atan2(math.sin(yaw), math.cos(yaw))))
-    return next(name for name, up_to in _VIEWS if degrees <= up_to + 1e-9)
+    return next(name for name, up_to in _VIEWS.items() if degrees <= up_to + 1e-9)
 
 
-def render_image(
-    rng: np.random.Generator,
-    identity: Identity,
-    shades: int,
-    camera: Camera,
-    size: tuple[int, int],
-    occlusion: float,
-    seed: int,
-) -> tuple[Image.Image, dict[str, Any]]:
+def render_image(rng: np.random.Generator, identity: Identity, shades: int, camera: Camera, size: tuple[int, int],
+                 occlusion: float, seed: int) -> tuple[Image.Image, dict[str, Any]]:  # fmt: skip
     """Render one picture of a person.
 
     Args:
@@ -356,13 +330,7 @@ def render_image(
     figure.draw(canvas)
     occluder, cover = _occlude(rng, canvas, view, camera) if rng.random() < occlusion else (None, None)
     canvas.soften(0.006 * view.scale)
-    truth = {
-        "camera": camera.folder,
-        "view": view_name(view.yaw),
-        "yaw": round(math.degrees(view.yaw)) % 360,
-        "pose": pose.name,
-        "occlusion": occluder,
-        "hidden": _hidden(figure, cover, canvas_size),
-        "jpeg_quality": int(rng.integers(62, 93)),
-    }
+    truth = {"camera": camera.folder, "view": view_name(view.yaw), "yaw": round(math.degrees(view.yaw)) % 360,
+             "pose": pose.name, "occlusion": occluder, "hidden": _hidden(figure, cover, canvas_size),
+             "jpeg_quality": int(rng.integers(62, 93))}  # fmt: skip
     return _develop(rng, canvas, camera, size), truth

@@ -1,0 +1,646 @@
+"""Encoders, discriminator and the joint model: shapes, padding, freezing, and what a saved model needs and refuses."""
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import tiny_language_model, word_piece_tokenizer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from timam import TIMAM
+from timam.images import ImageError, normalize
+from timam.models import ImageEncoder, ModalityDiscriminator, TextEncoder
+from timam.models.image_encoder import feature_width, strip_head
+from timam.models.text_encoder import WordEmbeddings, word_tokenizer
+from timam.models.weights import build_backbone, load_backbone
+
+CAPTIONS = ["a man in a red hat", "the woman", "black boots and a white coat with a green bag", "skirt", "a hat", "man"]
+
+# -- image encoder ---------------------------------------------------------------------------------------------------
+
+BACKBONES = torchvision.models.list_models(module=torchvision.models)
+
+# Where the classifier is more than one linear layer: the channels of the last feature map.
+POOLED_CHANNELS = {
+    "alexnet": 256, "vgg": 512, "squeezenet": 512, "mobilenet_v3_large": 960, "mobilenet_v3_small": 576
+}  # fmt: skip
+
+
+@pytest.fixture
+def meta_regnet(monkeypatch):
+    """RegNet works out its widths with tensors; they need values while its parameters have none."""
+    parameters = torchvision.models.regnet.BlockParams
+    original = parameters.from_init_params
+
+    def on_cpu(*args, **kwargs):
+        with torch.device("cpu"):
+            return original(*args, **kwargs)
+
+    monkeypatch.setattr(parameters, "from_init_params", on_cpu)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_of_torchvision_gives_features(name, meta_regnet):
+    # Built and run without values, at its natural size; elsewhere the width is what its own classifier reads.
+    with torch.device("meta"):
+        backbone = load_backbone(name, "none")
+        linear = [m for m in backbone.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+        expected = next((c for prefix, c in POOLED_CHANNELS.items() if name.startswith(prefix)), None)
+        if expected is None:
+            expected = linear[-1].in_features
+        size = 299 if name == "inception_v3" else 224
+        assert feature_width(strip_head(backbone), size, size) == expected
+    assert not [m for m in backbone.modules() if getattr(m, "out_features", 0) == 1000]
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18", 512), ("mobilenet_v2", 1280), ("mobilenet_v3_small", 576), ("convnext_tiny", 768),
+        ("vgg11", 512), ("densenet121", 1024), ("squeezenet1_1", 512), ("efficientnet_b0", 1280),
+    ],
+)  # fmt: skip
+def test_features_of_a_rectangular_picture(name, width):
+    with skip_initialisation():
+        backbone = load_backbone(name, "none")
+    encoder = ImageEncoder(backbone, 96, 64, 16).eval()
+    with torch.no_grad():
+        features = encoder.features(torch.randn(2, 3, 96, 64))
+    assert features.shape == (2, width)
+    assert torch.isfinite(features).all()
+    assert encoder.projection.in_features == width
+    head = {"resnet18": "fc"}.get(name, "classifier")
+    assert not [m for m in getattr(encoder.backbone, head).modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    assert sum(p.numel() for p in getattr(encoder.backbone, head).parameters()) in (0, 2 * width)  # a layer norm's
+
+
+class skip_initialisation:  # noqa: N801
+    """Within: parameters keep torch's quick default instead of torchvision's slow one (VGG's 120 million weights)."""
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        for name in ("normal_", "kaiming_normal_", "trunc_normal_", "kaiming_uniform_"):
+            self.patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: nn.init.uniform_(tensor, -0.05, 0.05))
+
+    def __exit__(self, *_):
+        self.patch.undo()
+
+
+def test_resnet_features_by_hand():
+    encoder = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 7).eval()
+    x, b = torch.randn(2, 3, 64, 32), encoder.backbone
+    with torch.no_grad():
+        hidden = b.maxpool(b.relu(b.bn1(b.conv1(x))))
+        pooled = b.layer4(b.layer3(b.layer2(b.layer1(hidden)))).mean(dim=(2, 3))
+        torch.testing.assert_close(encoder.features(x), pooled)
+        torch.testing.assert_close(encoder(x), pooled @ encoder.projection.weight.T + encoder.projection.bias)
+
+
+def small_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16
+    )
+
+
+def test_vision_transformer_gives_its_class_token():
+    backbone = small_vit()
+    nn.init.normal_(backbone.heads.head.weight)
+    x = torch.randn(2, 3, 64, 64)
+    expected = []
+    backbone.encoder.register_forward_hook(lambda module, inputs, output: expected.append(output[:, 0]))
+    with torch.no_grad():
+        features = ImageEncoder(backbone, 64, 64, 5).eval().features(x)
+    assert features.shape == (2, 8)
+    torch.testing.assert_close(features, expected[-1])
+
+
+def test_vision_transformer_refuses_rectangular_pictures():
+    with pytest.raises(ValueError, match="VisionTransformer does not take pictures of 64x32 pixels"):
+        ImageEncoder(small_vit(), 64, 32, 5)
+
+
+class SegmentationLike(nn.Module):
+    """Gives a feature map, not (B, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Linear(3, 10))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), "Conv2d has no fc, classifier, heads or head"),
+        (SegmentationLike(), r"SegmentationLike gives \(2, 3, 64, 32\)"),
+        (nn.ModuleDict({"fc": nn.ReLU()}), "ModuleDict.fc holds no linear layer"),
+    ],
+)
+def test_unknown_backbones_are_refused(backbone, message):
+    if isinstance(backbone, nn.ModuleDict):
+        backbone.fc = backbone["fc"]
+    with pytest.raises(ValueError, match=message):
+        ImageEncoder(backbone, 64, 32, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("googlenet", "IMAGENET1K_V1"), ("inception_v3", "IMAGENET1K_V1"), ("resnet50", "DEFAULT")]
+)
+def test_saved_backbone_has_the_architecture_of_its_weights(name, weights, monkeypatch):
+    # GoogLeNet's and Inception's published weights rescale the input: a setting that no state dict holds.
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
+    with torch.device("meta"):
+        loaded = load_backbone(name, weights)
+        rebuilt = build_backbone(name, weights)
+        assert not getattr(build_backbone(name, "none"), "transform_input", False)
+    assert getattr(loaded, "transform_input", None) == getattr(rebuilt, "transform_input", None)
+    assert list(loaded.state_dict()) == list(rebuilt.state_dict())  # Inception: without its auxiliary head
+    assert not getattr(loaded, "aux_logits", False)
+
+
+def test_saved_vision_transformer_has_the_picture_size_of_its_weights():
+    with torch.device("meta"):
+        assert build_backbone("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").image_size == 384
+        assert build_backbone("vit_b_16", "IMAGENET1K_V1").image_size == 224
+        assert build_backbone("vit_b_16", "none").image_size == 224
+
+
+# -- text encoder ----------------------------------------------------------------------------------------------------
+
+
+def text_encoder(summary: str = "max", learned: bool = False, vocabulary: int = 40) -> TextEncoder:
+    torch.manual_seed(0)
+    words = WordEmbeddings(vocabulary, 16) if learned else tiny_language_model(vocabulary)
+    return TextEncoder(words, 16, 8, 5, summary).eval()
+
+
+def ids_and_mask(*lengths: int, total: int | None = None, vocabulary: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.arange(total or max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
+    return torch.randint(2, vocabulary, mask.shape, generator=generator) * mask, mask
+
+
+both_summaries = pytest.mark.parametrize("summary", ["max", "last"])
+both_kinds = pytest.mark.parametrize("learned", [False, True], ids=["language model", "learned words"])
+
+
+@both_summaries
+@both_kinds
+def test_padding_and_companions_do_not_change_an_embedding(summary, learned):
+    encoder = text_encoder(summary, learned)
+    ids, mask = ids_and_mask(3, 9, 1, 6)
+    with torch.no_grad():
+        together = encoder(ids, mask)
+        wider = encoder(nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7)))
+        alone = torch.cat([encoder(i[None, :n], m[None, :n]) for i, m, n in zip(ids, mask, (3, 9, 1, 6), strict=True)])
+    torch.testing.assert_close(wider, together, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+
+
+@both_summaries
+def test_what_stands_in_the_padding_is_never_read(summary):
+    encoder = text_encoder(summary)
+    states, mask = torch.randn(2, 6, 16), ids_and_mask(6, 4)[1]
+    with torch.no_grad():
+        before = encoder.summarize(states, mask)
+        states[1, 4:] = 1e6
+        torch.testing.assert_close(encoder.summarize(states, mask), before, rtol=0, atol=0)
+
+
+def test_short_captions_can_have_negative_features():
+    # A maximum that included zero padding could not be below 0.
+    encoder = text_encoder("max")
+    encoder.projection = nn.Identity()
+    with torch.no_grad():
+        found = encoder(*ids_and_mask(2, 12))
+    assert (found[0] < 0).any()
+
+
+def test_summaries_by_hand():
+    # An unpadded sentence through the same LSTM, step by step in either direction.
+    states, mask = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.int64)
+    for summary in ("max", "last"):
+        encoder = text_encoder(summary)
+        forward, backward = nn.LSTM(16, 8, batch_first=True), nn.LSTM(16, 8, batch_first=True)
+        for name, value in encoder.lstm.named_parameters():
+            one = backward if name.endswith("_reverse") else forward
+            getattr(one, name.removesuffix("_reverse")).data.copy_(value)
+        with torch.no_grad():
+            ahead, back = forward(states)[0], backward(states.flip(1))[0].flip(1)
+            pooled = {
+                "max": torch.cat([ahead, back], dim=2).amax(dim=1),
+                "last": torch.cat([ahead[:, -1], back[:, 0]], dim=1),
+            }[summary]
+            torch.testing.assert_close(encoder.summarize(states, mask), encoder.projection(pooled))
+
+
+@pytest.mark.parametrize("length", [6, 4])
+def test_backward_direction_reads_the_last_token(length):
+    # Its state at the first token depends on the last token, also where padding follows.
+    encoder = text_encoder("last")
+    encoder.projection = nn.Identity()
+    states, mask = torch.randn(2, 6, 16), ids_and_mask(6, length)[1]
+    with torch.no_grad():
+        before = encoder.summarize(states, mask)
+        states[1, length - 1] += 1.0
+        after = encoder.summarize(states, mask)
+    assert (after[1, 8:] - before[1, 8:]).abs().min() > 0  # backward
+    assert (after[1, :8] - before[1, :8]).abs().min() > 0  # forward ends there
+    assert torch.equal(after[0], before[0])  # the batch axis is not the time axis
+
+
+def test_a_batch_of_one_keeps_its_axis():
+    with torch.no_grad():
+        image = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 5).eval()(torch.randn(1, 3, 64, 32))
+        assert image.shape == (1, 5)
+        for summary in ("max", "last"):
+            assert text_encoder(summary)(*ids_and_mask(1)).shape == (1, 5)
+        assert ModalityDiscriminator(5, 4)(image).shape == (1,)
+
+
+def test_discriminator_is_two_linear_layers_to_a_scalar():
+    discriminator = ModalityDiscriminator(5, 4)
+    assert [(m.in_features, m.out_features) for m in discriminator.modules() if isinstance(m, nn.Linear)] == [
+        (5, 4), (4, 1)
+    ]  # fmt: skip
+    rows = torch.randn(6, 5)  # each row by itself: no statistics of the batch, in train mode too
+    torch.testing.assert_close(discriminator.train()(rows)[:2], discriminator(rows[:2]))
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_word_tokenizer_lower_cases_and_knows_unknown_words():
+    tokenizer = word_tokenizer(["Red HAT red", "a hat", "zebra"], minimum_count=2)
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (0, 1)
+    vocabulary = tokenizer.get_vocab()
+    assert set(vocabulary) == {"[PAD]", "[UNK]", "red", "hat"}
+    assert tokenizer("RED Hat zebra red")["input_ids"] == [vocabulary["red"], vocabulary["hat"], 1, vocabulary["red"]]
+
+
+def test_no_word_shares_the_padding_vector():
+    # The most frequent word is the one that a vocabulary counted from 0 would lose.
+    tokenizer = word_tokenizer(["hat hat hat hat", "coat coat"], minimum_count=1)
+    embedding = WordEmbeddings(len(tokenizer), 6)
+    ids = tokenizer("hat coat nobody")["input_ids"]
+    assert 0 not in ids
+    assert len(set(ids)) == 3
+    vectors = embedding(torch.tensor([ids]))[0]
+    assert (vectors.abs().sum(dim=1) > 0).all()
+    assert (embedding(torch.tensor([[0]])) == 0).all()
+
+
+@both_kinds
+def test_tokenize_pads_truncates_and_masks(tiny_model, learned):
+    model = tiny_model(language_model="none" if learned else "tiny-bert", max_tokens=6)
+    ids, mask = model.tokenize(["a man", "a man in a red hat and a coat", "HAT", "\u200b", "zebra"])
+    assert ids.shape == mask.shape == (5, 6)
+    assert ids.dtype == mask.dtype == torch.int64
+    assert mask[:, 0].all()
+    lengths = mask.sum(dim=1)
+    assert (ids.masked_select(mask == 0) == model.tokenizer.pad_token_id).all()
+    assert (ids.masked_select(mask == 1) != model.tokenizer.pad_token_id).all()
+    assert (mask.diff(dim=1) <= 0).all()  # on the right
+    assert lengths.tolist()[:3] == ([2, 6, 1] if learned else [4, 6, 3])  # [CLS] and [SEP] count
+    if not learned:
+        assert ids[1, -1] == model.tokenizer.sep_token_id  # truncation keeps the end marker
+    assert torch.equal(model.tokenize(["hat"])[0], model.tokenize(["HAT"])[0])
+
+
+def test_max_tokens_beyond_the_language_model_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match=r"max_tokens = 100.*64"):
+        tiny_model(max_tokens=100)
+
+
+# -- freezing --------------------------------------------------------------------------------------------------------
+
+
+def loss_of(encoder: TextEncoder) -> torch.Tensor:
+    return encoder(*ids_and_mask(4, 6)).pow(2).sum()
+
+
+def test_frozen_language_model_has_no_dropout_whatever_train_says():
+    encoder = text_encoder()
+    encoder.freeze()
+    nn.ModuleList([encoder]).train()  # as the parent module does it
+    assert encoder.training
+    assert not any(m.training for m in encoder.language_model.modules())
+    ids, mask = ids_and_mask(4, 6)
+    states = encoder.word_states(ids, mask)
+    assert torch.equal(states, encoder.word_states(ids, mask))
+    assert not states.requires_grad
+    encoder.freeze(False)
+    assert all(m.training for m in encoder.language_model.modules())
+    assert not torch.equal(encoder.word_states(ids, mask), encoder.word_states(ids, mask))  # dropout is back
+
+
+def test_freezing_in_eval_mode_stays_in_eval_mode():
+    encoder = text_encoder()
+    encoder.freeze()
+    encoder.freeze(False)
+    assert not any(m.training for m in encoder.modules())
+
+
+def test_frozen_parameters_do_not_move_and_unfrozen_ones_do():
+    encoder = text_encoder().train()
+    encoder.freeze()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, weight_decay=0.5)
+
+    def step() -> dict[str, bool]:
+        before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+        optimizer.zero_grad()
+        loss_of(encoder).backward()
+        optimizer.step()
+        return {name: not torch.equal(before[name], p) for name, p in encoder.named_parameters()}
+
+    moved = step()
+    assert not any(m for name, m in moved.items() if name.startswith("language_model."))
+    assert all(m for name, m in moved.items() if not name.startswith("language_model."))
+    encoder.freeze(False)
+    moved = step()
+    assert all(p.grad is not None for p in encoder.language_model.parameters())
+    assert all(m for name, m in moved.items() if name.startswith("language_model.encoder"))
+
+
+def test_learned_words_never_freeze():
+    encoder = text_encoder(learned=True)
+    encoder.freeze()
+    loss_of(encoder).backward()
+    assert encoder.language_model.embedding.weight.grad.abs().sum() > 0
+
+
+# -- the joint model -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (64, 32, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+def test_every_kind_of_picture_gives_the_same_embedding(tiny_model, pictures, tmp_path):
+    model, picture = tiny_model(), pictures[0].resize((50, 70))
+    picture.save(tmp_path / "a.png")
+    tensor = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    found = model.encode_images([picture, tmp_path / "a.png", str(tmp_path / "a.png"), tensor])
+    assert found.shape == (4, 16)
+    torch.testing.assert_close(found, found[:1].expand(4, -1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_batch_size_does_not_matter(tiny_model, pictures, batch_size):
+    model = tiny_model()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(model.encode_images(pictures, batch_size), model.encode_images(pictures), **close)
+    torch.testing.assert_close(model.encode_texts(CAPTIONS, batch_size), model.encode_texts(CAPTIONS), **close)
+
+
+@both_kinds
+def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, learned):
+    model = tiny_model(language_model="none" if learned else "tiny-bert").train()
+    assert torch.equal(model.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS))
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    images = model.encode_images(pictures)
+    assert all(torch.equal(before[name], b) for name, b in model.named_buffers())  # batch statistics stay
+    assert model.training
+    assert not images.requires_grad
+    assert images.dtype == torch.float32
+
+
+def test_forward_equals_the_encoders(tiny_model, pictures):
+    model = tiny_model().eval()
+    images = normalize(torch.stack([torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1) for p in pictures]))
+    ids, mask = model.tokenize(CAPTIONS[:5])
+    with torch.no_grad():
+        image, text = model(images, mask, token_ids=ids)
+        stored = model(images, mask, word_states=model.text_encoder.word_states(ids, mask))
+    torch.testing.assert_close(image, model.encode_images(pictures))
+    torch.testing.assert_close(text, model.encode_texts(CAPTIONS[:5]))
+    torch.testing.assert_close(stored[1], text)
+    with pytest.raises(ValueError, match="token_ids or word_states"):
+        model(images, mask)
+
+
+def test_nothing_gives_nothing(tiny_model):
+    assert tiny_model().encode_images([]).shape == tiny_model().encode_texts([]).shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("a man", "list of strings"), (["a man", ""], r"texts\[1\] = ''"), (["  \n"], r"texts\[0\]"),
+        ([3], r"texts\[0\] = 3"),
+    ],
+)  # fmt: skip
+def test_texts_that_are_no_sentences(tiny_model, texts, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().encode_texts(texts)
+
+
+def test_unreadable_picture_and_batch_size_below_one(tiny_model, pictures, tmp_path):
+    with pytest.raises(ImageError, match="nobody"):
+        tiny_model().encode_images([pictures[0], tmp_path / "nobody.png"])
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        tiny_model().encode_images(pictures, batch_size=0)
+
+
+def test_an_unknown_picture_of_letters_is_one_unknown_word(tiny_model):
+    for words in ("tiny-bert", "none"):
+        assert torch.isfinite(tiny_model(language_model=words).encode_texts(["\u200b", "😀", "x"])).all()
+
+
+def test_classifiers_are_shared_or_one_each(tiny_model):
+    assert tiny_model(num_identities=7).class_weights.shape == (1, 7, 16)
+    assert tiny_model(num_identities=7, shared_classifier=False).class_weights.shape == (2, 7, 16)
+    with pytest.raises(ValueError, match="num_identities = 0"):
+        tiny_model(num_identities=0)
+
+
+# -- saving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "mobilenet_v2"},
+        {"language_model": "none"},
+        {"lstm_summary": "last", "shared_classifier": False},
+    ],
+    ids=["language model", "learned words", "last state"],
+)
+def test_saved_model_gives_the_same_bits(tiny_model, pictures, tmp_path, monkeypatch, fields):
+    model = tiny_model(captions=CAPTIONS, **fields)
+    model.text_encoder.freeze()
+    model.train()(torch.randn(4, 3, 64, 32), *reversed(model.tokenize(CAPTIONS[:4])))  # moves the batch statistics
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.setattr("timam.models.weights._packaged_file", lambda *_: None)  # no pretrained parts at hand
+    again = TIMAM.from_pretrained(tmp_path / "saved")
+    assert again.model_config == model.model_config
+    assert not any(m.training for m in again.modules())
+    assert torch.equal(again.encode_images(pictures), model.encode_images(pictures))
+    assert torch.equal(again.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS))
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_saved_files_hold_no_pickle(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    files = {str(p.relative_to(tmp_path)): p.read_bytes()[:8] for p in tmp_path.rglob("*") if p.is_file()}
+    assert set(files) == {
+        "README.md", "config.json", "model.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
+    }  # fmt: skip
+    assert not [name for name, start in files.items() if start[:1] == b"\x80" or start[:2] == b"PK"]
+
+
+def edit_config(folder, change) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(content)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop_a_tensor(folder) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["class_bias"]
+    save_file(state, folder / "model.safetensors")
+
+
+DAMAGES = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
+    "no tokenizer config": (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer"),
+    "no vocabulary": (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "tokenizer"),
+    "half a config": (lambda f: cut(f / "config.json"), "config.json"),
+    "half the weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors"),
+    "half a vocabulary": (lambda f: cut(f / "tokenizer" / "tokenizer.json"), "tokenizer"),
+    "empty config": (lambda f: (f / "config.json").write_text(""), "config.json"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+    "another config": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "config.json"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors"),
+    "text for weights": (lambda f: (f / "model.safetensors").write_text("weights " * 20), "model.safetensors"),
+    "a tensor missing": (drop_a_tensor, "model.safetensors does not fit config.json"),
+    "other size": (lambda f: edit_config(f, lambda c: c["model"].update(embedding_dim=17)), "does not fit config.json"),
+    "other words": (lambda f: edit_config(f, lambda c: c.update(language_model_config=None)), "does not fit"),
+    "no size": (lambda f: edit_config(f, lambda c: c["model"].update(embedding_dim="wide")), "config.json"),
+    "unknown setting": (lambda f: edit_config(f, lambda c: c["model"].update(colour="red")), "config.json"),
+    "unknown backbone": (lambda f: edit_config(f, lambda c: c["model"].update(backbone="resnet19")), "config.json"),
+    "no identities": (lambda f: edit_config(f, lambda c: c.update(num_identities=None)), "config.json"),
+    "no architecture": (lambda f: edit_config(f, lambda c: c.update(language_model_config={"a": 1})), "config.json"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved_folder(tmp_path_factory):
+    from timam.config import ModelConfig
+
+    folder = tmp_path_factory.mktemp("saved")
+    config = ModelConfig(
+        backbone="squeezenet1_1", backbone_weights="none", image_height=64, image_width=32, max_tokens=16,
+        lstm_hidden=8, embedding_dim=16, discriminator_hidden=8,
+    )  # fmt: skip
+    tokenizer = word_piece_tokenizer()
+    model = TIMAM(config, 4, tokenizer, load_backbone("squeezenet1_1", "none"), tiny_language_model(len(tokenizer)))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_model_is_refused_by_name(saved_folder, tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(saved_folder, folder)
+    change, named = DAMAGES[damage]
+    change(folder)
+    with pytest.raises((FileNotFoundError, ValueError)) as error:
+        TIMAM.from_pretrained(folder)
+    assert str(folder) in str(error.value)
+    assert named in str(error.value)
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """As much of the model hub as a download needs: the list of files, and each file with its headers."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        files = [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]
+        path = self.path.partition("?")[0]
+        name = path.partition(f"/resolve/{self.commit}/")[2] or path.partition("/resolve/main/")[2]
+        if path.startswith("/api/models/somebody/timam/tree/"):
+            entries = [
+                {"type": "file", "path": f, "size": (self.folder / f).stat().st_size, "oid": "0" * 40} for f in files
+            ]
+            content = json.dumps(entries).encode()
+        elif path.startswith("/api/models/somebody/timam"):
+            siblings = [{"rfilename": f} for f in files]
+            content = json.dumps({"id": "somebody/timam", "sha": self.commit, "siblings": siblings}).encode()
+        elif name in files:
+            content = (self.folder / name).read_bytes()
+        else:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{abs(hash(path)):040x}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+FRESH_PROCESS = """
+import sys
+from timam import TIMAM
+from timam.models import weights
+weights._packaged_file = lambda *_: None
+for source in sys.argv[1:]:
+    print(TIMAM.from_pretrained(source).encode_texts(["a man in a red hat"]).numpy().tobytes().hex())
+"""
+
+
+def test_model_from_the_hub_in_a_fresh_process(saved_folder, tmp_path):
+    handler = type("Handler", (HubHandler,), {"folder": saved_folder})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}, "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    try:
+        found = subprocess.run(
+            [sys.executable, "-c", FRESH_PROCESS, "somebody/timam", str(saved_folder)],
+            env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.returncode == 0, found.stderr
+    from_hub, from_folder = found.stdout.split()
+    expected = TIMAM.from_pretrained(saved_folder).encode_texts(["a man in a red hat"]).numpy().tobytes().hex()
+    assert from_hub == from_folder == expected

