@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import torchvision
 from conftest import tiny_language_model, word_piece_tokenizer
@@ -321,6 +322,15 @@ def test_tokenize_pads_truncates_and_masks(tiny_model, learned):
     assert torch.equal(model.tokenize(["hat"])[0], model.tokenize(["HAT"])[0])
 
 
+def test_caption_without_any_token_is_one_unknown_word(tiny_model):
+    # The zero-width space is cleaned away, and this tokenizer adds no special tokens.
+    model = tiny_model()
+    model.tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    ids, mask = model.tokenize(["\u200b", "a man"])
+    assert ids[0].tolist() == [model.tokenizer.unk_token_id, model.tokenizer.pad_token_id]
+    assert mask.tolist() == [[1, 0], [1, 1]]
+
+
 def test_max_tokens_beyond_the_language_model_is_an_error(tiny_model):
     with pytest.raises(ValueError, match=r"max_tokens = 100.*64"):
         tiny_model(max_tokens=100)
@@ -339,6 +349,7 @@ def test_frozen_language_model_has_no_dropout_whatever_train_says():
     nn.ModuleList([encoder]).train()  # as the parent module does it
     assert encoder.training
     assert not any(m.training for m in encoder.language_model.modules())
+    assert not any(p.requires_grad for p in encoder.language_model.parameters())
     ids, mask = ids_and_mask(4, 6)
     states = encoder.word_states(ids, mask)
     assert torch.equal(states, encoder.word_states(ids, mask))
@@ -417,6 +428,8 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, lear
     images = model.encode_images(pictures)
     assert all(torch.equal(before[name], b) for name, b in model.named_buffers())  # batch statistics stay
     assert model.training
+    model.eval().encode_images(pictures[:1])
+    assert not any(m.training for m in model.modules())
     assert not images.requires_grad
     assert images.dtype == torch.float32
 
