@@ -636,6 +636,7 @@ for source in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow  # a new interpreter imports torch and transformers
 def test_model_from_the_hub_in_a_fresh_process(saved_folder, tmp_path):
     handler = type("Handler", (HubHandler,), {"folder": saved_folder})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

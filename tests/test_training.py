@@ -585,6 +585,18 @@ def test_metrics_are_those_of_the_best_model_on_the_test_split(people, tmp_path)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
 
 
+def test_plateau_is_one_of_the_validation_score(people, tmp_path, monkeypatch):
+    """The score rises in every epoch while the loss that is to be maximised in its place would only fall."""
+    scripted_scores(monkeypatch, [0.1, 0.2, 0.3, 0.4])
+    original, steps = training.train_step, itertools.count()
+    monkeypatch.setattr(
+        training, "train_step", lambda *a, **k: {**original(*a, **k), "total": torch.tensor(-float(next(steps)))}
+    )
+    config = tiny_config(people, "train.epochs=4", "train.schedule=plateau", "train.plateau_patience=1")
+    quiet_fit(config, tmp_path / "run")
+    assert pd.read_csv(tmp_path / "run" / "history.csv")["image_lr"].tolist() == [config.train.image_lr] * 4
+
+
 @pytest.mark.parametrize(
     ("scores", "settings", "epochs"),
     [
@@ -854,3 +866,16 @@ def test_golden_tiny_run(tmp_path):
     assert all(after < before for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.96 * losses[0]
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["total"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_paper_preset_takes_its_first_steps_on_a_cpu(tmp_path):
+    """ResNet-101 and BERT-base at full size, with random weights, as no hub is needed for those."""
+    people = write_person_search(tmp_path / "people", train=6, val=2, test=2)
+    settings = ["model.backbone_weights=none", "model.language_model_weights=false", "train.epochs=1"]
+    settings += ["data.dataset=cuhk-pedes", f"data.root={people}", "data.batch_size=4", "train.max_steps=2"]
+    metrics = quiet_fit(configs.override(PRESETS["paper"], settings), tmp_path / "run")
+    assert metrics["text_to_image"]["queries"] == 8
+    parameters = sum(t.numel() for t in load_file(tmp_path / "run/checkpoints/best/model.safetensors").values())
+    # torchvision's and Devlin et al.'s counts, without the heads: 42.5 M and 108.9 M; the LSTM adds 5.3 M.
+    assert 42.5e6 + 108.9e6 + 5.2e6 < parameters < 160e6

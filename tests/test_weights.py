@@ -11,6 +11,7 @@ import torch
 import torchvision
 import transformers
 from conftest import word_piece_tokenizer
+from safetensors.torch import load_file
 
 from timam.config import MINILM, ModelConfig
 from timam.models import TIMAM, WeightsError, weights
@@ -130,8 +131,8 @@ def remove_tokenizer(folder) -> None:
 
 
 def pickle_instead(folder) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def pickle_instead(folder) -> None:
         (lambda f: damage_config(f, num_hidden_layers=3), "lacks 16 parameters"),  # transformers leaves them random
         (lambda f: damage_config(f, intermediate_size=48), "could not load"),
         (cut_weights, "could not load"),
-        (pickle_instead, "model.safetensors"),
+        (pickle_instead, "no file named model.safetensors"),
         (lambda f: (f / "config.json").write_text("{"), "config.json"),
         (lambda f: (f / "config.json").unlink(), "could not load"),
     ],

@@ -282,7 +282,7 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
 
     while state.epoch < config.train.epochs and not _stopped_early(state, config.train):
         epoch, epoch_started = state.epoch + 1, time.monotonic()
-        if should_unfreeze(state, config.train):
+        if model.text_encoder.frozen and should_unfreeze(state, config.train):
             state.unfrozen_at = epoch
             model.text_encoder.freeze(False)
         if model.text_encoder.frozen and word_states is None:

