@@ -179,7 +179,10 @@ def _best_model(run: Path) -> Any:
 
     from timam.models import TIMAM
 
-    return TIMAM.from_pretrained(run / "checkpoints" / "best").to("cuda" if torch.cuda.is_available() else "cpu")
+    best = run / "checkpoints" / "best"
+    if not best.is_dir():  # else it would be looked for on the hub
+        raise FileNotFoundError(f"{best}: no such folder; {run} is not a run with a finished epoch")
+    return TIMAM.from_pretrained(best).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _table(metrics: dict[str, Any]) -> str:

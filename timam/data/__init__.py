@@ -1,0 +1,6 @@
+"""Captioned pictures: records, readers, stores and batches."""
+
+from timam.data.readers import DATASETS, load_dataset, read_dataset
+from timam.data.records import SPLITS, DataError, Dataset, Record, Split
+
+__all__ = ["DATASETS", "SPLITS", "DataError", "Dataset", "Record", "Split", "load_dataset", "read_dataset"]

@@ -1,0 +1,77 @@
+"""Batches: pictures with one caption each and their identity, in an order that depends on seed and epoch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timam.data.records import Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pictures with one caption each.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8.
+        identity_labels: (B,) int64.
+        captions: (B,) indices into the split's captions.
+    """
+
+    pixels: Tensor
+    identity_labels: Tensor
+    captions: np.ndarray
+
+
+def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.random.Generator) -> np.ndarray:
+    """The order in which an epoch visits the N pictures, each once.
+
+    Args:
+        image_labels: (N,) identity labels.
+        images_per_identity: 0 shuffles all; K keeps up to K different pictures of an identity next to each other,
+            so that batches hold several positives.
+
+    Returns:
+        (N,) int64, a permutation.
+    """
+    order = rng.permutation(len(image_labels))
+    if images_per_identity == 0:
+        return order
+    by_identity = order[np.argsort(image_labels[order], kind="stable")]
+    position = np.arange(len(order)) - np.searchsorted(image_labels[by_identity], image_labels[by_identity])
+    group = np.cumsum(position % images_per_identity == 0) - 1  # runs of up to K within an identity
+    place = rng.permutation(group[-1] + 1)[group]
+    return by_identity[np.argsort(place, kind="stable")]
+
+
+def epoch_batches(
+    split: Split, pixels: np.ndarray, batch_size: int, images_per_identity: int, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """One epoch: every picture once with one of its captions, drawn anew each epoch.
+
+    The last batch is dropped where it is not full, as its loss is not comparable and a batch of one has no
+    negatives; a split smaller than one batch is one batch.
+
+    Args:
+        pixels: (N, 3, H, W) uint8, as from `timam.data.stores.open_pixels`.
+        seed, epoch: the only source of randomness.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = epoch_order(split.image_labels, images_per_identity, rng)
+    captions = np.array([rng.choice(of_image) for of_image in split.captions_of_image])
+    for start in range(0, steps_per_epoch(len(order), batch_size) * batch_size, batch_size):
+        chosen = order[start : start + batch_size]
+        yield Batch(
+            pixels=torch.from_numpy(pixels[chosen]),
+            identity_labels=torch.from_numpy(split.image_labels[chosen]),
+            captions=captions[chosen],
+        )
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in an epoch over `images` pictures."""
+    return max(1, images // batch_size)

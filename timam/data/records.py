@@ -1,0 +1,126 @@
+"""Captioned pictures with identity and split: the one form that every reader gives and everything else takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+class DataError(ValueError):
+    """Everything that is wrong with a data set, one line each, in `problems`."""
+
+    def __init__(self, heading: str, problems: list[str]) -> None:
+        self.problems = problems
+        shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
+        super().__init__("\n  ".join([f"{heading}: {len(problems)} problem(s)", *shown]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture with its sentences."""
+
+    image: str  # path relative to the data set's picture folder
+    captions: tuple[str, ...]
+    identity: int  # as the data set numbers it
+    split: str  # train, val or test
+    source: str  # where it stands, for messages: "reid_raw.json record 17"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as arrays. N pictures, M captions.
+
+    Attributes:
+        image_paths: N paths.
+        image_labels: (N,) int64, contiguous identity labels 0 .. C-1 in the order of the data set's identities.
+        captions: M sentences.
+        caption_image: (M,) int64, the picture that each caption describes.
+        identities: (C,) the data set's own number of each label.
+    """
+
+    name: str
+    image_paths: list[Path]
+    image_labels: np.ndarray
+    captions: list[str]
+    caption_image: np.ndarray
+    identities: np.ndarray
+
+    @property
+    def caption_labels(self) -> np.ndarray:
+        """(M,) int64: the identity label of each caption."""
+        return self.image_labels[self.caption_image]
+
+    @cached_property
+    def captions_of_image(self) -> list[np.ndarray]:
+        """For each picture, the indices of its captions."""
+        order = np.argsort(self.caption_image, kind="stable")
+        return np.split(order, np.searchsorted(self.caption_image[order], np.arange(1, len(self.image_paths))))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set: where its pictures lie, and its records in the annotation file's order.
+
+    `kind` is "identity" (relevant: every picture of the same person) or "instance" (the described picture).
+    """
+
+    name: str
+    kind: str
+    image_root: Path
+    records: tuple[Record, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def split(self, name: str) -> Split:
+        """The pictures of one split. Raises ValueError for an unknown or an empty one."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}: expected one of {', '.join(SPLITS)}")
+        records = [r for r in self.records if r.split == name]
+        if not records:
+            raise ValueError(f"{self.name} has no pictures in its {name} split")
+        identities, labels = np.unique([r.identity for r in records], return_inverse=True)
+        counts = [len(r.captions) for r in records]
+        return Split(
+            name=name,
+            image_paths=[self.image_root / r.image for r in records],
+            image_labels=labels.astype(np.int64),
+            captions=[c for r in records for c in r.captions],
+            caption_image=np.repeat(np.arange(len(records)), counts),
+            identities=identities,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) over records and the sizes of the picture files, the same on every machine."""
+        digest = hashlib.sha256()
+        for r in self.records:
+            size = (self.image_root / r.image).stat().st_size
+            digest.update(json.dumps([r.image, r.captions, r.identity, r.split, size]).encode())
+        return digest.hexdigest()[:16]
+
+
+def find_conflicts(records: list[Record], kind: str) -> list[str]:
+    """Pictures listed twice and identities in two splits, one line each."""
+    problems = []
+    first: dict[str, Record] = {}
+    for r in records:
+        other = first.setdefault(posixpath.normpath(r.image), r)  # a.jpg is ./a.jpg
+        if other is not r:
+            problems.append(f"{r.source}: picture {r.image} also stands in {other.source} ({other.split} split)")
+    if kind == "identity":
+        splits = defaultdict(set)
+        for r in records:
+            splits[r.identity].add(r.split)
+        problems += [
+            f"identity {identity}: stands in the splits {', '.join(sorted(names))}; expected one"
+            for identity, names in sorted(splits.items())
+            if len(names) > 1
+        ]
+    return problems
