@@ -184,6 +184,28 @@ def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     assert "5 problem(s)" in result.out
 
 
+def test_unreadable_pictures_of_all_splits_are_named_before_training(call, tmp_path):
+    records = person_search_records()
+    root = write_person_search(tmp_path / "data", records)
+    broken = [next(r["file_path"] for r in records if r["split"] == split) for split in ("train", "val", "test")]
+    for path in broken:
+        (root / "imgs" / path).write_text("no picture")
+    result = call(*train_arguments(root, tmp_path / "run"))
+    assert result.code == 1
+    assert all(f"{path}: not a readable picture" in result.err for path in broken)
+    assert "3 problem(s)" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_without_a_finished_epoch_is_not_looked_for_on_the_hub(call, finished_run, people, tmp_path, monkeypatch):
+    monkeypatch.setattr("timam.models.joint.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_bytes((finished_run / "config.json").read_bytes())
+    result = call("evaluate", tmp_path / "run")
+    assert result.code == 1
+    assert "not a run with a finished epoch" in result.err
+
+
 def test_check_of_an_empty_split_or_nothing_is_exit_code_1(call, tmp_path):
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path / "a", val=0))
     assert result.code == 1

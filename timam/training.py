@@ -11,6 +11,7 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tqdm import tqdm
 import timam
 from timam import config as configs
 from timam.config import Config, LossConfig, TrainConfig
-from timam.data import Dataset, Split, load_dataset
+from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
 from timam.evaluation import embed_split, evaluate, gap
@@ -255,8 +256,7 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         return finished
     dataset = load_dataset(config.data.dataset, config.data.root)
     train, val, test = (dataset.split(s) for s in ("train", "val", "test"))
-    size = config.model.image_height, config.model.image_width
-    pixels = {s.name: open_pixels(s.image_paths, *size, progress) for s in (train, val, test)}
+    pixels = _open_all((train, val, test), config, progress)
 
     accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
     if accelerator.num_processes > 1:
@@ -332,6 +332,20 @@ def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | Non
     if not resume:
         raise RunError(f"{output} holds an interrupted run; go on with --resume, or remove it")
     return None
+
+
+def _open_all(splits: Sequence[Split], config: Config, progress: bool) -> dict[str, np.ndarray]:
+    """The pixel store of each split. Raises DataError with the unreadable pictures of all of them."""
+    pixels, problems = {}, []
+    for split in splits:
+        try:
+            size = config.model.image_height, config.model.image_width
+            pixels[split.name] = open_pixels(split.image_paths, *size, progress)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(f"pictures of {config.data.dataset} in {config.data.root}", problems)
+    return pixels
 
 
 def _mixed_precision(setting: str) -> str:
