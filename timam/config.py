@@ -163,9 +163,9 @@ _QUICK = Config(
     ),
     loss=LossConfig(),
     train=TrainConfig(
-        epochs=14, image_optimizer="adamw", text_optimizer="adamw", discriminator_optimizer="adamw",
+        epochs=10, image_optimizer="adamw", text_optimizer="adamw", discriminator_optimizer="adamw",
         image_lr=1e-3, text_lr=2e-3, schedule="cosine", warmup_epochs=0.5,
-        unfreeze_epoch=13, unfreeze_patience=None, gradient_clip=10.0, early_stop=None,
+        unfreeze_epoch=10, unfreeze_patience=None, gradient_clip=10.0, early_stop=None,
     ),
 )  # fmt: skip
 
