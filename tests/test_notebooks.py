@@ -34,6 +34,8 @@ def test_parameters_are_those_of_every_notebook_and_explained(path):
     parameters = papermill.inspect_notebook(str(path))
     assert {"dataset", "root", "preset", "seed", "output"} <= set(parameters)
     assert all(parameter["help"] for parameter in parameters.values())
+    cell = next(c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
+    assert len(parameters) == len(cell.source.splitlines())  # papermill passes over a line that it cannot parse
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | 
     """Writes FOLDER/NAME.png, and FOLDER/NAME.csv with the numbers that it shows."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+    figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
     if numbers is not None:
         numbers.to_csv(folder / f"{name}.csv", index=False)
 
@@ -101,7 +101,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
         chance: rank-1 of a random order on the validation split.
     """
     with sns.color_palette("colorblind"):
-        figure, (losses, scores, accuracy) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
+        figure, (losses, scores, accuracy) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     for (column, label), style in zip(LOSS_NAMES.items(), ["-", "-", "--", ":", "-", "--"], strict=True):
         losses.plot(history["epoch"], history[column], style, marker="o", markersize=3, label=label)
     losses.set(title="Training losses", ylabel="nats (log scale)", yscale="log")
@@ -118,7 +118,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
     for axis in (losses, scores, accuracy):
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     sns.despine(figure)
     return figure
 
@@ -166,7 +166,7 @@ def rankings(
     """
     k = len(galleries[0])
     figure, axes = plt.subplots(
-        len(queries), k + 1, figsize=(1.15 * k + 2.3, 2.35 * len(queries)), squeeze=False, layout="constrained",
+        len(queries), k + 1, figsize=(0.95 * k + 2.3, 2.0 * len(queries)), squeeze=False, layout="constrained",
         gridspec_kw={"width_ratios": [2.0] + [1] * k},
     )  # fmt: skip
     for row, query, images, values, hits in zip(axes, queries, galleries, scores, right, strict=True):
