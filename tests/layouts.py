@@ -82,13 +82,46 @@ def karpathy_images(train: int = 3, val: int = 2, test: int = 2, sentences: int 
     ]
 
 
-def write_karpathy(root: Path, images: list[Any], folder: str = "flickr30k-images") -> Path:
-    """dataset_flickr30k.json with its pictures. Returns the root."""
-    (root / folder).mkdir(parents=True)
-    content = {"images": images, "dataset": "flickr30k"}
-    (root / "dataset_flickr30k.json").write_text(json.dumps(content), encoding="utf-8")
+def write_karpathy(root: Path, images: list[Any], folder: str = "flickr30k-images", name: str = "flickr30k") -> Path:
+    """dataset_NAME.json with its pictures. Returns the root."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    content = {"images": images, "dataset": name}
+    (root / f"dataset_{name}.json").write_text(json.dumps(content), encoding="utf-8")
     for image in images:
         write_picture(root / folder / image.get("filepath", "") / image["filename"])
+    return root
+
+
+def write_reed(
+    root: Path, classes: dict[str, list[str]], flat: bool = False, images: int = 3, captions: int = 10
+) -> Path:
+    """text_c10 as Reed et al. publish it, mixed with their .t7 and .h5 files, class lists, and pictures. Returns root.
+
+    Args:
+        classes: list ("train", "val", "trainval", "test") -> names of classes.
+        flat: as Flowers, jpg/image_NNNNN.jpg; else as CUB, CUB_200_2011/images/CLASS/NAME.jpg, beside an images/ of
+            features.
+    """
+    names = sorted({c for members in classes.values() for c in members})
+    for list_name, members in classes.items():
+        write = root / f"{list_name}classes.txt"
+        write.parent.mkdir(parents=True, exist_ok=True)
+        write.write_text("".join(f"{m}\n" for m in members))
+    for c, class_name in enumerate(names):
+        folder = root / "text_c10" / class_name
+        folder.mkdir(parents=True)
+        (root / "text_c10" / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
+        upper, lower = PAIRS[(c * 11) % len(PAIRS)]
+        for i in range(images):
+            stem = f"image_{c * images + i + 1:05d}" if flat else f"{class_name.split('.')[-1]}_{i:04d}"
+            lines = [f"the {upper} bird number {i} has a {lower} belly, said {k}." for k in range(captions)]
+            (folder / f"{stem}.txt").write_text("\n".join(lines) + "\n")
+            (folder / f"{stem}.h5").write_bytes(b"\x89HDF\r\n")
+            pictures = root / "jpg" if flat else root / "CUB_200_2011" / "images" / class_name
+            write_picture(pictures / f"{stem}.jpg", upper, lower, seed=c * images + i)
+        if not flat:
+            (root / "images").mkdir(exist_ok=True)
+            (root / "images" / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
     return root
 
 

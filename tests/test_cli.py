@@ -154,13 +154,18 @@ def test_check_prints_the_statistics_of_each_split(call, tmp_path):
     records[0]["captions"] = ["one two three four five", "six", "seven"]
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
     assert result.code == 0
-    train, val, test, last = result.out.splitlines()
-    assert re.search(r"train .*identities +3 +pictures +6 +captions +13 ", train)
+    train, val, test, protocol, note, last = result.out.splitlines()
+    numbers = (
+        r"identities +3 \(published 11,003\) +pictures +6 \(published 34,054\) +captions +13 \(published 68,126\) "
+    )
+    assert re.search("train .*" + numbers, train)
     assert "(at most 9)" in train  # a person in a red coat and blue trousers
     assert train.endswith("5 with 2, 1 with 3")
-    assert re.search(r"val .*identities +1 +pictures +2 +captions +4 ", val)
-    assert re.search(r"test .*identities +2 +pictures +4 +captions +8 ", test)
-    assert "0 problem(s)" in last
+    assert re.search(r"val .*identities +1 .*pictures +2 .*captions +4 ", val)
+    assert re.search(r"test .*identities +2 .*pictures +4 .*captions +8 ", test)
+    assert protocol.startswith("protocol: identity: relevant is every picture (or caption) of the same identity")
+    assert note.startswith("note: a part or another version of the benchmark: 6 images in train, published 34,054")
+    assert "0 problem(s), 0 warning(s)" in last
     assert result.err == ""
 
 
@@ -176,8 +181,10 @@ def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     empty.write_bytes(b"")
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", root)
     assert result.code == 1
-    problems = result.err.splitlines()
+    problems = [line for line in result.err.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 5
+    (warning,) = (line for line in result.err.splitlines() if line.startswith("warning: "))
+    assert "partial download: 1 of 22 pictures are missing, by folder: cam_a 1 of 22" in warning
     for words in ("record 1: it has no captions", "record 4: id = '3'", "record 2: no such picture", str(truncated),
                   str(empty)):  # fmt: skip
         assert sum(words in p for p in problems) == 1, words

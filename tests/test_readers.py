@@ -279,7 +279,7 @@ def test_missing_root_names_both_parts_and_the_publisher(tmp_path):
     with pytest.raises(DataError) as caught:
         load_dataset("cuhk-pedes", tmp_path / "nowhere")
     annotation, pictures, published = caught.value.problems
-    assert "reid_raw.json: no such annotation file" in annotation
+    assert "reid_raw.json or caption_all.json: no such annotation file" in annotation
     assert "no folder of pictures; expected imgs" in pictures
     assert "github.com" in published
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from timam import __version__
 from timam import config as configs
-from timam.data import DATASETS, SPLITS, DataError, Split, load_dataset, read_dataset
+from timam.data import DATASETS, DataError, load_dataset
 from timam.pedestrians import PedestrianSpec, render_pedestrians
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -67,33 +65,41 @@ def pedestrians(output: Path, identities: int, val_identities: int | None, test_
 @data.command()
 @dataset_option
 @root_option
-def check(dataset: str, root: Path) -> None:
-    """Count what each split holds and name every problem, the content of the pictures included."""
-    from timam.images import find_unreadable
+@click.option("--max-words", type=click.IntRange(1), default=120, help="A caption with more words is named.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
+    """Count what each split holds, beside what is published, and name every problem, unreadable pictures included."""
+    from timam.data.check import check_dataset
 
-    found, problems = read_dataset(dataset, root)
-    for name in SPLITS:
-        if any(r.split == name for r in found.records):
-            click.echo(_split_line(found.split(name)))
-        elif not problems:
-            problems.append(f"the {name} split has no identities")
-    paths = [path for r in found.records if (path := found.image_root / r.image).is_file()]
-    problems += find_unreadable(paths, progress=len(paths) > 1000)
-    for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"{dataset} in {root}: {len(problems)} problem(s)")
-    sys.exit(1 if problems else 0)
+    report = check_dataset(dataset, root, max_words, progress=not as_json)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        click.echo(_report_text(report))
+        for kind in ("problems", "warnings"):
+            for line in report[kind]:
+                click.echo(f"{kind[:-1]}: {line}", err=True)
+        click.echo(f"{dataset} in {root}: {len(report['problems'])} problem(s), {len(report['warnings'])} warning(s)")
+    sys.exit(1 if report["problems"] or report["warnings"] else 0)
 
 
-def _split_line(split: Split) -> str:
-    words = [len(c.split()) for c in split.captions]
-    per_image = Counter(np.bincount(split.caption_image).tolist())
-    captions = ", ".join(f"{n} with {k}" for k, n in sorted(per_image.items()))
-    return (
-        f"{split.name:5}  identities {len(split.identities):6,}  pictures {len(split.image_paths):7,}  "
-        f"captions {len(split.captions):7,}  words a caption {np.mean(words):.1f} (at most {max(words)})  "
-        f"pictures by captions: {captions}"
-    )
+def _report_text(report: dict[str, Any]) -> str:
+    """A line a split, found beside published, and what the reader says."""
+    from timam.data.check import found_beside_published
+
+    lines = []
+    labels = "classes" if report["protocol"].startswith("class") else "identities"
+    for row in found_beside_published(report):
+        line = f"{row['split']:5}"
+        for what, name, width in (("identities", labels, 6), ("images", "pictures", 7), ("captions", "captions", 7)):
+            published = row[f"{what} (published)"]
+            line += f"  {name} {row[what]:{width},}" + (f" (published {published:,})" if published else "")
+        if found := report["splits"].get(row["split"]):
+            per_image = ", ".join(f"{n:,} with {k}" for k, n in found["images_by_captions"].items())
+            line += f"  words a caption {found['words_mean']:.1f} (at most {found['words_max']})"
+            line += f"  pictures by captions: {per_image}"
+        lines.append(line)
+    return "\n".join([*lines, f"protocol: {report['protocol']}", *(f"note: {note}" for note in report["notes"])])
 
 
 @cli.command()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import posixpath
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -70,14 +70,20 @@ class Split:
 class Dataset:
     """A whole data set: where its pictures lie, and its records in the annotation file's order.
 
-    `kind` is "identity" (relevant: every picture of the same person) or "instance" (the described picture).
+    Attributes:
+        kind: what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
+            "class" (every picture of the same class); `benchmarks.PROTOCOLS` says what is reported.
+        notes: what the reader decided, such as a split of its own. warnings: what is wrong but no obstacle.
+        folds: parts of the test split that are searched on their own, beside the whole; 1: the whole only.
     """
 
     name: str
     kind: str
     image_root: Path
     records: tuple[Record, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    folds: int = 1
 
     def split(self, name: str) -> Split:
         """The pictures of one split. Raises ValueError for an unknown or an empty one."""
@@ -114,7 +120,7 @@ def find_conflicts(records: list[Record], kind: str) -> list[str]:
         other = first.setdefault(posixpath.normpath(r.image), r)  # a.jpg is ./a.jpg
         if other is not r:
             problems.append(f"{r.source}: picture {r.image} also stands in {other.source} ({other.split} split)")
-    if kind == "identity":
+    if kind != "instance":
         splits = defaultdict(set)
         for r in records:
             splits[r.identity].add(r.split)

@@ -1,0 +1,162 @@
+"""What a data set holds beside what is published, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timam.data.benchmarks import BENCHMARKS, PROTOCOLS, Counts
+from timam.data.readers import read_dataset
+from timam.data.records import SPLITS, Dataset, Record
+from timam.images import find_unreadable
+
+MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
+
+
+def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: bool = False) -> dict[str, Any]:
+    """Reads a data set whole, every picture included.
+
+    Args:
+        max_words: a longer caption is named.
+
+    Returns:
+        {"dataset", "root", "protocol", "splits": {split: {"images", "captions", "identities", "words_mean",
+        "words_max", "images_by_captions"}}, "published": {split or "train+val": {"images", "captions",
+        "identities"}}, "problems": [...], "warnings": [...], "notes": [...]}. Problems keep it from being used; with
+        warnings it can be, but its numbers may mislead.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    dataset, problems = read_dataset(name, root)
+    splits = {s: _statistics(dataset, s) for s in SPLITS if any(r.split == s for r in dataset.records)}
+    if not problems:
+        problems += [f"the {s} split has no identities" for s in SPLITS if s not in splits]
+    paths = [dataset.image_root / r.image for r in dataset.records]
+    there = [p for p in paths if p.is_file()]
+    problems += find_unreadable(there, progress and len(there) > 1000)
+    warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset, len(there))]
+    warnings += _duplicates(dataset) + _long_captions(dataset, max_words)
+    published = {
+        key: dict(zip(("images", "captions", "identities"), counts, strict=True))
+        for key, counts in BENCHMARKS[name].published.items()
+    }
+    return {
+        "dataset": name,
+        "root": str(root),
+        "protocol": f"{dataset.kind}: {PROTOCOLS[dataset.kind]}"
+        + (f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""),
+        "splits": splits,
+        "published": published,
+        "problems": problems,
+        "warnings": warnings,
+        "notes": [*dataset.notes, *_other_counts(splits, published)],
+    }
+
+
+def found_beside_published(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a table: {"split", "images", "images (published)", ...}; None where nothing is published.
+
+    Splits that are published only together ("train+val") have a row of their own.
+    """
+    keys = [*report["splits"], *(k for k in report["published"] if k not in report["splits"])]
+    rows = []
+    for key in keys:
+        row: dict[str, Any] = {"split": key}
+        for what in ("images", "captions", "identities"):
+            row[what] = _sum(report["splits"], key, what)
+            row[f"{what} (published)"] = report["published"].get(key, {}).get(what)
+        rows.append(row)
+    return rows
+
+
+def _sum(splits: dict[str, dict[str, Any]], key: str, what: str) -> int:
+    return sum(splits[s][what] for s in key.split("+") if s in splits)
+
+
+def _statistics(dataset: Dataset, name: str) -> dict[str, Any]:
+    split = dataset.split(name)
+    words = [len(c.split()) for c in split.captions]
+    per_image = Counter(np.bincount(split.caption_image).tolist())
+    return {
+        "images": len(split.image_paths),
+        "captions": len(split.captions),
+        "identities": len(split.identities),
+        "words_mean": float(np.mean(words)),
+        "words_max": max(words),
+        "images_by_captions": {str(k): n for k, n in sorted(per_image.items())},
+    }
+
+
+def _known_versions(name: str, splits: dict[str, dict[str, Any]]) -> list[str]:
+    """What is known of other versions of the benchmark with these numbers."""
+
+    def fits(key: str, counts: Counts) -> bool:
+        found = [_sum(splits, key, what) for what in ("images", "captions", "identities")]
+        return all(known in (None, n) for known, n in zip(counts, found, strict=True))
+
+    return [
+        f"not the published version: {message}"
+        for counts, message in BENCHMARKS[name].versions
+        if all(fits(k, c) for k, c in counts.items())
+    ]
+
+
+def _other_counts(splits: dict[str, dict[str, Any]], published: dict[str, dict[str, int | None]]) -> list[str]:
+    differing = [
+        f"{found:,} {what} in {key}, published {known:,}"
+        for key, counts in published.items()
+        for what, known in counts.items()
+        if splits and known is not None and (found := _sum(splits, key, what)) != known
+    ]
+    return [f"a part or another version of the benchmark: {', '.join(differing)}"] if differing else []
+
+
+def _partial_download(dataset: Dataset, there: int) -> list[str]:
+    """Missing pictures by folder: a whole folder is often one archive that was not unpacked."""
+    missing = len(dataset.records) - there
+    if not missing:
+        return []
+    listed, absent = Counter[str](), Counter[str]()
+    for r in dataset.records:
+        folder = r.image.split("/")[0] if "/" in r.image else "."
+        listed[folder] += 1
+        absent[folder] += not (dataset.image_root / r.image).is_file()
+    folders = ", ".join(f"{f} {n:,} of {listed[f]:,}" for f, n in sorted(absent.items()) if n)
+    return [f"partial download: {missing:,} of {len(dataset.records):,} pictures are missing, by folder: {folders}"]
+
+
+def _duplicates(dataset: Dataset) -> list[str]:
+    """Picture files of the same bytes in different splits. Only files of equal size are read."""
+    by_size = defaultdict(list)
+    for r in dataset.records:
+        path = dataset.image_root / r.image
+        if path.is_file():
+            by_size[path.stat().st_size].append(r)
+    warnings = []
+    for records in by_size.values():
+        if len({r.split for r in records}) < 2:
+            continue
+        first: dict[bytes, Record] = {}
+        for r in records:
+            digest = hashlib.sha256((dataset.image_root / r.image).read_bytes()).digest()
+            other = first.setdefault(digest, r)
+            if other.split != r.split:
+                warnings.append(
+                    f"{r.source}: picture {r.image} ({r.split} split) has the bytes of {other.image} "
+                    f"({other.split} split, {other.source})"
+                )
+    return warnings
+
+
+def _long_captions(dataset: Dataset, max_words: int) -> list[str]:
+    return [
+        f"{r.source}: caption {i} has {len(caption.split())} words; expected at most {max_words}"
+        for r in dataset.records
+        for i, caption in enumerate(r.captions)
+        if len(caption.split()) > max_words
+    ]
