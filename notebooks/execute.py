@@ -94,7 +94,7 @@ def _fingerprint(source: Path, parameters: dict[str, Any]) -> str:
     root = parameters.get("root") or papermill.inspect_notebook(str(source)).get("root", {}).get("default", "''").strip(
         "'\""
     )
-    files += sorted((HERE / root).glob("*.json"))
+    files += sorted(f for f in (HERE / root).glob("*") if f.suffix in (".json", ".csv", ".parquet", ".txt"))
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in files:
         digest.update(file.read_bytes())

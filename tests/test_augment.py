@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from timam.config import DataConfig
-from timam.data.augment import augment, erase, flip, pad_crop
+from timam.data.augment import augment, color_jitter, erase, flip, pad_crop
+from timam.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 def pictures(batch: int = 64, height: int = 12, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -21,6 +23,61 @@ def pictures(batch: int = 64, height: int = 12, width: int = 8, seed: int = 0) -
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def redraw(draw):
+    """Runs `draw` from the state of torch's generator that the operation after it will start from."""
+    state = torch.get_rng_state()
+    drawn = draw()
+    torch.set_rng_state(state)
+    return drawn
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.9])  # 0.9: much is clamped
+def test_color_jitter_equals_torchvision_picture_by_picture(strength):
+    pixels = torch.randint(256, (32, 3, 12, 8), dtype=torch.uint8)
+    factors = redraw(lambda: 1 + strength * (2 * torch.rand(3, 32) - 1))
+    jittered = color_jitter(normalize(pixels), strength)
+    for picture, found, (brightness, contrast, saturation) in zip(pixels, jittered, factors.T.tolist(), strict=True):
+        expected = F.adjust_brightness(picture.float() / 255, brightness)
+        expected = F.adjust_saturation(F.adjust_contrast(expected, contrast), saturation)
+        expected = F.normalize(expected, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (factors - 1).abs().max() <= strength
+    assert len(factors.unique()) == 96  # every picture and step has its own
+
+
+def test_color_jitter_of_strength_0_is_the_identity():
+    images = normalize(torch.randint(256, (32, 3, 12, 8), dtype=torch.uint8))
+    torch.testing.assert_close(color_jitter(images, 0.0), images, rtol=0, atol=1e-5)
+
+
+def test_flip_equals_torchvision_picture_by_picture():
+    images = pictures()
+    mirrored = redraw(lambda: torch.rand(64) < 0.5)
+    expected = [F.horizontal_flip(image) if m else image for image, m in zip(images, mirrored, strict=True)]
+    assert torch.equal(flip(images), torch.stack(expected))
+
+
+def test_pad_crop_equals_torchvision_picture_by_picture():
+    images = pictures()
+    offsets = redraw(lambda: torch.randint(7, (2, 64, 1)))[:, :, 0].T.tolist()
+    expected = [F.crop(F.pad(i, [3] * 4), top, left, 12, 8) for i, (top, left) in zip(images, offsets, strict=True)]
+    assert torch.equal(pad_crop(images, 3), torch.stack(expected))
+
+
+def test_erase_equals_torchvision_picture_by_picture():
+    images = pictures(height=48, width=24)
+    draws = redraw(lambda: torch.rand(5, 64)).T.tolist()
+    for image, found, (area, ratio, y, x, drawn) in zip(images, erase(images, 0.6), draws, strict=True):
+        area, ratio = (0.02 + 0.38 * area) * 48 * 24, (10 / 3) ** (2 * ratio - 1)
+        height, width = min(math.sqrt(area * ratio), 48), min(math.sqrt(area / ratio), 24)
+        top, left = y * (48 - height), x * (24 - width)
+        # Pixels whose centres lie in the box: top <= row + 0.5 < top + height.
+        first_row, first_column = math.ceil(top - 0.5), math.ceil(left - 0.5)
+        rows, columns = math.ceil(top + height - 0.5) - first_row, math.ceil(left + width - 0.5) - first_column
+        blanked = F.erase(image, first_row, first_column, rows, columns, v=torch.zeros(3, 1, 1))
+        assert torch.equal(found, blanked if drawn < 0.6 else image)
 
 
 def test_flip_gives_each_picture_or_its_mirror_image():
@@ -92,9 +149,10 @@ def test_erasing_keeps_its_probability(probability, low, high):
     assert low <= count <= high
 
 
-ALL = DataConfig(horizontal_flip=True, pad_crop=2, random_erasing=0.7)
+ALL = DataConfig(color_jitter=0.4, horizontal_flip=True, pad_crop=2, random_erasing=0.7)
 OPERATIONS = {
-    "flip": flip, "pad_crop": partial(pad_crop, padding=2), "erase": partial(erase, probability=0.9),
+    "color_jitter": partial(color_jitter, strength=0.4), "flip": flip, "pad_crop": partial(pad_crop, padding=2),
+    "erase": partial(erase, probability=0.9),
     "augment": partial(augment, config=ALL),
 }  # fmt: skip
 
@@ -142,6 +200,6 @@ def test_augment_does_only_what_is_switched_on():
     off = DataConfig(horizontal_flip=False)
     assert torch.equal(augment(images, off), images)
     torch.manual_seed(2)
-    expected = erase(pad_crop(flip(images), 2), 0.7)
+    expected = erase(pad_crop(flip(color_jitter(images, 0.4)), 2), 0.7)
     torch.manual_seed(2)
     assert torch.equal(augment(images, ALL), expected)  # in this order

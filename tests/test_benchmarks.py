@@ -173,6 +173,7 @@ def test_coco_has_two_folders_restval_and_folds(tmp_path, folder):
     for i, image in enumerate(images):
         image |= {"filepath": "train2014" if i < 2 else "val2014", "cocoid": 9 + i}
     images[2]["split"] = "restval"
+    (tmp_path / "images").mkdir()  # there, but the pictures may lie elsewhere
     dataset = load_dataset("coco", write_karpathy(tmp_path, images, folder, "coco"))
     assert dataset.folds == 5
     assert dataset.split("train").image_paths[2].relative_to(tmp_path / folder).as_posix() == "val2014/1002.jpg"

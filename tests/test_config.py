@@ -40,6 +40,7 @@ INF, NAN = float("inf"), float("nan")
 BOUNDS = {
     "data.batch_size": ([2], [1, 0, -1]),
     "data.images_per_identity": ([0, 1, 4, 64], [-1, 3, 128]),  # a divisor of the batch size, 64
+    "data.color_jitter": ([0.0, 0.99], [-0.01, 1.0, NAN]),
     "data.pad_crop": ([0], [-1]),
     "data.random_erasing": ([0.0, 1.0], [-0.01, 1.01, NAN]),
     "model.image_height": ([32, 1024], [31, 1025]),
@@ -95,8 +96,9 @@ def test_preset_carries_its_name_and_survives_json(name):
 def test_round_trip_keeps_every_field_when_none_has_its_default():
     changed = override(Config(), [
         "batch_size=6", "images_per_identity=3", "horizontal_flip=false", "pad_crop=2", "random_erasing=0.25",
-        "max_steps=7", "unfreeze_epoch=4", "unfreeze_patience=none", "early_stop=none", "lstm_summary=last",
-        "shared_classifier=false", "label_smoothing=0.2", "warmup_epochs=1.5", "seed=3", "dataset=csv", "root=/d",
+        "color_jitter=0.1", "max_steps=7", "unfreeze_epoch=4", "unfreeze_patience=none", "early_stop=none",
+        "lstm_summary=last", "shared_classifier=false", "label_smoothing=0.2", "warmup_epochs=1.5", "seed=3",
+        "dataset=csv", "root=/d",
     ])  # fmt: skip
     assert from_dict(json.loads(json.dumps(to_dict(changed)))) == changed
     assert changed.train.unfreeze_patience is None
@@ -106,6 +108,11 @@ def test_round_trip_keeps_every_field_when_none_has_its_default():
 @pytest.mark.parametrize(("key", "value"), PAPER.items())
 def test_paper_preset_has_the_recalled_values(key, value):
     assert flat(PRESETS["paper"])[key] == value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_changes_colours(name):
+    assert PRESETS[name].data.color_jitter == 0  # captions name them
 
 
 def test_field_names_are_unique_over_the_sections():

@@ -1,14 +1,28 @@
 """A split's embeddings in both directions, and chance level against a closed form and a simulation."""
 
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from timam import cli, evaluation, stores, training
+from timam.config import Config
 from timam.data import Split
-from timam.evaluation import Embeddings, chance, embed_split, evaluate, frozen_features, gap, per_query
+from timam.evaluation import (
+    Embeddings,
+    chance,
+    embed_split,
+    evaluate,
+    evaluate_folds,
+    frozen_features,
+    gap,
+    per_query,
+)
+from timam.metrics import class_retrieval_metrics
 
 
 def unit(*degrees: float) -> torch.Tensor:
@@ -104,6 +118,148 @@ def test_gap_passes_images_and_texts_in_order():
     found = gap(Embeddings(unit(*[0.0] * 20), unit(*[90.0] * 20), labels, labels))
     assert found["centroid_distance"] == pytest.approx(math.sqrt(2), rel=1e-6)
     assert found["probe_accuracy"] == 1.0
+
+
+# -- classes and folds -----------------------------------------------------------------------------------------------
+
+
+def test_a_class_data_set_has_class_level_results(embeddings):
+    found = evaluate(embeddings, "class")
+    e = embeddings
+    assert found["class_level"] == class_retrieval_metrics(e.images, e.image_labels, e.texts, e.text_labels)
+    # Three pictures, fewer than 50: 2 and 1 of 3. Each picture's nearest caption is of its identity, as said above.
+    assert found.pop("class_level") == {"image_to_text_rank_1": 1.0, "text_to_image_ap_50": pytest.approx(1 / 2)}
+    assert found == evaluate(embeddings) == evaluate(embeddings, "instance")
+
+
+@pytest.fixture
+def instances() -> Embeddings:
+    """Five pictures with two captions each, labels and captions out of order; in two parts: two and three pictures.
+
+    Pictures at 0 and 10 (labels 7, 2) | 11, 50, 90 degrees (4, 0, 9). Captions, where each finds its picture:
+        7: 1, 12   2: 9, 2 | 4: 8, 80   0: 49, 51   9: 88, 12
+    In the part, 12 of label 7 has 10 first and 0 second; in the whole it has 11, 10, 0. In its part 2 has 0 first,
+    80 and 12 have 90 and 11 first; 80 -> 90 50 11, 12 -> 11 50 90.
+    """
+    return Embeddings(
+        images=2 * unit(0, 10, 11, 50, 90),
+        texts=unit(12, 49, 88, 9, 8, 1, 51, 2, 80, 12),
+        image_labels=torch.tensor([7, 2, 4, 0, 9]),
+        text_labels=torch.tensor([7, 0, 9, 2, 4, 7, 0, 2, 4, 9]),
+    )
+
+
+def test_folds_by_hand(instances):
+    found = evaluate_folds(instances, 2)
+    assert (list(found), found["folds"]) == (["folds", "text_to_image", "image_to_text"], 2)
+    text, image = found["text_to_image"], found["image_to_text"]
+    assert (text["queries"], text["gallery"], image["queries"], image["gallery"]) == (5.0, 2.5, 2.5, 5.0)
+    # First part: ranks 1, 2 (label 7), 1, 2 (label 2); second: 1, 3 (label 4), 1, 1, 1, 3 (label 9).
+    assert text["rank_1"] == pytest.approx((2 / 4 + 4 / 6) / 2)  # the mean over parts, not over captions: 6/10
+    assert text["mAP"] == pytest.approx(((1 + 1 / 2 + 1 + 1 / 2) / 4 + (4 + 2 / 3) / 6) / 2)
+    # 0 -> 1 (7); 10 -> 9 (2) | 11 -> 12 of 9, then 8 (4): rank 2; 50 -> 49, 51 (0); 90 -> 88 (9).
+    assert image["rank_1"] == pytest.approx((1 + 2 / 3) / 2)
+    # The whole differs: captions of the other part stand between. 12 of 7 has rank 3, 11 -> 12 of 7 and of 9 first.
+    assert evaluate(instances)["text_to_image"]["mAP"] < text["mAP"]
+
+
+def test_one_fold_is_the_whole(instances):
+    found = evaluate_folds(instances, 1)
+    assert found.pop("folds") == 1
+    assert found == evaluate(instances)
+
+
+def test_a_fold_holds_only_its_own_pictures_and_captions(instances, monkeypatch):
+    seen = []
+    original = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda e, *protocol: seen.append(e) or original(e, *protocol))
+    evaluate_folds(instances, 2)
+    assert [e.image_labels.tolist() for e in seen] == [[7, 2], [4, 0, 9]]
+    assert [e.text_labels.tolist() for e in seen] == [[7, 2, 7, 2], [0, 9, 4, 0, 4, 9]]
+    assert torch.equal(torch.cat([e.images for e in seen]), instances.images)
+    assert torch.equal(seen[0].texts, instances.texts[[0, 3, 5, 7]])
+
+
+def test_folds_of_a_larger_set_equal_slices():
+    # 5 x 4 pictures and one more, which the last part takes; five captions each, in order.
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(21, 8, generator=generator), torch.randn(105, 8, generator=generator)
+    ids = torch.arange(21)
+    found = evaluate_folds(Embeddings(images, texts, ids, ids.repeat_interleave(5)), 5)
+    parts = []
+    for start, end in [(0, 4), (4, 8), (8, 12), (12, 16), (16, 21)]:
+        part_ids = torch.arange(end - start)
+        sides = images[start:end], texts[5 * start : 5 * end]
+        parts.append(evaluate(Embeddings(*sides, part_ids, part_ids.repeat_interleave(5))))
+    for direction in ("text_to_image", "image_to_text"):
+        for key, value in found[direction].items():
+            assert value == pytest.approx(sum(p[direction][key] for p in parts) / 5, rel=1e-12), (direction, key)
+
+
+def test_evaluate_adds_folds_where_there_are_enough_pictures(instances):
+    assert evaluate(instances, "instance", 5)["folds"] == evaluate_folds(instances, 5)
+    assert "folds" not in evaluate(instances, "instance", 6)
+    assert "folds" not in evaluate(instances, "instance", 1)
+
+
+@pytest.mark.parametrize(
+    ("image_labels", "text_labels", "folds", "found"),
+    [
+        ([0, 1, 0], [0, 0, 0, 1, 1], 2, "1 of 3 share"),
+        ([0, 1, 2], [0, 0, 3, 1, 2], 2, "1 of 5 captions have no picture"),
+        ([0, 1, 2], [0, 0, 1, 1, 2], 4, "folds = 4: expected 1 to 3"),
+        ([0, 1, 2], [0, 0, 1, 1, 2], 0, "folds = 0: expected 1 to 3"),
+    ],
+)
+def test_folds_that_cannot_be(embeddings, image_labels, text_labels, folds, found):
+    sides = torch.tensor(image_labels), torch.tensor(text_labels)
+    with pytest.raises(ValueError, match=found):
+        evaluate_folds(Embeddings(embeddings.images, embeddings.texts, *sides), folds)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("class", "class_level"), ("instance", "folds"), ("identity", None)])
+def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, kind, key):
+    monkeypatch.setattr(training.TIMAM, "from_pretrained", lambda _: torch.nn.Identity())
+    monkeypatch.setattr(training, "embed_split", lambda *_, **__: instances)
+    monkeypatch.setattr(training, "gap", lambda _: {})
+    monkeypatch.setattr(training, "provenance", lambda *_: {})
+    dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1)
+    sides = Config(), dataset, None, None, training.Progress(), torch.device("cpu"), False
+    found = training._finish(tmp_path, tmp_path, *sides)
+    assert {"class_level", "folds"} & set(found) == {key} - {None}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+
+
+@pytest.mark.parametrize(("split", "expected"), [("test", {"class_level", "folds"}), ("val", {"class_level"})])
+def test_the_command_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, capsys, split, expected):
+    dataset = SimpleNamespace(kind="class", folds=2, split=lambda _: SimpleNamespace(image_paths=[]))
+    model = SimpleNamespace(model_config=SimpleNamespace(image_height=1, image_width=1))
+    monkeypatch.setattr(cli.configs, "load", lambda _: Config())
+    monkeypatch.setattr(cli, "load_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr(cli, "_best_model", lambda _: model)
+    monkeypatch.setattr(stores, "open_pixels", lambda *_: None)
+    monkeypatch.setattr(evaluation, "embed_split", lambda *_, **__: instances)
+    monkeypatch.setattr(evaluation, "gap", lambda _: {})
+    cli.cli(["evaluate", str(tmp_path), "--split", split, "--json"], standalone_mode=False)
+    assert {"class_level", "folds"} & set(json.loads(capsys.readouterr().out)) == expected
+
+
+def test_the_table_shows_classes_and_folds(instances):
+    plain = cli._table({"dataset": "d", "split": "test", **evaluate(instances)})
+    results = evaluate(instances, "class", 2)
+    table = cli._table({"dataset": "d", "split": "test", **results})
+    assert table.startswith(plain)
+    more = table.removeprefix(plain).strip().splitlines()
+    assert more[0] == "mean over 2 parts of the pictures, each searched on its own"
+    assert more[1].split()[:2] == ["text_to_image", f"{100 * results['folds']['text_to_image']['rank_1']:.2f}"]
+    assert more[2].split()[:2] == ["image_to_text", f"{100 * results['folds']['image_to_text']['rank_1']:.2f}"]
+    level = {k: f"{100 * v:.2f}" for k, v in results["class_level"].items()}
+    assert "AP@50" in more[3]
+    assert level["text_to_image_ap_50"] in more[3].split()
+    assert "one averaged query a class, cosine" in more[3]
+    assert "rank-1" in more[4]
+    assert level["image_to_text_rank_1"] in more[4].split()
+    assert len(set(level.values())) == 2  # a mix-up would be seen
 
 
 # -- with a model ----------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Retrieval metrics against brute force, hand-computed rankings and the mistakes of public person-search code."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalPrecision
 
 from timam import metrics
-from timam.metrics import query_metrics, retrieval_metrics, summarize
+from timam.metrics import CLASS_OPTIONS, class_retrieval_metrics, query_metrics, retrieval_metrics, summarize
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -330,3 +332,270 @@ def test_summarize_is_the_mean_over_queries():
     }
     expected = {"rank_1": 0.5, "rank_5": 0.75, "rank_10": 1.0, "mAP": 0.375, "mINP": 0.375}
     assert summarize(per_query) == expected
+
+
+# -- a second opinion ------------------------------------------------------------------------------------------------
+
+
+def as_torchmetrics_takes_them(queries, gallery, query_labels, gallery_labels):
+    """Similarity, relevance and query of every pair, flat: 1 + cosine, as it counts no item of 0 or less as found."""
+    similarity = 1 + torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(gallery, dim=1).T
+    index = torch.arange(len(queries))[:, None].expand_as(similarity)
+    return similarity.flatten(), (query_labels[:, None] == gallery_labels).flatten(), index.flatten()
+
+
+def test_agrees_with_torchmetrics():
+    case = random_case(40, 60, 8)
+    found = retrieval_metrics(*case, ranks=(1, 5, 10, 100))
+    similarity, relevant, index = as_torchmetrics_takes_them(*case)
+    for k in (1, 5, 10, 100):
+        hits = RetrievalHitRate(top_k=k)(similarity, relevant, indexes=index)
+        assert found[f"rank_{k}"] == pytest.approx(float(hits), rel=1e-6), k
+    assert found["mAP"] == pytest.approx(float(RetrievalMAP()(similarity, relevant, indexes=index)), rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_ap_at_k_agrees_with_torchmetrics_precision(k):
+    case = class_case()  # 37 images: fewer than 50
+    images, image_classes, captions, caption_classes = case
+    means = torch.stack([captions[caption_classes == c].mean(dim=0) for c in (3, 5, 8)])
+    sides = as_torchmetrics_takes_them(means, images, labels(3, 5, 8), image_classes)
+    expected = float(RetrievalPrecision(top_k=k, adaptive_k=True)(*sides[:2], indexes=sides[2]))
+    assert class_retrieval_metrics(*case, k=k)[f"text_to_image_ap_{k}"] == pytest.approx(expected, rel=1e-6)
+
+
+# -- instances: a picture and its five sentences, as Flickr and COCO -------------------------------------------------
+
+
+def test_five_captions_a_picture_by_hand():
+    # Pictures at 0, 40 and 80 degrees. Of each picture's captions one is near it; the others are near other pictures.
+    pictures, ids = unit(0, 40, 80), labels(0, 1, 2)
+    captions = unit(1, 38, 42, 79, 81, 39, 2, 3, 77, 78, 70, 4, 5, 36, 44)
+    # Image to text: the nearest to 0 is 1 (own), to 40 is 39 (own; the others at 38 and 42 are no harm), to 80 are 79
+    # and 81, both of picture 0, then 78 and 77 of picture 1, then 70 (own): rank 5. A hit is any of the five.
+    back = retrieval_metrics(pictures, captions, ids, ids.repeat_interleave(5), ranks=(1, 4, 5))
+    assert (back["rank_1"], back["rank_4"], back["rank_5"]) == (2 / 3, 2 / 3, 1.0)
+    # Text to image: the only relevant picture is the described one; 3 of 15 captions have it first.
+    found = retrieval_metrics(captions, pictures, ids.repeat_interleave(5), ids, ranks=(1, 2, 3))
+    # Second: 38, 42 -> 40, then 0 or 80: 38 has 0 second (hit), 42 has 80; 79, 81 have 0 third; 2, 3, 77, 78 have 40
+    # second (hits); 4, 5 have 80 third; 36 has 0 second, 44 has 80 second (hit).
+    assert found["rank_1"] == pytest.approx(3 / 15)
+    assert found["rank_2"] == pytest.approx((3 + 1 + 4 + 1) / 15)
+    assert found["rank_3"] == 1.0
+    assert found["mINP"] == found["mAP"] == pytest.approx((3 + 6 / 2 + 6 / 3) / 15)  # one relevant item: AP is 1 / rank
+
+
+# -- classes: CUB and Oxford Flowers ---------------------------------------------------------------------------------
+
+COMBINATIONS = [dict(zip(CLASS_OPTIONS, values, strict=True)) for values in itertools.product(*CLASS_OPTIONS.values())]
+
+
+def class_case(dtype=torch.float64, seed: int = 4, integers: bool = False):
+    """37 images and 58 captions of the classes 3, 5 and 8, of unequal numbers, in shuffled order, of any length."""
+    generator = torch.Generator().manual_seed(seed)
+    image_classes = torch.tensor([3] * 4 + [5] * 21 + [8] * 12)[torch.randperm(37, generator=generator)]
+    caption_classes = torch.tensor([3] * 31 + [5] * 9 + [8] * 18)[torch.randperm(58, generator=generator)]
+    centres = 0.7 * torch.randn(9, 4, generator=generator, dtype=torch.float64)
+
+    def drawn(classes):
+        if integers:
+            return torch.randint(-1, 2, (len(classes), 2), generator=generator).to(dtype)
+        noise = torch.randn(len(classes), 4, generator=generator, dtype=torch.float64)
+        lengths = torch.rand(len(classes), 1, generator=generator, dtype=torch.float64).mul(2).exp()
+        return ((centres[classes] + noise) * lengths).to(dtype)
+
+    return drawn(image_classes), image_classes, drawn(caption_classes), caption_classes
+
+
+def slow_class_metrics(images, image_classes, captions, caption_classes, k, query, gallery, similarity, tie=1e-10):
+    """From the definitions, in Python floats. Whatever is as similar as a relevant item stands before it."""
+    images, captions = images.double().tolist(), captions.double().tolist()
+    image_classes, caption_classes = image_classes.tolist(), caption_classes.tolist()
+    classes = sorted(set(image_classes))
+
+    def score(a, b):
+        product = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        lengths = math.hypot(*a) * math.hypot(*b) if similarity == "cosine" else 1.0
+        return product / lengths if lengths else 0.0
+
+    def ordered(item, item_class, others, their_classes):
+        """Whether each of the others is relevant, in the order of the ranking."""
+        left = [(score(item, o), c == item_class) for o, c in zip(others, their_classes, strict=True)]
+        result = []
+        while left:
+            best = max(s for s, _ in left)
+            first = min((x for x in left if x[0] >= best - tie), key=lambda x: (x[1], -x[0]))
+            left.remove(first)
+            result.append(first[1])
+        return result
+
+    means = []
+    for c in classes:
+        own = [e for e, d in zip(captions, caption_classes, strict=True) if d == c]
+        means.append([math.fsum(column) / len(own) for column in zip(*own, strict=True)])
+    texts, text_classes = (means, classes) if gallery == "class_mean" else (captions, caption_classes)
+    right = [ordered(i, c, texts, text_classes)[0] for i, c in zip(images, image_classes, strict=True)]
+    of_class = []
+    for c, mean in zip(classes, means, strict=True):
+        own = [e for e, d in zip(captions, caption_classes, strict=True) if d == c]
+        queries = [mean] if query == "class_mean" else own
+        precisions = [sum(ordered(q, c, images, image_classes)[:k]) / min(k, len(images)) for q in queries]
+        of_class.append(sum(precisions) / len(precisions))
+    return {"image_to_text_rank_1": sum(right) / len(right), f"text_to_image_ap_{k}": sum(of_class) / len(of_class)}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("k", [1, 7, 50])  # of 37 images
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
+def test_class_metrics_equal_brute_force(options, k, dtype):
+    case = class_case(dtype)
+    found = class_retrieval_metrics(*case, k=k, **options)
+    assert found == pytest.approx(slow_class_metrics(*case, k=k, **options), rel=1e-12)
+    assert list(found) == ["image_to_text_rank_1", f"text_to_image_ap_{k}"]
+
+
+def test_the_options_make_a_difference():
+    found = [class_retrieval_metrics(*class_case(), k=7, **o) for o in COMBINATIONS]
+    # AP@k knows query and similarity, rank-1 gallery and similarity: four values each.
+    assert [len({f[key] for f in found}) for key in found[0]] == [4, 4]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
+def test_class_metrics_equal_brute_force_with_ties(options):
+    case = class_case(integers=True)  # nine vectors in all: ties everywhere, and vectors of zero length
+    found = class_retrieval_metrics(*case, k=7, **options)
+    assert found == pytest.approx(slow_class_metrics(*case, k=7, **options), rel=1e-12)
+
+
+def test_class_metrics_by_hand():
+    # Images at 0, 10, 20, 60, 90 of classes 0, 0, 1, 1, 1. Captions of class 0 at -10 and 24, of class 1 at 70 and 80;
+    # all of length 1, so that the means are at 7 and 75 degrees.
+    images, image_classes = unit(0, 10, 20, 60, 90), labels(0, 0, 1, 1, 1)
+    captions, caption_classes = unit(-10, 24, 70, 80), labels(0, 0, 1, 1)
+    sides = images, image_classes, captions, caption_classes
+
+    def values(k, **options):
+        return tuple(class_retrieval_metrics(*sides, k=k, **options).values())
+
+    # Image to text, nearest caption: 0 -> -10 (0), 10 -> 24 (0), 20 -> 24 (0, wrong), 60 -> 70, 90 -> 80: 4 of 5
+    # images (over the classes it would be (1 + 2/3) / 2).
+    # Text to image by the means: 7 -> 10 0 20 ..: first three x x . = 2/3; 75 -> 60 90 20: 3/3.
+    assert values(3) == pytest.approx((4 / 5, (2 / 3 + 1) / 2), rel=1e-12)
+    # By single captions: -10 -> 0 10 20: 2/3; 24 -> 20 10 0: 2/3; 70 -> 60 90 20: 1; 80 -> 90 60 20: 1; at k = 1:
+    # 1, 0 | 1, 1, of the means 1 | 1.
+    assert values(3, query="caption")[1] == pytest.approx((2 / 3 + 1) / 2, rel=1e-12)
+    assert (values(1)[1], values(1, query="caption")[1]) == (1.0, (1 / 2 + 1) / 2)
+    # Nearest mean of 7 and 75: 20 -> 7 (wrong), the others right.
+    assert values(1, gallery="class_mean")[0] == 4 / 5
+
+
+def test_single_captions_are_averaged_within_a_class_first():
+    # Class 0 has one caption, which finds its image; class 1 has three, which do not: 1/2, not 1/4.
+    sides = unit(0, 90), labels(0, 1), unit(1, 2, 3, 4), labels(0, 1, 1, 1)
+    assert class_retrieval_metrics(*sides, k=1, query="caption")["text_to_image_ap_1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("relevant", "k", "expected"),
+    [
+        ("x..xx", 3, 1 / 3),  # truncated AP over the class's images: (1/1) / 3 as well, but over those found: 1
+        (".xx..", 3, 2 / 3),  # truncated AP: (1/2 + 2/3) / 2 = 0.583
+        ("..x..", 3, 1 / 3),  # truncated AP: 1/3; of a single relevant image, recall@3: 1
+        ("xx...", 4, 2 / 4),  # every relevant image is found first: AP 1, precision 1/2
+        ("xx...", 50, 2 / 5),  # as many as there are images: not 2/50
+    ],
+)
+def test_ap_at_k_is_precision_and_no_truncated_ap(relevant, k, expected):
+    gallery = unit(*(5.0 * (i + 1) for i in range(len(relevant))))
+    classes = torch.tensor([int(c == "x") for c in relevant])
+    # The other class's caption, opposite: its ranking is the reverse.
+    found = class_retrieval_metrics(gallery, classes, unit(0, 180), labels(1, 0), k=k)[f"text_to_image_ap_{k}"]
+    other = relevant[::-1][:k].count(".") / min(k, len(relevant))
+    assert found == pytest.approx((expected + other) / 2, rel=1e-12)
+
+
+def test_a_class_is_its_raw_mean():
+    # A caption ten times as long draws the mean to its angle; means of unit vectors would stand at 45 degrees.
+    sides = unit(10, 45, 80), labels(0, 1, 1), torch.cat([10 * unit(0), unit(90), unit(180)]), labels(0, 0, 1)
+    assert class_retrieval_metrics(*sides, k=1)["text_to_image_ap_1"] == 0.5 + 0.5  # 5.7 -> 10, 180 -> 80
+    assert class_retrieval_metrics(*sides[:2], *(torch.nn.functional.normalize(sides[2], dim=1), sides[3]), k=1)[
+        "text_to_image_ap_1"
+    ] == 0.5  # fmt: skip
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_equal_vectors_of_two_classes_tie_against_the_query(dtype, scale, similarity):
+    # Every image is the same vector and every caption too, of any scale: nothing is told apart. Classes of 3 and 5
+    # images: those of the other class stand first.
+    vector = scale * torch.randn(512, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    sides = vector.repeat(8, 1), labels(*[0] * 3, *[1] * 5), vector.repeat(1200, 1), torch.arange(1200) % 7 // 6
+    for query, gallery in itertools.product(CLASS_OPTIONS["query"], CLASS_OPTIONS["gallery"]):
+        found = class_retrieval_metrics(*sides, k=6, query=query, gallery=gallery, similarity=similarity)
+        assert tuple(found.values()) == pytest.approx((0.0, (1 / 6 + 3 / 6) / 2), rel=1e-12)
+
+
+def test_the_order_of_a_classs_captions_breaks_no_tie():
+    # Two classes of the same 600 captions, long ones that nearly cancel, in another order: their means are one.
+    generator = torch.Generator().manual_seed(0)
+    captions = 30 * torch.randn(600, 64, generator=generator)
+    sides = torch.randn(20, 64, generator=generator), torch.arange(20) % 2, torch.cat([captions, captions.flip(0)])
+    found = class_retrieval_metrics(*sides, torch.arange(1200) // 600, gallery="class_mean")
+    assert found["image_to_text_rank_1"] == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_small_difference_of_inner_products_is_no_tie(scale):
+    # 1 and 1.0001 times one direction: far more apart than rounding, whatever the scale.
+    images = scale * torch.tensor([[1.0, 0], [1.0001, 0], [0, 1], [0, 1.0001]])
+    sides = images, labels(1, 0, 0, 1), scale * torch.eye(2), labels(0, 1)
+    assert class_retrieval_metrics(*sides, k=1, similarity="dot")["text_to_image_ap_1"] == 1.0
+    assert class_retrieval_metrics(*sides, k=1)["text_to_image_ap_1"] == 0.0  # by cosine they do tie
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize("chunk", [1, 58, 100, 7 * 37, 10**6])
+def test_class_metrics_do_not_depend_on_the_chunks(options, chunk, monkeypatch):
+    case = class_case()
+    full = class_retrieval_metrics(*case, k=7, **options)
+    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    assert class_retrieval_metrics(*case, k=7, **options) == full
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
+def test_no_operation_of_class_metrics_gives_a_tensor_of_all_pairs(options, monkeypatch):
+    monkeypatch.setattr(metrics, "_CHUNK", 3000)
+    generator = torch.Generator().manual_seed(0)
+    images, captions = (torch.randn(n, 4, generator=generator) for n in (400, 300))
+    with LargestTensor() as largest:
+        class_retrieval_metrics(images, torch.arange(400) % 9, captions, torch.arange(300) % 9, **options)
+    assert largest.elements <= 3000  # all pairs: 120,000
+
+
+CLASS_SIDES = unit(0, 20, 40), labels(0, 1, 1), unit(1, 21), labels(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "found"),
+    [
+        ({}, {"query": "mean"}, "query = 'mean': expected one of class_mean, caption"),
+        ({}, {"gallery": "image"}, "gallery = 'image': expected one of caption, class_mean"),
+        ({}, {"similarity": "l2"}, "similarity = 'l2': expected one of cosine, dot"),
+        ({}, {"k": 0}, "k = 0"),
+        ({0: torch.zeros(3, 2, 1)}, {}, "image_embeddings (3, 2, 1)"),
+        ({1: labels(0, 1)}, {}, "image_classes (2,)"),
+        ({2: torch.zeros(2, 5)}, {}, "caption_embeddings (2, 5): D differs"),
+        ({3: labels(0, 1, 1)}, {}, "caption_classes (3,)"),
+        ({0: unit(), 1: labels()}, {}, "image_embeddings (0, 2)"),
+        ({2: unit(0, math.nan)}, {}, "caption_embeddings: 2 values are not finite"),
+        ({0: unit(0, 1, math.inf)}, {}, "image_embeddings: 2 values are not finite"),
+        ({3: labels(0, 7)}, {}, "1 of 2 classes have no image; the first is 7"),
+        ({1: labels(0, 1, 4)}, {}, "1 of 3 classes have no caption; the first is 4"),
+    ],
+)
+def test_wrong_class_input(changed, options, found):
+    sides = [changed.get(i, side) for i, side in enumerate(CLASS_SIDES)]
+    with pytest.raises(ValueError, match=r"expected|differs|finite|classes have no") as error:
+        class_retrieval_metrics(*sides, **options)
+    assert found in str(error.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from layouts import karpathy_images, write_karpathy
+from layouts import karpathy_images, write_karpathy, write_reed
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -38,15 +38,22 @@ def test_parameters_are_those_of_every_notebook_and_explained(path):
     assert len(parameters) == len(cell.source.splitlines())  # papermill passes over a line that it cannot parse
 
 
-@pytest.fixture(scope="module")
-def captioned_pictures(tmp_path_factory):
-    """Flickr30K's layout: other folder, five sentences a picture, every picture its own identity."""
-    return write_karpathy(tmp_path_factory.mktemp("flickr30k"), karpathy_images(train=12, val=4, test=6))
+def write_coco(root):
+    """Every picture its own identity, five sentences each, and a test split that is searched in folds too."""
+    return write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco")
+
+
+def write_flowers(root):
+    """Classes, the validation ones held out by the reader."""
+    lists = {"trainval": [f"class_{i:05d}" for i in range(1, 7)], "test": ["class_00008", "class_00009"]}
+    return write_reed(root, lists, flat=True)
 
 
 @pytest.mark.slow
-def test_every_notebook_runs_on_a_data_set_of_the_other_kind(captioned_pictures, tmp_path):
-    common = ["-p", "dataset", "flickr30k", "-p", "root", captioned_pictures, "-p", "preset", "smoke"]
+@pytest.mark.parametrize(("name", "write"), [("coco", write_coco), ("flowers", write_flowers)])
+def test_every_notebook_runs_on_data_of_the_other_kinds(name, write, tmp_path):
+    root = write(tmp_path / "data")
+    common = ["-p", "dataset", name, "-p", "root", root, "-p", "preset", "smoke"]
     failures = {}
     for path in NOTEBOOKS:
         runs = ["-p", "runs", tmp_path / "runs"] if "runs" in papermill.inspect_notebook(str(path)) else []
@@ -60,7 +67,17 @@ def test_every_notebook_runs_on_a_data_set_of_the_other_kind(captioned_pictures,
         streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
         assert not streams  # progress bars belong to the terminal
         assert "input_path" not in executed.metadata["papermill"]  # a path of this machine
+        printed = str([cell.get("outputs") for cell in executed.cells])
+        if "training" in path.stem:  # what the literature reports for this kind of data
+            assert ("text_to_image_ap_50" in printed) == (name == "flowers")
+            assert (tmp_path / "runs").is_dir()
     assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".csv"}
+
+
+def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
+    result = execute("--output", tmp_path, "-p", "dataset", "cub", "-p", "root", tmp_path / "none", NOTEBOOKS[0].stem)
+    assert result.returncode == 1
+    assert f"SystemExit: cub: {tmp_path}/none/text_c10: no such folder of captions (get it here: " in result.stderr
 
 
 def write_notebook(folder, code):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ from layouts import write_picture
 from timam import stores
 from timam.config import LossConfig, TrainConfig
 from timam.data import DataError
-from timam.images import read_image, to_pixels
+from timam.images import IMAGENET_MEAN, IMAGENET_STD, normalize, read_image, to_pixels
 from timam.stores import WordStates, open_pixels, open_word_states
 from timam.training import build_optimizers, train_step
 
@@ -52,8 +55,21 @@ def count_calls(monkeypatch, name: str) -> list:
 def test_pixels_equal_decoding_each_picture(paths):
     pixels = open_pixels(paths, 24, 12, progress=False)
     assert (pixels.shape, pixels.dtype) == ((5, 3, 24, 12), np.uint8)
+    assert isinstance(pixels, np.memmap)
+    assert torch.from_numpy(pixels[[3, 1]]).is_contiguous(memory_format=torch.channels_last)  # as `normalize` likes it
     for row, path in zip(pixels, paths, strict=True):
         assert np.array_equal(row, to_pixels(read_image(path), 24, 12))
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_stored_pixels_normalize_to_the_last_bit(paths, memory):
+    pixels = torch.from_numpy(open_pixels(paths, 24, 12, progress=False)[[4, 0, 2]]).contiguous(memory_format=memory)
+    mean, std = (torch.tensor(c).view(3, 1, 1) * 255 for c in (IMAGENET_MEAN, IMAGENET_STD))
+    out = torch.full(pixels.shape, float("nan")).contiguous(memory_format=torch.channels_last)
+    for found in (normalize(pixels), normalize(pixels, out)):
+        assert torch.equal(found, (pixels.float() - mean) / std)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found is out
 
 
 def test_second_call_decodes_nothing(paths, monkeypatch, own_cache):
@@ -72,14 +88,14 @@ def test_pixels_are_read_only(paths):
     assert not np.array_equal(pixels[0], np.zeros_like(pixels[0]))
 
 
-@pytest.mark.parametrize("change", ["size", "time", "order", "fewer"])
+@pytest.mark.parametrize("change", ["size", "time", "content", "order", "fewer"])
 def test_changed_input_is_decoded_again(paths, change):
     first = np.array(open_pixels(paths, 24, 12, progress=False))
-    if change in ("size", "time"):  # only one of the two tells
+    if change in ("size", "time", "content"):  # "content": neither size nor time of modification tells
         stat = paths[1].stat()
-        write_picture(paths[1], "green", "white", seed=99, size=(21, 39) if change == "time" else (50, 50))
+        write_picture(paths[1], "green", "white", seed=99, size=(50, 50) if change == "size" else (21, 39))
         os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + (change == "time")))
-        assert (paths[1].stat().st_size == stat.st_size) == (change == "time")
+        assert (paths[1].stat().st_size != stat.st_size) == (change == "size")
     elif change == "order":
         paths.reverse()
     else:
@@ -117,6 +133,51 @@ def test_killed_build_leaves_no_store(paths, own_cache, monkeypatch):
             open_pixels(paths, 24, 12, progress=False)
     assert files(own_cache) == []
     assert open_pixels(paths, 24, 12, progress=False)[0].any()
+
+
+def in_a_process(target, *arguments) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)  # keeps what is patched
+    process.start()
+    return process
+
+
+def test_build_killed_without_a_word_leaves_nothing_that_is_taken_for_a_store(paths, own_cache, monkeypatch):
+    def killed(path):
+        if path == paths[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores, "read_image", killed)
+        process = in_a_process(open_pixels, paths, 24, 12, False)
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not list(own_cache.rglob("*.npy"))
+    expected = [to_pixels(read_image(p), 24, 12) for p in paths]
+    assert np.array_equal(open_pixels(paths, 24, 12, progress=False), expected)
+
+
+def test_two_processes_that_build_at_once_both_get_a_right_store(paths, own_cache, monkeypatch):
+    expected = np.array([to_pixels(read_image(p), 24, 12) for p in paths])
+    meet = multiprocessing.get_context("fork").Barrier(2)
+
+    def together(path):
+        if path in (paths[0], paths[-1]):  # neither goes on alone, so neither finds the other's store
+            meet.wait(60)
+        return read_image(path)
+
+    def build():
+        sys.exit(not np.array_equal(open_pixels(paths, 24, 12, progress=False), expected))
+
+    monkeypatch.setattr(stores, "read_image", together)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # both go through the pictures in order
+    processes = [in_a_process(build) for _ in range(2)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(files(own_cache)) == 1
+    monkeypatch.setattr(stores, "read_image", lambda _: pytest.fail("decoded again"))
+    assert np.array_equal(open_pixels(paths, 24, 12, progress=False), expected)
 
 
 def test_too_small_disk_is_refused_before_decoding(paths, own_cache, monkeypatch, tiny_model):
@@ -227,31 +288,42 @@ def test_gather_pads_on_the_right():
     assert store.gather(np.array([2, 0, 1]))[:, :, 0].tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
 
 
+def test_word_states_are_half_precision_ragged_and_memory_mapped(tiny_model, own_cache):
+    model = tiny_model()
+    store = open_word_states(model, CAPTIONS, progress=False)
+    tokens = int(model.tokenize(CAPTIONS)[1].sum())
+    assert isinstance(store.states, np.memmap)
+    assert (store.states.dtype, store.states.shape) == (np.float16, (tokens, 16))  # no row for padding
+    assert own_cache.joinpath("word_states", *files(own_cache)).stat().st_size == 128 + tokens * 16 * 2  # and a header
+    assert not store.states.flags.writeable
+
+
 def test_training_step_is_the_same_with_stored_states(tiny_model):
-    """Same embeddings to stored precision, and so the same losses and the same update."""
+    """Losses and the gradient of every parameter are the same to the stored precision."""
     captions = CAPTIONS[:4]
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(4, 3, 64, 32, generator=generator), torch.tensor([0, 1, 2, 2])
-    results = []
+    # Plain SGD at rate 1: what a parameter loses in its first step is its gradient.
+    config = TrainConfig(image_optimizer="sgd", text_optimizer="sgd", discriminator_optimizer="sgd", image_lr=1.0,
+                         text_lr=1.0, discriminator_lr=1.0, weight_decay=0.0)  # fmt: skip
+    losses, gradients = [], []
     for stored in (False, True):
         model = tiny_model()
         model.train()
         model.text_encoder.freeze()
         token_ids, mask = model.tokenize(captions)
+        text = {"token_ids": token_ids, "attention_mask": mask}
         if stored:
             states = open_word_states(model, captions, progress=False).gather(np.arange(4))
             text = {"word_states": states, "attention_mask": mask}
-        else:
-            text = {"token_ids": token_ids, "attention_mask": mask}
-        with torch.no_grad():
-            embedding = model(images, **text)[1]
-        model = tiny_model() if not stored else model
-        model.train()
-        model.text_encoder.freeze()
-        optimizers = build_optimizers(model, TrainConfig(image_lr=1e-3, text_lr=1e-3, text_optimizer="sgd"))
-        terms = train_step(model, images, text, labels, optimizers, LossConfig(), Accelerator(cpu=True))
-        moved = model.text_encoder.projection.weight.detach()
-        results.append((embedding, terms["matching"], terms["identification_text"], moved))
-    for plain, stored in zip(*results, strict=True):
-        torch.testing.assert_close(stored, plain, rtol=2e-3, atol=2e-3)
-    assert not torch.equal(results[0][0], results[1][0])  # half precision indeed: the store was used
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        terms = train_step(model, images, text, labels, build_optimizers(model, config), LossConfig(),
+                           Accelerator(cpu=True))  # fmt: skip
+        losses.append(terms)
+        gradients.append({name: before[name] - p.detach() for name, p in model.named_parameters()})
+    for name, plain in losses[0].items():
+        torch.testing.assert_close(losses[1][name], plain, rtol=2e-3, atol=2e-5, msg=name)
+    for name, plain in gradients[0].items():
+        assert (gradients[1][name] - plain).norm() <= 5e-3 * plain.norm() + 1e-5, name
+        assert bool(plain.any()) != name.startswith("text_encoder.language_model"), name  # it alone does not move
+    assert not torch.equal(losses[0]["matching"], losses[1]["matching"])  # half precision indeed: the store was used

@@ -146,14 +146,15 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
         raise click.UsageError("--dataset and --root go together")
     config = configs.load(run / "config.json")
     name, folder = dataset or config.data.dataset, root or config.data.root
-    chosen = load_dataset(name, folder, required_splits=(split,)).split(split)
+    found = load_dataset(name, folder, required_splits=(split,))
+    chosen = found.split(split)
     model = _best_model(run)
     pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
     embeddings = evaluation.embed_split(model, chosen, pixels, progress=not as_json)
     results = {
         "dataset": name,
         "split": split,
-        **evaluation.evaluate(embeddings),
+        **evaluation.evaluate(embeddings, found.kind, found.folds if split == "test" else 1),
         "modality_gap": evaluation.gap(embeddings),
     }
     click.echo(json.dumps(results, indent=2) if as_json else _table(results))
@@ -192,13 +193,24 @@ def _best_model(run: Path) -> Any:
 
 
 def _table(metrics: dict[str, Any]) -> str:
-    """Both directions as a small table in percent."""
+    """Both directions as a small table in percent, then what some benchmarks report beside them."""
     keys = ("rank_1", "rank_5", "rank_10", "mAP", "mINP")
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
-    for direction in ("text_to_image", "image_to_text"):
-        row = metrics[direction]
-        lines.append(f"{direction:14}" + "".join(f"{100 * row[k]:9.2f}" for k in keys)
-                     + f"   {row['queries']:,} queries, gallery of {row['gallery']:,}")  # fmt: skip
+
+    def rows(part: dict[str, Any]) -> list[str]:
+        return [f"{direction:14}" + "".join(f"{100 * part[direction][k]:9.2f}" for k in keys)
+                + "   {queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
+                for direction in ("text_to_image", "image_to_text")]  # fmt: skip
+
+    lines += rows(metrics)
+    if folds := metrics.get("folds"):
+        lines += [f"mean over {folds['folds']} parts of the pictures, each searched on its own", *rows(folds)]
+    if level := metrics.get("class_level"):
+        ap, rank = 100 * level["text_to_image_ap_50"], 100 * level["image_to_text_rank_1"]
+        lines += [
+            f"class level, text-to-image AP@50  {ap:6.2f}   one averaged query a class, cosine",
+            f"class level, image-to-text rank-1 {rank:6.2f}   the nearest caption's class, cosine",
+        ]
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ class DataConfig:
     root: str = ""
     batch_size: int = 64  # pictures a step; the matching loss compares each with every caption of the batch [recalled]
     images_per_identity: int = 0  # 0: shuffle; K: identity-aware batches, K pictures of each identity [ours]
+    color_jitter: float = 0.0  # brightness, contrast and saturation times a factor in 1 +- this; 0 = off
     horizontal_flip: bool = True  # mirrors half the pictures; wrong where captions tell left from right
     pad_crop: int = 0  # pixels of zero padding before a random crop of the original size; 0 = off
     random_erasing: float = 0.0  # probability that a random rectangle of a picture is blanked
@@ -45,6 +46,7 @@ class DataConfig:
         _check(self.images_per_identity >= 0, "data.images_per_identity", self.images_per_identity, "0 (off) or more")
         k = self.images_per_identity
         _check(k == 0 or self.batch_size % k == 0, "data.images_per_identity", k, f"a divisor of {self.batch_size}")
+        _check(0 <= self.color_jitter < 1, "data.color_jitter", self.color_jitter, "at least 0 (off), below 1")
         _check(self.pad_crop >= 0, "data.pad_crop", self.pad_crop, "0 (off) or more pixels")
         _check(0 <= self.random_erasing <= 1, "data.random_erasing", self.random_erasing, "a probability in [0, 1]")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from timam.analysis import modality_gap
 from timam.data import Split
 from timam.images import normalize
-from timam.metrics import query_metrics, retrieval_metrics
+from timam.metrics import class_retrieval_metrics, query_metrics, retrieval_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
 from timam.stores import open_word_states
@@ -75,13 +76,62 @@ def _image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: 
         yield normalize(torch.from_numpy(batch).to(model.device))
 
 
-def evaluate(embeddings: Embeddings) -> dict[str, dict[str, float]]:
-    """{"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}."""
-    results = {}
+def evaluate(embeddings: Embeddings, kind: str = "identity", folds: int = 1) -> dict[str, Any]:
+    """Everything that is reported of a split.
+
+    Args:
+        kind, folds: of the `timam.data.Dataset`.
+
+    Returns:
+        {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}; for the
+        kind "class" also "class_level", `timam.metrics.class_retrieval_metrics` by its defaults; and for several
+        folds also "folds", `evaluate_folds`, unless there are fewer pictures than folds.
+    """
+    results: dict[str, Any] = {}
     for name in DIRECTIONS:
         sides = embeddings.direction(name)
         results[name] = {**retrieval_metrics(*sides), "queries": len(sides[0]), "gallery": len(sides[1])}
+    if kind == "class":
+        e = embeddings
+        results["class_level"] = class_retrieval_metrics(e.images, e.image_labels, e.texts, e.text_labels)
+    if 1 < folds <= len(embeddings.images):
+        results["folds"] = evaluate_folds(embeddings, folds)
     return results
+
+
+def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
+    """Parts of a split searched on their own, and averaged: COCO's "1K test" is the mean over 5 x 1,000 pictures.
+
+    The parts are contiguous in the pictures' order, which is the annotation file's (Karpathy and Fei-Fei, CVPR 2015),
+    of N // folds pictures each; the last one takes what is left over. Captions go with their picture.
+
+    Args:
+        embeddings: each picture with a label of its own.
+
+    Returns:
+        {"folds": folds, "text_to_image": {...}, "image_to_text": {...}}, with the plain mean over the parts of all
+        that `evaluate` gives, "queries" and "gallery" included.
+
+    Raises:
+        ValueError: two pictures of one label, a caption of no picture's label, fewer pictures than folds, or folds
+            below 1; and as `timam.metrics.retrieval_metrics`, such as for a picture without a caption.
+    """
+    labels, position = embeddings.image_labels.sort()  # not 0 .. N-1 where identities do not ascend in the file
+    if not 1 <= folds <= len(labels):
+        raise ValueError(f"folds = {folds}: expected 1 to {len(labels)}, the number of pictures")
+    if shared := len(labels) - len(labels.unique()):
+        raise ValueError(f"folds need a label for each picture; {shared} of {len(labels)} share another's")
+    if alien := int((~torch.isin(embeddings.text_labels, labels)).sum()):
+        raise ValueError(f"{alien} of {len(embeddings.text_labels)} captions have no picture of their label")
+    image_fold = (torch.arange(len(labels)) // (len(labels) // folds)).clamp(max=folds - 1)
+    text_fold = image_fold[position[torch.searchsorted(labels, embeddings.text_labels)]]
+    parts = []
+    for fold in range(folds):
+        images, texts = image_fold == fold, text_fold == fold
+        sides = embeddings.images[images], embeddings.texts[texts]
+        parts.append(evaluate(Embeddings(*sides, embeddings.image_labels[images], embeddings.text_labels[texts])))
+    means = {d: {key: float(np.mean([p[d][key] for p in parts])) for key in parts[0][d]} for d in DIRECTIONS}
+    return {"folds": folds, **means}
 
 
 def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Retrieval metrics: cosine similarity, relevance by identity, ties count against the query.
+"""Retrieval metrics: cosine similarity, relevance by identity or class, ties count against the query.
 
 All values are fractions in [0, 1]. AP is the mean over a query's relevant items of the precision at each one's
 rank (non-interpolated; the trapezoid rule that some person-search code uses gives lower values).
@@ -6,7 +6,8 @@ rank (non-interpolated; the trapezoid rule that some person-search code uses giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,34 +35,49 @@ def query_metrics(
     """
     queries, query_labels = _checked("query", query_embeddings, query_labels)
     gallery, gallery_labels = _checked("gallery", gallery_embeddings, gallery_labels)
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query_embeddings {tuple(queries.shape)} and gallery_embeddings {tuple(gallery.shape)}: D differs"
-        )
-    step = max(1, _CHUNK // len(gallery))
-    chunks = [
-        _chunk_metrics(queries[start : start + step] @ gallery.T, query_labels[start : start + step], gallery_labels)
-        for start in range(0, len(queries), step)
-    ]
+    _check_width(query=queries, gallery=gallery)
+    sides = F.normalize(queries, dim=1), F.normalize(gallery, dim=1), query_labels, gallery_labels
+    chunks = _by_chunk(_chunk_metrics, *sides)
     return {key: torch.cat([c[key] for c in chunks]).cpu().numpy() for key in chunks[0]}
 
 
-def _checked(role: str, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(role: str, embeddings: Tensor, labels: Tensor, kind: str = "labels") -> tuple[Tensor, Tensor]:
+    """Embeddings in float32 or float64 and labels on their device, or a ValueError that names role and kind."""
     embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
     if embeddings.ndim != 2 or len(embeddings) == 0:
         raise ValueError(f"{role}_embeddings {tuple(embeddings.shape)}: expected (N, D) with N at least 1")
     if labels.shape != (len(embeddings),):
         raise ValueError(
-            f"{role}_labels {tuple(labels.shape)}: expected ({len(embeddings)},) to match {tuple(embeddings.shape)}"
+            f"{role}_{kind} {tuple(labels.shape)}: expected ({len(embeddings)},) to match {tuple(embeddings.shape)}"
         )
     if not torch.isfinite(embeddings).all():
         raise ValueError(f"{role}_embeddings: {int((~torch.isfinite(embeddings)).sum())} values are not finite")
     full = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    return F.normalize(full, dim=1), labels.to(embeddings.device)
+    return full, labels.to(embeddings.device)
 
 
-def _chunk_metrics(similarity: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> dict[str, Tensor]:
-    """Similarities (q, G) -> the three metrics (q,) of each row."""
+def _check_width(**sides: Tensor) -> None:
+    (one, a), (other, b) = sides.items()
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{one}_embeddings {tuple(a.shape)} and {other}_embeddings {tuple(b.shape)}: D differs")
+
+
+def _by_chunk(
+    function: Callable[..., Any], queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor
+) -> list[Any]:
+    """`function(similarity (q, G), query_labels (q,), gallery_labels (G,))` of as many queries at a time as fit."""
+    step = max(1, _CHUNK // len(gallery))
+    return [
+        function(queries[start : start + step] @ gallery.T, query_labels[start : start + step], gallery_labels)
+        for start in range(0, len(queries), step)
+    ]
+
+
+def _relevant_ranks(similarity: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks (q, P) float64 of each row's relevant items, ascending and then inf, and their numbers (q,).
+
+    P is the largest of the numbers, at least 1. Similarities are in [-1, 1], or the tolerance for ties is wrong.
+    """
     relevant = query_labels[:, None] == gallery_labels[None, :]  # (q, G)
     count = relevant.sum(dim=1)  # (q,)
     most = max(1, int(count.max()))
@@ -72,8 +88,13 @@ def _chunk_metrics(similarity: Tensor, query_labels: Tensor, gallery_labels: Ten
     above = similarity.shape[1] - torch.searchsorted(irrelevant, lowest)  # irrelevant ones at or above
     position = torch.arange(1, most + 1, device=similarity.device)  # (P,)
     rank = (position + above).double()
-    valid = position <= count[:, None]
-    precision = torch.where(valid, position / rank, 0.0)
+    return rank.masked_fill(position > count[:, None], float("inf")), count
+
+
+def _chunk_metrics(similarity: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> dict[str, Tensor]:
+    """Similarities (q, G) -> the three metrics (q,) of each row."""
+    rank, count = _relevant_ranks(similarity, query_labels, gallery_labels)
+    precision = torch.arange(1, rank.shape[1] + 1, device=rank.device) / rank  # (q, P), 0 past the last relevant item
     last = rank.gather(1, (count - 1).clamp(min=0)[:, None]).squeeze(1)
     nothing = count == 0
     return {
@@ -126,3 +147,106 @@ def summarize(per_query: dict[str, np.ndarray], ranks: Sequence[int] = (1, 5, 10
     summary["mAP"] = float(per_query["average_precision"].mean())
     summary["mINP"] = float(per_query["inverse_penalty"].mean())
     return summary
+
+
+# -- classes: the protocol of CUB and Oxford Flowers -------------------------------------------------------------
+
+
+CLASS_OPTIONS = {
+    "query": ("class_mean", "caption"),
+    "gallery": ("caption", "class_mean"),
+    "similarity": ("cosine", "dot"),
+}
+
+
+def class_retrieval_metrics(
+    image_embeddings: Tensor,
+    image_classes: Tensor,
+    caption_embeddings: Tensor,
+    caption_classes: Tensor,
+    k: int = 50,
+    *,
+    query: str = "class_mean",
+    gallery: str = "caption",
+    similarity: str = "cosine",
+) -> dict[str, float]:
+    """Image-to-text rank-1 and text-to-image AP@k, as reported on CUB and Oxford Flowers.
+
+    Reed et al., "Learning Deep Representations of Fine-Grained Visual Descriptions" (CVPR 2016), section 5. Their
+    "AP@50" is the precision among the first 50 images, averaged over the classes: not the average precision of
+    `query_metrics`, and not divided by a class's number of images. Papers since differ in three more choices or leave
+    them open, hence the options. Reed et al.'s code (github.com/reedscot/cvpr2016) has "class_mean", "class_mean" and
+    "dot".
+
+    Args:
+        image_embeddings: (N, D) floating point, raw: neither their length nor that of the captions' is changed before
+            the averaging. The similarities never stand in memory all at once.
+        image_classes: (N,) integers.
+        caption_embeddings: (M, D) floating point.
+        caption_classes: (M,) integers, the same classes.
+        k: images that are looked at.
+        query: of text-to-image. "class_mean": the mean of all captions of a class is its one query; "caption": every
+            caption is a query, averaged over those of a class and then over the classes.
+        gallery: of image-to-text. "caption": the nearest caption must be of the image's class; "class_mean": the
+            nearest mean of a class's captions must be. Averaged over the images either way.
+        similarity: "cosine" or "dot" (the inner product, which long vectors of a gallery win).
+
+    Returns:
+        {"image_to_text_rank_1", f"text_to_image_ap_{k}"} in [0, 1]. AP@k has min(k, N) for its denominator, so a class
+        of fewer than k images cannot reach 1.
+
+    Raises:
+        ValueError: an unknown option, k below 1, shapes that do not fit, no images or captions, embeddings that are
+            not finite, a class without an image or without a caption.
+    """
+    for name, value in (("query", query), ("gallery", gallery), ("similarity", similarity)):
+        if value not in CLASS_OPTIONS[name]:
+            raise ValueError(f"{name} = {value!r}: expected one of {', '.join(CLASS_OPTIONS[name])}")
+    if k < 1:
+        raise ValueError(f"k = {k}: expected 1 or more")
+    images, image_classes = _checked("image", image_embeddings, image_classes, "classes")
+    captions, caption_classes = _checked("caption", caption_embeddings, caption_classes, "classes")
+    _check_width(image=images, caption=captions)
+    both = ("image", caption_classes, image_classes), ("caption", image_classes, caption_classes)
+    for what, classes, others in both:
+        found = classes.unique()
+        missing = found[~torch.isin(found, others)]
+        if len(missing):
+            raise ValueError(f"{len(missing)} of {len(found)} classes have no {what}; the first is {missing[0]}")
+    one_each, averaged = (captions, caption_classes), _class_means(captions, caption_classes)
+    queries, query_classes = averaged if query == "class_mean" else one_each
+    texts, text_classes = averaged if gallery == "class_mean" else one_each
+    nearest = _hits(1, *_scaled(images, texts, similarity), image_classes, text_classes)
+    precision = _hits(k, *_scaled(queries, images, similarity), query_classes, image_classes) / min(k, len(images))
+    of_class, _ = _class_means(precision[:, None], query_classes)
+    return {"image_to_text_rank_1": float(nearest.mean()), f"text_to_image_ap_{k}": float(of_class.mean())}
+
+
+def _class_means(values: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (N, D), classes (N,) -> the mean of each class (C, D) and the classes (C,), ascending."""
+    found, index, counts = classes.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(found), values.shape[1], dtype=torch.float64, device=values.device)
+    # In float64: rounding that depends on the order of a class's captions must not break a tie.
+    sums.index_add_(0, index, values.double())
+    return (sums / counts[:, None]).to(values.dtype), found
+
+
+def _scaled(queries: Tensor, gallery: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """Both sides so that the product is in [-1, 1] and orders a query's gallery as `similarity` does.
+
+    For "dot" that is q.g / (|q| max|g|): neither divisor changes a query's order, and two that differ by less than
+    the tolerance times |q| max|g| tie, as the rounding of the inner product is in proportion to it.
+    """
+    queries = F.normalize(queries, dim=1)
+    if similarity == "cosine":
+        return queries, F.normalize(gallery, dim=1)
+    return queries, gallery / gallery.norm(dim=1).max().clamp(min=1e-12)  # F.normalize's own
+
+
+def _hits(k: int, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
+    """How many of each query's first k gallery items are relevant, (Q,) float64."""
+
+    def of_chunk(*sides: Tensor) -> Tensor:
+        return (_relevant_ranks(*sides)[0] <= k).sum(dim=1).double()
+
+    return torch.cat(_by_chunk(of_chunk, queries, gallery, query_labels, gallery_labels))

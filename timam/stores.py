@@ -25,7 +25,7 @@ from timam.images import ImageError, read_image, to_pixels
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
 
-_VERSION = b"1"  # of the stored form: raise it when decoding or resizing changes
+_VERSION = b"2"  # of the stored form: raise it when decoding or resizing changes
 
 
 def _fingerprint(*parts: bytes) -> str:
@@ -42,7 +42,7 @@ def _check_space(path: Path, size: int) -> None:
 
 
 def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool = True) -> np.ndarray:
-    """Decoded and resized pictures, read-only memory-mapped: (N, 3, height, width) uint8.
+    """Decoded and resized pictures, read-only memory-mapped: (N, 3, height, width) uint8 in channels-last memory.
 
     Decodes in parallel threads on the first call for these files and this size (Pillow releases the
     interpreter's lock); later calls open the stored file. Every unreadable picture is found before any is used.
@@ -52,22 +52,23 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
         OSError: too little space on the disk.
     """
     stats = [os.stat(p) for p in paths]
-    files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}" for p, s in zip(paths, stats, strict=True)]
+    # The time of the last change of status, too: tools that copy pictures set back the time of modification.
+    files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
     target = cache_folder() / "pixels" / f"{_fingerprint(f'{height}x{width}'.encode(), *map(str.encode, files))}.npy"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_space(target, len(paths) * 3 * height * width)
         with replacing_file(target) as temporary:
             _build_pixels(temporary, paths, height, width, progress)
-    return np.load(target, mmap_mode="r")
+    return np.load(target, mmap_mode="r").transpose(0, 3, 1, 2)
 
 
 def _build_pixels(target: Path, paths: Sequence[Path], height: int, width: int, progress: bool) -> None:
-    pixels = np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), 3, height, width))
+    pixels = np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), height, width, 3))
 
     def build(index: int) -> str | None:
         try:
-            pixels[index] = to_pixels(read_image(paths[index]), height, width)
+            pixels[index] = to_pixels(read_image(paths[index]), height, width).transpose(1, 2, 0)
         except ImageError as error:
             return str(error)
         return None

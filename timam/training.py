@@ -256,6 +256,8 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         return finished
     dataset = load_dataset(config.data.dataset, config.data.root)
     train, val, test = (dataset.split(s) for s in ("train", "val", "test"))
+    for line in (*dataset.notes, *(f"warning: {w}" for w in dataset.warnings)) if progress else ():
+        tqdm.write(f"{dataset.name}: {line}")
     pixels = _open_all((train, val, test), config, progress)
 
     accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
@@ -430,7 +432,7 @@ def _finish(
     model = TIMAM.from_pretrained(best).to(device)
     embeddings = embed_split(model, test, pixels, progress=progress)
     embeddings.save(output / "test_embeddings.safetensors")
-    results = evaluate(embeddings)
+    results = evaluate(embeddings, dataset.kind, dataset.folds)
     epochs = sum(row["seconds"] for row in state.history)
     metrics = {
         "dataset": config.data.dataset,
@@ -460,6 +462,7 @@ def provenance(dataset: Dataset, device: torch.device) -> dict[str, Any]:
         "device": name,
         "threads": torch.get_num_threads(),
         "data_fingerprint": dataset.fingerprint(),
+        "data_notes": list(dataset.notes),
     }
 
 

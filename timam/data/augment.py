@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from timam.config import DataConfig
+from timam.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def augment(images: Tensor, config: DataConfig) -> Tensor:
-    """Applies what the config switches on, in the field's usual order: flip, pad and crop, erase.
+    """Applies what the config switches on, in the field's usual order: colour jitter, flip, pad and crop, erase.
 
     Args:
         images: (B, 3, H, W), normalised floating point; zero is the mean colour.
@@ -17,6 +18,8 @@ def augment(images: Tensor, config: DataConfig) -> Tensor:
     Returns:
         The same shape and dtype; the input is left as it is.
     """
+    if config.color_jitter:  # before padding, so that what is padded keeps the mean colour
+        images = color_jitter(images, config.color_jitter)
     if config.horizontal_flip:
         images = flip(images)
     if config.pad_crop:
@@ -24,6 +27,32 @@ def augment(images: Tensor, config: DataConfig) -> Tensor:
     if config.random_erasing:
         images = erase(images, config.random_erasing)
     return images
+
+
+def color_jitter(images: Tensor, strength: float) -> Tensor:
+    """Changes brightness, contrast and saturation, in this order, by factors uniform in [1 - strength, 1 + strength].
+
+    Each step is torchvision's on colours in [0, 1], with its clamping; torchvision's ColorJitter also shuffles the
+    steps. Hue stays: captions name colours.
+
+    Args:
+        images: (B, 3, H, W), normalised floating point.
+        strength: in [0, 1); 0 changes nothing but rounding.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
+    brightness, contrast, saturation = factors
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision has too few bits for colours
+    mean, std = (exact.new_tensor(c).view(3, 1, 1) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    colours = ((exact * std + mean) * brightness).clamp(0, 1)
+    colours = torch.lerp(_grey(colours).mean(dim=(1, 2, 3), keepdim=True), colours, contrast.to(exact)).clamp(0, 1)
+    colours = torch.lerp(_grey(colours), colours, saturation.to(exact)).clamp(0, 1)
+    return ((colours - mean) / std).to(images.dtype)
+
+
+def _grey(colours: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB -> (B, 1, H, W) luminance with torchvision's (ITU-R 601) weights."""
+    red, green, blue = colours.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def flip(images: Tensor) -> Tensor:
