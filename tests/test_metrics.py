@@ -539,8 +539,10 @@ def test_equal_vectors_of_two_classes_tie_against_the_query(dtype, scale, simila
 def test_the_order_of_a_classs_captions_breaks_no_tie():
     # Two classes of the same 600 captions, long ones that nearly cancel, in another order: their means are one.
     generator = torch.Generator().manual_seed(0)
-    captions = 30 * torch.randn(600, 64, generator=generator)
-    sides = torch.randn(20, 64, generator=generator), torch.arange(20) % 2, torch.cat([captions, captions.flip(0)])
+    long = 1000 * torch.randn(300, 64, generator=generator)
+    captions = torch.cat([long, -long]) + torch.randn(600, 64, generator=generator)
+    sides = torch.randn(20, 64, generator=generator), torch.arange(20) % 2, captions.repeat(2, 1)
+    sides[2][600:] = captions[torch.randperm(600, generator=generator)]
     found = class_retrieval_metrics(*sides, torch.arange(1200) // 600, gallery="class_mean")
     assert found["image_to_text_rank_1"] == 0.0
 

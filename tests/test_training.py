@@ -517,8 +517,8 @@ def scripted_scores(monkeypatch, scores: list[float]) -> None:
     """The first calls of `evaluate` give these values of rank-1 in turn, later ones their own."""
     original, rest = training.evaluate, iter(scores)
 
-    def wrapped(embeddings):
-        results = original(embeddings)
+    def wrapped(embeddings, *protocol):
+        results = original(embeddings, *protocol)
         score = next(rest, None)
         if score is not None:
             results["text_to_image"]["rank_1"] = score

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -40,6 +41,8 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info and image.getexif().get(_ORIENTATION, 1) == 1:
+        return image  # each of the steps below would copy it
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a channel: convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
