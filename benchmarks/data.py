@@ -228,8 +228,11 @@ def frozen_stage_rows(work: Path, rounds: int) -> list[Row]:
     def text_side(states: WordStates | None) -> None:
         model.train()
         for captions in np.random.default_rng().permutation(len(split.captions))[: steps * BATCH].reshape(steps, BATCH):
-            ids, mask = model.tokenize([split.captions[m] for m in captions])
-            words = states.gather(captions) if states else model.text_encoder.word_states(ids, mask)
+            if states:
+                words, mask = states.gather(captions)
+            else:
+                ids, mask = model.tokenize([split.captions[m] for m in captions])
+                words = model.text_encoder.word_states(ids, mask)
             model.text_encoder.summarize(words, mask).square().mean().backward()
             optimizers["text"].step()
             optimizers["text"].zero_grad()

@@ -20,6 +20,7 @@ PAPER = {
     "model.lstm_summary": "max",
     "model.embedding_dim": 512,
     "model.shared_classifier": True,
+    "model.normalized_classifier": True,
     "loss.identification_weight": 1.0,
     "loss.matching_weight": 1.0,
     "loss.adversarial_weight": 1.0,
@@ -79,7 +80,8 @@ BOUNDS = {
     "train.mixed_precision": (["auto", "no", "bf16"], ["fp16"]),
 }
 UNBOUNDED = {"data.dataset", "data.root", "data.horizontal_flip", "model.backbone", "model.backbone_weights",
-             "model.language_model", "model.language_model_weights", "model.shared_classifier"}  # fmt: skip
+             "model.language_model", "model.language_model_weights", "model.shared_classifier",
+             "model.normalized_classifier"}  # fmt: skip
 
 
 def flat(config: Config) -> dict[str, object]:

@@ -217,7 +217,8 @@ def test_word_states_equal_the_models_own_output(tiny_model):
     assert len({len(e) for e in expected}) > 2  # ragged indeed
     assert store.states.dtype == np.float16
     chosen = np.array([3, 0, 1, 1])
-    gathered = store.gather(chosen)
+    gathered, mask = store.gather(chosen)
+    assert mask.equal(model.tokenize([CAPTIONS[m] for m in chosen])[1])
     assert (gathered.dtype, gathered.shape[1]) == (torch.float32, max(len(expected[m]) for m in chosen))
     for row, m in zip(gathered, chosen, strict=True):
         own = expected[m]
@@ -285,7 +286,9 @@ def test_killed_computation_leaves_no_store(tiny_model, own_cache, monkeypatch):
 
 def test_gather_pads_on_the_right():
     store = WordStates(np.arange(1, 7, dtype=np.float16).reshape(6, 1), np.array([0, 1, 4, 6]))
-    assert store.gather(np.array([2, 0, 1]))[:, :, 0].tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
+    states, mask = store.gather(np.array([2, 0, 1]))
+    assert states[:, :, 0].tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
+    assert mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
 
 
 def test_word_states_are_half_precision_ragged_and_memory_mapped(tiny_model, own_cache):
@@ -314,7 +317,7 @@ def test_training_step_is_the_same_with_stored_states(tiny_model):
         token_ids, mask = model.tokenize(captions)
         text = {"token_ids": token_ids, "attention_mask": mask}
         if stored:
-            states = open_word_states(model, captions, progress=False).gather(np.arange(4))
+            states, mask = open_word_states(model, captions, progress=False).gather(np.arange(4))
             text = {"word_states": states, "attention_mask": mask}
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         terms = train_step(model, images, text, labels, build_optimizers(model, config), LossConfig(),

@@ -67,6 +67,7 @@ class ModelConfig:
     lstm_summary: str = "max"  # over time: "max" (masked) or "last" (the last state of each direction) [ours]
     embedding_dim: int = 512  # D [recalled]
     shared_classifier: bool = True  # one identity classifier for both modalities, or one each [ours]
+    normalized_classifier: bool = True  # its rows have unit length: norm-softmax [paper]; False: plain softmax
     discriminator_hidden: int = 256  # width between the discriminator's two linear layers [ours]
 
     def __post_init__(self) -> None:

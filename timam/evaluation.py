@@ -19,7 +19,7 @@ from timam.images import normalize
 from timam.metrics import class_retrieval_metrics, query_metrics, retrieval_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
-from timam.stores import open_word_states
+from timam.stores import WordStates, open_word_states
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -50,20 +50,27 @@ class Embeddings:
 
 
 def embed_split(
-    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64, progress: bool = False
-) -> Embeddings:
+    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64, progress: bool = False,
+    word_states: WordStates | None = None,
+) -> Embeddings:  # fmt: skip
     """Encodes every picture and every caption of a split once.
 
     Args:
         pixels: (N, 3, H, W) uint8 of the split, from `timam.stores.open_pixels`.
+        word_states: of the split's captions, where the language model is the one they were computed with; else it
+            reads the captions anew.
     """
     with eval_mode(model):
         images = [
             model.image_encoder(batch).float().cpu() for batch in _image_batches(model, pixels, batch_size, progress)
         ]
+        texts = [] if word_states is None else [
+            model.text_encoder.summarize(*(side.to(model.device) for side in word_states.gather(batch))).float().cpu()
+            for batch in np.array_split(np.arange(len(split.captions)), -(-len(split.captions) // batch_size))
+        ]  # fmt: skip
     return Embeddings(
         images=torch.cat(images),
-        texts=model.encode_texts(split.captions, batch_size, progress),
+        texts=torch.cat(texts) if texts else model.encode_texts(split.captions, batch_size, progress),
         image_labels=torch.from_numpy(split.image_labels),
         text_labels=torch.from_numpy(split.caption_labels),
     )

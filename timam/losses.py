@@ -4,6 +4,7 @@
 |------------------------------|--------|---------------------------------------------------------------------|
 | `cmpm_loss`                  | L_M    | cross-modal projection matching: Zhang & Lu, ECCV 2018, eqs. 1 to 5 |
 | `norm_softmax_loss`          | L_I    | norm-softmax: the same paper, eq. 7                                 |
+| `softmax_loss`               | L_I    | the alternative: plain softmax, for the ablation                    |
 | `discriminator_loss`         | L_D    | GAN, the discriminator's side: Goodfellow et al., NIPS 2014, eq. 1  |
 | `encoder_adversarial_loss`   | L_D    | GAN, the encoders' side, non-saturating (the same, section 3)       |
 | `reverse_gradient`           | L_D    | the alternative: gradient reversal, Ganin & Lempitsky, ICML 2015    |
@@ -98,6 +99,14 @@ def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, i
     Raises:
         ValueError: shapes that do not fit, an empty batch, or a label outside [0, C).
     """
+    return softmax_loss(embeddings, F.normalize(_full_precision(class_weights), dim=-1), bias, identity_labels)
+
+
+def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
+    """As `norm_softmax_loss`, with the class-weight rows as they are: logits = embeddings . W_c + b_c.
+
+    A classifier can then lower its loss by longer rows alone, which does nothing for the embeddings' angles.
+    """
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.ndim != 2 or class_weights.shape[1] != embeddings.shape[1]:
         raise ValueError(
@@ -113,8 +122,8 @@ def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, i
         found = f"{int(identity_labels.min())} to {int(identity_labels.max())}"
         raise ValueError(f"identity_labels: expected 0 to {len(class_weights) - 1}, found {found}")
     with torch.autocast(embeddings.device.type, enabled=False):
-        weights = F.normalize(_full_precision(class_weights), dim=1)
-        return F.cross_entropy(F.linear(_full_precision(embeddings), weights, _full_precision(bias)), identity_labels)
+        logits = F.linear(_full_precision(embeddings), _full_precision(class_weights), _full_precision(bias))
+        return F.cross_entropy(logits, identity_labels)
 
 
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -94,10 +94,12 @@ class WordStates:
     def __init__(self, states: np.ndarray, offsets: np.ndarray) -> None:
         self.states, self.offsets = states, offsets
 
-    def gather(self, captions: np.ndarray) -> Tensor:
-        """Caption indices (B,) -> word states (B, T, C) float32, zero-padded on the right to the longest."""
+    def gather(self, captions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Caption indices (B,) -> word states (B, T, C) float32, right-padded with zeros, and a mask (B, T)."""
         rows = [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
-        return pad_sequence([torch.from_numpy(r.astype(np.float32)) for r in rows], batch_first=True)
+        states = pad_sequence([torch.from_numpy(r.astype(np.float32)) for r in rows], batch_first=True)
+        lengths = torch.tensor([len(r) for r in rows])
+        return states, (torch.arange(states.shape[1])[None, :] < lengths[:, None]).long()
 
 
 def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, progress: bool = True) -> WordStates:

@@ -6,6 +6,7 @@ on from the last finished epoch exactly as an undisturbed one (on a CPU; a GPU's
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -24,6 +25,7 @@ import torchvision
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -45,6 +47,7 @@ from timam.losses import (
     encoder_adversarial_loss,
     norm_softmax_loss,
     reverse_gradient,
+    softmax_loss,
 )
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
@@ -55,12 +58,18 @@ class RunError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
 
 
+class BusyError(RunError):
+    """Another process is at this run."""
+
+
 @dataclass
 class Progress:
     """How far a run is: a row of history for each finished epoch, and what cannot be derived from the rows."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     unfrozen_at: int | None = None  # the first epoch that trained the language model
+    data_fingerprint: str = ""  # of what it was trained on
+    code: list[str] = field(default_factory=list)  # `code_fingerprint` of every version that trained a part of it
 
     @property
     def epoch(self) -> int:
@@ -189,8 +198,9 @@ def train_step(
     # The encoders' move, against the discriminator as it now is.
     matching = cmpm_loss(image_embeddings, text_embeddings, identity_labels, config.matching_epsilon)
     weights, bias = model.class_weights, model.class_bias
-    identification_image = norm_softmax_loss(image_embeddings, weights[IMAGE], bias[IMAGE], identity_labels)
-    identification_text = norm_softmax_loss(text_embeddings, weights[TEXT], bias[TEXT], identity_labels)
+    identification = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
+    identification_image = identification(image_embeddings, weights[IMAGE], bias[IMAGE], identity_labels)
+    identification_text = identification(text_embeddings, weights[TEXT], bias[TEXT], identity_labels)
     total = config.matching_weight * matching
     total = total + config.identification_weight * (identification_image + identification_text)
     adversarial = torch.zeros_like(matching)
@@ -247,13 +257,21 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         The content of OUTPUT/metrics.json.
 
     Raises:
-        RunError: another run's directory, an interrupted run without `resume`, a non-finite loss.
+        BusyError: another process is at this run.
+        RunError: another run's directory, an interrupted run without `resume` or of other data, a non-finite loss.
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
     output = Path(output)
-    finished = _prepare(output, config, resume)
-    if finished is not None:
-        return finished
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):  # released by the system after a kill
+            finished = _prepare(output, config, resume)
+            return finished if finished is not None else _fit(config, output, progress)
+    except Timeout:
+        raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
+
+
+def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
     dataset = load_dataset(config.data.dataset, config.data.root)
     train, val, test = (dataset.split(s) for s in ("train", "val", "test"))
     for line in (*dataset.notes, *(f"warning: {w}" for w in dataset.warnings)) if progress else ():
@@ -278,22 +296,25 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         recover_folder(folder)
     if last.exists():
         state = load_checkpoint(last, model, optimizers, schedulers)
+    _sign(state, dataset, output)
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     model.text_encoder.freeze(state.unfrozen_at is None)
-    word_states: WordStates | None = None
+    words: dict[str, WordStates] = {}  # of the frozen language model
 
     while state.epoch < config.train.epochs and not _stopped_early(state, config.train):
         epoch, epoch_started = state.epoch + 1, time.monotonic()
         if model.text_encoder.frozen and should_unfreeze(state, config.train):
             state.unfrozen_at = epoch
             model.text_encoder.freeze(False)
-        if model.text_encoder.frozen and word_states is None:
-            word_states = open_word_states(model, train.captions, progress=progress)
+        if not model.text_encoder.frozen:
+            words = {}
+        elif not words:
+            words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
         set_seed((config.train.seed * 100_003 + epoch) % 2**32)  # NumPy takes 32 bits
-        row = _train_epoch(model, train, pixels["train"], word_states if model.text_encoder.frozen else None,
-                           optimizers, schedulers, config, epoch, accelerator, int(epoch_steps), progress)  # fmt: skip
+        row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, epoch,
+                           accelerator, int(epoch_steps), progress)  # fmt: skip
         row["language_model_frozen"] = model.text_encoder.frozen
-        results = evaluate(embed_split(model, val, pixels["val"]))
+        results = evaluate(embed_split(model, val, pixels["val"], word_states=words.get("val")))
         row |= {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
         row["seconds"] = time.monotonic() - epoch_started
         state.history.append({"epoch": epoch, **row})
@@ -334,6 +355,19 @@ def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | Non
     if not resume:
         raise RunError(f"{output} holds an interrupted run; go on with --resume, or remove it")
     return None
+
+
+def _sign(state: Progress, dataset: Dataset, output: Path) -> None:
+    """Notes data and code in the run's state. Raises RunError where it was begun on other data."""
+    fingerprint = dataset.fingerprint()
+    if state.data_fingerprint not in ("", fingerprint):
+        raise RunError(
+            f"{output} was begun on other data: fingerprint {state.data_fingerprint} then, {fingerprint} now, in "
+            f"{dataset.image_root}; put the data back or give a new folder"
+        )
+    state.data_fingerprint = fingerprint
+    if (code := code_fingerprint()) not in state.code:
+        state.code.append(code)
 
 
 def _open_all(splits: Sequence[Split], config: Config, progress: bool) -> dict[str, np.ndarray]:
@@ -393,12 +427,10 @@ def _train_epoch(
 def _text_inputs(
     model: TIMAM, split: Split, batch: Batch, word_states: WordStates | None, device: torch.device
 ) -> dict[str, Tensor]:
-    token_ids, attention_mask = model.tokenize([split.captions[i] for i in batch.captions])
     if word_states is not None:
-        return {
-            "word_states": word_states.gather(batch.captions).to(device),
-            "attention_mask": attention_mask.to(device),
-        }
+        states, attention_mask = word_states.gather(batch.captions)
+        return {"word_states": states.to(device), "attention_mask": attention_mask.to(device)}
+    token_ids, attention_mask = model.tokenize([split.captions[i] for i in batch.captions])
     return {"token_ids": token_ids.to(device), "attention_mask": attention_mask.to(device)}
 
 
@@ -441,14 +473,15 @@ def _finish(
         "seconds": round(epochs + time.monotonic() - started, 1),  # training, validation and test; not the stores
         **results,
         "modality_gap": gap(embeddings),
-        "provenance": provenance(dataset, device),
-    }
+        "provenance": {**provenance(device), "code": "+".join(state.code), "data_fingerprint": state.data_fingerprint,
+                       "data_notes": list(dataset.notes)},
+    }  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def provenance(dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """What produced a result: commit, versions, device, data."""
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What computes here: commit, versions, device."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -461,9 +494,16 @@ def provenance(dataset: Dataset, device: torch.device) -> dict[str, Any]:
         **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
         "device": name,
         "threads": torch.get_num_threads(),
-        "data_fingerprint": dataset.fingerprint(),
-        "data_notes": list(dataset.notes),
     }
+
+
+def code_fingerprint() -> str:
+    """8 hex digits over the package's sources: unlike the commit, the same until what computes changes."""
+    folder = Path(timam.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _commit() -> str | None:

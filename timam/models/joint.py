@@ -78,7 +78,9 @@ class TIMAM(
         self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
         self.discriminator = ModalityDiscriminator(dim, model_config.discriminator_hidden)
         heads = 1 if model_config.shared_classifier else 2
-        self.class_weights = nn.Parameter(torch.randn(heads, num_identities, dim))  # only the rows' direction counts
+        # Unit rows: only the direction counts. Free rows start as nn.Linear's do, or the first logits would be huge.
+        scale = 1.0 if model_config.normalized_classifier else (3 * dim) ** -0.5
+        self.class_weights = nn.Parameter(torch.randn(heads, num_identities, dim) * scale)
         self.class_bias = nn.Parameter(torch.zeros(heads, num_identities))
         self.image_encoder.to(memory_format=torch.channels_last)
 
