@@ -1,4 +1,5 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
+# make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make test        lint, types, tests and every notebook on the smoke preset
 # make env         the environment alone (.venv)
 # make lock        renew requirements/lock.txt from pyproject.toml
@@ -6,7 +7,14 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
+# Processes that share the runs of a study.
+WORKERS ?= 2
+EXECUTE := $(PY) notebooks/execute.py
+BASICS := 01_data_exploration 02_training
+# A run of the studies takes about two minutes on one core; of the quick form, half a minute.
+STUDY := image_height=80 image_width=40 lstm_hidden=128 epochs=8 unfreeze_epoch=8
+DEPTH := $(STUDY) image_height=64 image_width=32 unfreeze_epoch=none
+GLIMPSE := image_height=64 image_width=32 lstm_hidden=64 epochs=3 unfreeze_epoch=3 max_steps=30
 
 # Stores stay inside the clone. Torch's idle threads spin for long, which is slow as soon as another process wants a
 # core; not at all (OMP_WAIT_POLICY=PASSIVE) is slow on a quiet machine. A quick training step on 2 cores took, in
@@ -15,7 +23,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce test lock clean
+.PHONY: env data reproduce studies test lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -32,7 +40,21 @@ data: env
 	$(PY) -m timam data pedestrians --output data/pedestrians --identities 1000 --val-identities 100 --test-identities 150
 
 reproduce: env data
-	$(PY) notebooks/execute.py --output reports/quick -p preset quick -p root ../data/pedestrians $(NOTEBOOKS)
+	$(EXECUTE) --output reports/quick -p preset quick -p root ../data/pedestrians $(BASICS)
+	$(EXECUTE) --output reports/quick -p preset quick -p root ../data/pedestrians -p seeds 2 -p workers $(WORKERS) \
+		-p settings "$(GLIMPSE)" -p variants "matching; matching + identification; with the frozen language model; full method" \
+		03_ablation_modules
+	$(EXECUTE) --output reports/quick -p preset quick -p root ../data/pedestrians -p seeds 2 -p workers $(WORKERS) \
+		-p settings "$(GLIMPSE) unfreeze_epoch=none" -p variants "MobileNetV2, pretrained; MobileNetV2; ResNet-18" \
+		04_ablation_backbone
+
+studies: env
+	$(PY) -m timam data pedestrians --output data/study --identities 700 --val-identities 80 --test-identities 200
+	$(EXECUTE) --output reports/studies -p preset quick -p root ../data/study -p seeds 5 -p workers $(WORKERS) \
+		-p settings "$(STUDY)" 03_ablation_modules 09_controlled_study
+	$(EXECUTE) --output reports/studies -p preset quick -p root ../data/study -p seeds 5 -p workers $(WORKERS) \
+		-p settings "$(DEPTH)" 04_ablation_backbone
+	$(EXECUTE) --output reports/studies 07_results
 
 test: env
 	$(PY) -m ruff check
@@ -40,7 +62,12 @@ test: env
 	$(PY) -m mypy
 	$(PY) -m pytest
 	$(PY) -m timam data pedestrians --output data/smoke --identities 24 --val-identities 5 --test-identities 6
-	$(PY) notebooks/execute.py --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(NOTEBOOKS)
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(BASICS)
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p seeds 2 -p workers $(WORKERS) \
+		-p variants "matching; full method" 03_ablation_modules
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p variants "MobileNetV2; ResNet-18" 04_ablation_backbone
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p levels "1 2" -p identities 8 09_controlled_study
+	$(EXECUTE) --output runs/smoke-reports 07_results
 
 lock: env
 	$(PY) -m uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header --upgrade \

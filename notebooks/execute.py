@@ -31,28 +31,34 @@ HERE = Path(__file__).resolve().parent
 def main(names: tuple[str, ...], output: Path, pairs: tuple[tuple[str, str], ...]) -> None:
     """Execute NAMES (notebooks beside this file, without the suffix) in the order given."""
     output.mkdir(parents=True, exist_ok=True)
-    parameters = {"output": os.path.relpath(output, HERE), **{k: _literal(v) for k, v in pairs}}
+    parameters = {"output": os.path.relpath(output, HERE), **dict(pairs)}
     failed = [name for name in names if not _execute(name, output.resolve(), parameters)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
     click.echo(f"done: the executed notebooks and their figures are in {output}/")
 
 
-def _literal(text: str) -> Any:
-    """Numbers and booleans as such, anything else as the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
+def _typed(name: str, text: str, declared: str) -> Any:
+    """The text as what the notebook's annotation says. Exits where it is no such thing."""
+    if declared not in ("int", "float", "bool"):
         return text
+    try:
+        value = json.loads(text.lower())
+        if type(value).__name__ == declared or (declared, type(value)) == ("float", int):
+            return value
+    except ValueError:
+        pass
+    sys.exit(f"parameter {name} = {text!r}: expected {declared}")
 
 
-def _execute(name: str, output: Path, parameters: dict[str, Any]) -> bool:
+def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     """Executes one notebook; False where it failed."""
     source, report, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
     known = papermill.inspect_notebook(str(source))
-    unknown = sorted(set(parameters) - set(known))
+    unknown = sorted(set(texts) - set(known))
     if unknown:  # papermill itself only warns, and the notebook would run with its default
         sys.exit(f"{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    parameters = {key: _typed(key, text, known[key]["inferred_type_name"]) for key, text in texts.items()}
     wanted = _fingerprint(source, parameters)
     if report.exists() and stamp.exists() and stamp.read_text() == wanted:
         click.echo(f"{name}: up to date")
@@ -67,6 +73,7 @@ def _execute(name: str, output: Path, parameters: dict[str, Any]) -> bool:
         return False
     finally:
         _tidy(temporary)
+    _sign(temporary, parameters, time.monotonic() - started)
     os.replace(temporary, report)
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(wanted)
@@ -85,6 +92,25 @@ def _tidy(path: Path) -> None:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
+    nbformat.write(notebook, path)
+
+
+def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
+    """Adds a last cell that says what produced this report: commit, versions, hardware, data, parameters, time."""
+    import torch
+
+    from timam.data import load_dataset
+    from timam.training import commit, provenance
+
+    made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    made |= {"commit": commit(HERE, HERE.parent / "timam"), "seconds": round(seconds), "parameters": parameters}
+    if root := parameters.get("root"):
+        made["data_fingerprint"] = load_dataset(parameters.get("dataset", "pedestrians"), HERE / root).fingerprint()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["timam"] = made
+    lines = [f"| {key} | `{value}` |" for key, value in made.items()]
+    text = "\n".join(["## What produced this report", "", "| | |", "|---|---|", *lines])
+    notebook.cells.append(nbformat.v4.new_markdown_cell(text, id="provenance"))
     nbformat.write(notebook, path)
 
 

@@ -1,5 +1,6 @@
 """The notebooks run headless on other data than the defaults, and their runner keeps its promises."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from layouts import karpathy_images, write_karpathy, write_reed
+from layouts import karpathy_images, write_karpathy, write_language_model, write_person_search, write_reed
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -32,7 +33,8 @@ def test_sources_are_committed_without_outputs_and_say_their_question(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_parameters_are_those_of_every_notebook_and_explained(path):
     parameters = papermill.inspect_notebook(str(path))
-    assert {"dataset", "root", "preset", "seed", "output"} <= set(parameters)
+    assert {"dataset", "preset", "output"} <= set(parameters)
+    assert {"root", "seed"} <= set(parameters) or path.stem.startswith("07")  # which reads finished runs alone
     assert all(parameter["help"] for parameter in parameters.values())
     cell = next(c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
     assert len(parameters) == len(cell.source.splitlines())  # papermill passes over a line that it cannot parse
@@ -53,16 +55,20 @@ def write_flowers(root):
 @pytest.mark.parametrize(("name", "write"), [("coco", write_coco), ("flowers", write_flowers)])
 def test_every_notebook_runs_on_data_of_the_other_kinds(name, write, tmp_path):
     root = write(tmp_path / "data")
-    common = ["-p", "dataset", name, "-p", "root", root, "-p", "preset", "smoke"]
+    common = {"dataset": name, "root": root, "preset": "smoke", "runs": tmp_path / "runs"}
     failures = {}
-    for path in NOTEBOOKS:
-        runs = ["-p", "runs", tmp_path / "runs"] if "runs" in papermill.inspect_notebook(str(path)) else []
-        result = execute("--output", tmp_path / "reports", *common, *runs, path.stem)
+    few = {"03_ablation_modules": "matching;full method", "04_ablation_backbone": "MobileNetV2;ResNet-18"}
+    general = [path for path in NOTEBOOKS if not path.stem.startswith("09")]  # it renders its own data
+    for path in general:
+        chosen = {**common, "variants": few.get(path.stem, "")}
+        known = papermill.inspect_notebook(str(path))
+        parameters = [part for key in chosen.keys() & known.keys() for part in ("-p", key, chosen[key])]
+        result = execute("--output", tmp_path / "reports", *parameters, path.stem)
         print(result.stdout)
         if result.returncode:
             failures[path.stem] = result.stderr[-2000:]
     assert not failures
-    for path in NOTEBOOKS:
+    for path in general:
         executed = nbformat.read(tmp_path / "reports" / path.name, as_version=4)
         streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
         assert not streams  # progress bars belong to the terminal
@@ -71,7 +77,46 @@ def test_every_notebook_runs_on_data_of_the_other_kinds(name, write, tmp_path):
         if "training" in path.stem:  # what the literature reports for this kind of data
             assert ("text_to_image_ap_50" in printed) == (name == "flowers")
             assert (tmp_path / "runs").is_dir()
-    assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".csv"}
+    assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".pdf", ".csv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cuhk-pedes", "flickr30k"])
+def test_ablations_of_the_paper_preset(name, tmp_path):
+    """The paper's architecture on the paper's layouts, at the size of a thumbnail and with random weights."""
+    if name == "cuhk-pedes":
+        root, notebook, variants = write_person_search(tmp_path / "data"), "03_ablation_modules", ""
+    else:
+        root = write_karpathy(tmp_path / "data", karpathy_images(train=12, val=4, test=4))
+        notebook, variants = "04_ablation_backbone", "ResNet-50;ResNet-101"
+    bert = write_language_model(tmp_path / "bert")
+    settings = (
+        f"language_model={bert} backbone_weights=none image_height=32 image_width=32 max_tokens=16 lstm_hidden=8 "
+        f"embedding_dim=16 batch_size=4 epochs=1 max_steps=1{'' if variants else ' backbone=resnet18'}"
+    )
+    chosen = {"preset": "paper", "dataset": name, "root": root, "runs": tmp_path / "runs", "variants": variants,
+              "settings": settings}  # fmt: skip
+    parameters = [part for key, value in chosen.items() for part in ("-p", key, value)]
+    result = execute("--output", tmp_path / "reports", *parameters, notebook)
+    assert result.returncode == 0, result.stderr[-3000:]
+    finished = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/config.json")]
+    assert {c["preset"] for c in finished} == {"paper"}
+    assert len(finished) == (13 if name == "cuhk-pedes" else 2)
+
+
+@pytest.mark.slow
+def test_a_failed_run_of_a_study_fails_the_notebook_after_all_others(tmp_path):
+    """No report that looks finished; the other runs are finished, and the message names the failed ones."""
+    root = write_person_search(tmp_path / "data")
+    chosen = {"preset": "smoke", "dataset": "cuhk-pedes", "root": root, "runs": tmp_path / "runs",
+              "variants": "MobileNetV2, pretrained;ResNet-18", "settings": "backbone_weights=NO_SUCH"}  # fmt: skip
+    parameters = [part for key, value in chosen.items() for part in ("-p", key, value)]
+    bad = execute("--output", tmp_path / "reports", *parameters, "04_ablation_backbone")
+    assert bad.returncode == 1
+    assert "1 of 2 runs did not finish" in bad.stderr
+    assert "NO_SUCH" in bad.stderr
+    assert not (tmp_path / "reports/04_ablation_backbone.ipynb").exists()
+    assert len(list((tmp_path / "runs").glob("*/metrics.json"))) == 1
 
 
 def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
@@ -112,7 +157,29 @@ def test_unknown_parameter_is_refused_and_known_ones_reach_the_notebook(tmp_path
     assert not (tmp_path / "reports/09_trial.ipynb").exists()
     assert run("-p", "level", "3").returncode == 0
     executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
-    assert executed.cells[-1].outputs[0].text == "4\n"
+    assert executed.cells[-2].outputs[0].text == "4\n"
+
+
+def test_a_parameter_of_the_wrong_type_is_refused(tmp_path):
+    run = write_notebook(tmp_path, "print(repr(root))")
+    for value in ("three", "3.5", "true"):
+        result = run("-p", "level", value)
+        assert result.returncode == 1
+        assert f"parameter level = '{value}': expected int" in result.stderr
+    assert run("-p", "output", "3").returncode == 0  # a text that looks like a number is a text
+    executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
+    assert 'output = "3"' in str(executed.cells)
+
+
+def test_a_report_says_what_produced_it(tmp_path):
+    run = write_notebook(tmp_path, "print(1)")
+    assert run("-p", "level", "2").returncode == 0
+    executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
+    made = executed.metadata["timam"]
+    assert {"commit", "torch", "device", "seconds", "parameters"} <= set(made)
+    assert made["parameters"]["level"] == 2
+    assert "What produced this report" in executed.cells[-1].source
+    assert made["torch"] in executed.cells[-1].source
 
 
 def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(tmp_path):

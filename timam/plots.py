@@ -16,6 +16,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
+from timam.statistics import mean_interval
+
 RIGHT, WRONG = sns.color_palette("colorblind")[2], sns.color_palette("colorblind")[3]
 LOSS_NAMES = {
     "total": "total, as weighted",
@@ -28,10 +30,11 @@ LOSS_NAMES = {
 
 
 def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None) -> None:
-    """Writes FOLDER/NAME.png, and FOLDER/NAME.csv with the numbers that it shows."""
+    """Writes FOLDER/NAME.png and .pdf (vectors, for a paper), and FOLDER/NAME.csv with the numbers that it shows."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+    figure.savefig(folder / f"{name}.pdf", dpi=110, bbox_inches="tight", metadata={"CreationDate": None})
     if numbers is not None:
         numbers.to_csv(folder / f"{name}.csv", index=False)
 
@@ -150,6 +153,115 @@ def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
         axis.margins(y=0.4)
         axis.invert_yaxis()
         axis.legend(fontsize=8, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str]) -> Figure:
+    """A row a variant: every seed's result as a ring, their mean with its 95 % interval over seeds as a dot.
+
+    Args:
+        frame: a row a run, with the columns "variant" and the metrics (fractions).
+        metrics: column -> title of its panel.
+        order: variants from the top.
+    """
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(2.2 + 3.4 * len(metrics), 0.9 + 0.36 * len(order)), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    position = {variant: i for i, variant in enumerate(order)}
+    for axis, (metric, title) in zip(axes.flat, metrics.items(), strict=True):
+        axis.scatter(100 * frame[metric], frame["variant"].map(position) + 0.22, s=14, facecolor="none", color="grey")
+        for variant, values in frame.groupby("variant")[metric]:
+            mean, low, high = (100 * v for v in mean_interval(values.to_numpy()))
+            error = None if np.isnan(low) else [[mean - low], [high - mean]]
+            axis.errorbar(mean, position[str(variant)], xerr=error, fmt="o", capsize=4, color=RIGHT)
+        axis.set(title=title, xlabel="percent", yticks=range(len(order)), yticklabels=order)
+        axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+        axis.grid(axis="y", alpha=0.25)
+    axes.flat[0].set_ylim(len(order) - 0.4, -0.6)
+    sns.despine(figure)
+    return figure
+
+
+def differences(frame: pd.DataFrame, label: str) -> Figure:
+    """A row a comparison: difference of two variants, its interval over seeds and the one over query identities.
+
+    Args:
+        frame: of `timam.statistics.compare` (fractions).
+        label: of what is compared.
+    """
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.46 * len(frame)), layout="constrained")
+    rows = np.arange(len(frame))
+    for kind, offset, colour, marker in (("seeds", -0.12, RIGHT, "o"), ("identities", 0.12, WRONG, "s")):
+        errors = np.stack([frame["difference"] - frame[f"{kind}_low"], frame[f"{kind}_high"] - frame["difference"]])
+        axis.errorbar(
+            100 * frame["difference"], rows + offset, xerr=None if np.isnan(errors).any() else 100 * errors, fmt=marker,
+            capsize=4, color=colour, label=f"95 % interval over {kind}",
+        )  # fmt: skip
+    axis.axvline(0, color="grey", linestyle=":")
+    names = [f"{r.variant}\nbeside: {r.baseline}" for r in frame.itertuples()]
+    axis.set(yticks=rows, xlabel=label)
+    axis.set_yticks(rows, names, fontsize=8)
+    axis.set_ylim(len(frame) - 0.4, -0.6)
+    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    sns.despine(figure)
+    return figure
+
+
+def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, str]) -> Figure:
+    """Accuracy over cost, a marker a variant: mean and 95 % interval over seeds.
+
+    Args:
+        frame: a row a run, with the columns "variant", the costs and the metrics (fractions).
+        costs: column -> label of its axis; a panel each.
+        metrics: column -> title; a row of panels each.
+    """
+    figure, axes = plt.subplots(
+        len(metrics), len(costs), figsize=(3.6 * len(costs) + 1.8, 2.9 * len(metrics)), squeeze=False, sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    palette = sns.color_palette("colorblind", frame["variant"].nunique())
+    for row, (metric, title) in zip(axes, metrics.items(), strict=True):
+        for axis, (cost, label) in zip(row, costs.items(), strict=True):
+            for (variant, part), colour, marker in zip(
+                frame.groupby("variant", sort=False), palette, "osD^vP*X", strict=False
+            ):
+                mean, low, high = (100 * v for v in mean_interval(part[metric].to_numpy()))
+                error = None if np.isnan(low) else [[mean - low], [high - mean]]
+                axis.errorbar(part[cost].mean(), mean, yerr=error, fmt=marker, capsize=4, color=colour, label=variant)
+            axis.set(xlabel=label, xscale="log")
+        row[0].set(ylabel=f"{title}, percent")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
+    """A panel for each thing that was varied, a line a variant: mean with a 95 % interval over seeds.
+
+    Args:
+        frame: the columns panel, level (numbers), variant, value (fractions), a row a seed.
+        panels: value of "panel" -> label of its axis.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout="constrained")
+    variants = list(dict.fromkeys(frame["variant"]))
+    for axis, (panel, label) in zip(axes.flat, panels.items(), strict=True):
+        part = frame[frame["panel"] == panel]
+        width = 0.015 * (part["level"].max() - part["level"].min())
+        for i, (variant, colour, marker) in enumerate(zip(variants, sns.color_palette("colorblind"), "osD^vP*X",
+                                                          strict=False)):  # fmt: skip
+            levels = part[part["variant"] == variant].groupby("level")["value"]
+            found = np.array([[level, *mean_interval(values.to_numpy())] for level, values in levels])
+            error = None if np.isnan(found).any() else 100 * np.abs(found[:, 2:] - found[:, 1:2]).T
+            shifted = found[:, 0] + width * (i - (len(variants) - 1) / 2)
+            axis.errorbar(shifted, 100 * found[:, 1], yerr=error, fmt=f"-{marker}", capsize=3, color=colour,
+                          label=variant, markersize=5)  # fmt: skip
+        axis.set(xlabel=label, xticks=sorted(part["level"].unique()))
+    axes.flat[0].set_ylabel("percent, mean and 95 % interval over seeds")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     sns.despine(figure)
     return figure
 

@@ -7,7 +7,7 @@ scipy and statsmodels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,7 @@ def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float 
     p = effect = float("nan")
     if len(differences) > 1:
         deviation = float(differences.std(ddof=1))
-        if deviation > 0:
+        if deviation > 1e-12 * np.abs(differences).max():  # else rounding
             p = float(stats.ttest_rel(ours, baseline).pvalue)
             effect = mean / deviation * (1 - 3 / (4 * (len(differences) - 1) - 1))
         else:
@@ -92,26 +92,26 @@ def paired_over_identities(
 
 
 def compare(
-    hits: Mapping[str, np.ndarray], baseline: str, identities: np.ndarray, confidence: float = 0.95
+    hits: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], identities: np.ndarray, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Every variant beside one of them.
+    """Pairs of variants that ran with the same seeds, as one family of comparisons.
 
     Args:
         hits: variant -> (S, Q), the same seeds and queries in each.
-        baseline: the variant that the others are held against.
+        pairs: (variant, baseline), in the order of the rows.
         identities: (Q,) the identity of each query.
 
     Returns:
-        A row for each other variant: variant, then what `paired_over_seeds` gives, identities_low and identities_high
-        of `paired_over_identities`, and p_holm, the p values corrected for their number (Holm, 1979).
+        A row a pair: variant, baseline, what `paired_over_seeds` gives, identities_low and identities_high of
+        `paired_over_identities`, and p_holm, the p values corrected for the number of pairs (Holm, 1979).
     """
     rows = []
-    for variant, values in hits.items():
-        if variant == baseline:
-            continue
-        low, high = paired_over_identities(values, hits[baseline], identities, confidence)
-        seeds = paired_over_seeds(values.mean(axis=1), hits[baseline].mean(axis=1), confidence)
-        rows.append({"variant": variant, **seeds, "identities_low": low, "identities_high": high})
+    for variant, baseline in pairs:
+        ours, theirs = hits[variant], hits[baseline]
+        low, high = paired_over_identities(ours, theirs, identities, confidence)
+        over_seeds = paired_over_seeds(ours.mean(axis=1), theirs.mean(axis=1), confidence)
+        rows.append({"variant": variant, "baseline": baseline, **over_seeds, "identities_low": low,
+                     "identities_high": high})  # fmt: skip
     frame = pd.DataFrame(rows)
     if len(frame):
         frame["p_holm"] = np.nan

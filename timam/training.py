@@ -489,7 +489,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     )
     return {
         "timam": timam.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
         "device": name,
@@ -506,18 +506,20 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:8]
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that holds this package, with "-dirty" where the package differs from it."""
+def commit(*folders: Path) -> str | None:
+    """The commit of the checkout that holds the folders, with "-dirty" where one of them differs from it."""
+    package = Path(timam.__file__).parent
+    folders = folders or (package,)
 
     def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
         return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside another repository
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+        differs = git("status", "--porcelain", "--", *map(str, folders))
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,0 +1,139 @@
+"""timam.statistics: textbook values, coverage on distributions that are known, and inputs that cannot be."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from timam.statistics import compare, mean_interval, paired_over_identities, paired_over_seeds, trend
+
+
+def test_mean_interval_by_hand():
+    """Mean 3, standard error sqrt(2.5 / 5); the 97.5 % point of t with 4 degrees of freedom is 2.776 (any table)."""
+    mean, low, high = mean_interval(np.array([1.0, 2, 3, 4, 5]))
+    assert mean == 3
+    assert (low, high) == (pytest.approx(3 - 2.776 * 0.5**0.5, abs=1e-3), pytest.approx(3 + 2.776 * 0.5**0.5, abs=1e-3))
+
+
+def test_mean_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [low <= 1 <= high for _, low, high in (mean_interval(rng.normal(1, 2, 5)) for _ in range(4000))]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors of 4,000 trials
+    narrower = mean_interval(np.arange(5.0), confidence=0.5)
+    assert mean_interval(np.arange(5.0))[1] < narrower[1] < 2
+
+
+def test_one_seed_has_no_interval():
+    mean, low, high = mean_interval(np.array([0.25]))
+    assert mean == 0.25
+    assert np.isnan([low, high]).all()
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0, 2.0]], [np.inf]])
+def test_values_that_give_no_mean(values):
+    with pytest.raises(ValueError, match="one finite number a seed"):
+        mean_interval(np.array(values))
+
+
+def test_pairing_takes_out_what_a_seed_does_to_both():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0, 10, 5)
+    ours, baseline = seeds + 0.3 + rng.normal(0, 0.01, 5), seeds
+    found = paired_over_seeds(ours, baseline)
+    assert found["difference"] == pytest.approx(0.3, abs=0.02)
+    assert found["seeds_high"] - found["seeds_low"] < 0.1
+    assert found["p"] < 1e-4
+    assert stats.ttest_ind(ours, baseline).pvalue > 0.5  # unpaired, the seeds hide it
+
+
+def test_paired_over_seeds_by_hand():
+    """Differences 1, 2, 3, 4: mean 2.5, deviation 1.291, t = 2.5 / (1.291 / 2) = 3.873, Hedges' factor 1 - 3 / 11."""
+    found = paired_over_seeds(np.array([2.0, 4, 6, 8]), np.array([1.0, 2, 3, 4]))
+    assert found["difference"] == 2.5
+    assert found["p"] == pytest.approx(2 * stats.t.sf(3.873, 3), rel=1e-3)
+    assert found["effect_size"] == pytest.approx(2.5 / 1.291 * 8 / 11, rel=1e-3)
+    assert paired_over_seeds(np.array([1.0, 2]), np.array([2.0, 4]))["difference"] == -1.5
+
+
+def test_differences_that_do_not_vary():
+    same = paired_over_seeds(np.ones(3), np.ones(3))
+    assert (same["difference"], same["p"], same["effect_size"]) == (0, 1, 0)
+    always = paired_over_seeds(np.zeros(3), np.ones(3))
+    assert (always["difference"], always["p"], always["effect_size"]) == (-1, 0, -np.inf)
+    one = paired_over_seeds(np.ones(1), np.zeros(1))
+    assert one["difference"] == 1
+    assert np.isnan([one["p"], one["effect_size"], one["seeds_low"]]).all()
+
+
+def test_seeds_that_do_not_pair():
+    with pytest.raises(ValueError, match="expected the same seeds"):
+        paired_over_seeds(np.ones(3), np.ones(4))
+
+
+def test_captions_of_one_identity_are_not_independent():
+    """20 identities of 30 captions each all right or all wrong: the interval must be that of 20, not of 600."""
+    rng = np.random.default_rng(0)
+    identities = np.repeat(np.arange(20), 30)
+    ours = np.repeat(rng.integers(0, 2, 20), 30).astype(float)[None]
+    low, high = paired_over_identities(ours, np.zeros_like(ours), identities)
+    expected = 2 * 1.96 * ours.std() / 20**0.5
+    assert high - low == pytest.approx(expected, rel=0.15)
+    naive = paired_over_identities(ours, np.zeros_like(ours), np.arange(600))
+    assert high - low > 4 * (naive[1] - naive[0])
+
+
+def test_identity_interval_averages_the_seeds_first():
+    """One seed's gain is the other's loss at every query: no difference, and none that other identities would give."""
+    ours = np.array([[1.0, 0, 1, 0], [0, 1, 0, 1]])
+    assert paired_over_identities(ours, 1 - ours, np.array([0, 0, 1, 1])) == (0, 0)
+    with pytest.raises(ValueError, match=r"\(seeds, queries\)"):
+        paired_over_identities(ours, ours[:1], np.array([0, 0, 1, 1]))
+
+
+def made_up(rng, gains, seeds=5, queries=400):
+    """Variants whose true rank-1 is 0.4 + gain; identities of four queries."""
+    identities = np.repeat(np.arange(queries // 4), 4)
+    luck = rng.random((seeds, queries))  # the same queries are hard for every variant
+    return {name: (luck < 0.4 + gain).astype(float) for name, gain in gains.items()}, identities
+
+
+def test_compare_finds_the_gain_that_is_there():
+    hits, identities = made_up(np.random.default_rng(0), {"base": 0, "better": 0.2, "same": 0, "worse": -0.1})
+    pairs = [("better", "base"), ("same", "base"), ("worse", "base")]
+    frame = compare(hits, pairs, identities).set_index("variant")
+    assert list(frame.index) == ["better", "same", "worse"]
+    assert frame.loc["better", "difference"] == pytest.approx(0.2, abs=0.03)
+    assert frame.loc["worse", "seeds_high"] < 0
+    assert frame.loc["worse", "identities_high"] < 0
+    assert frame.loc["same", "p_holm"] == 1
+    assert (frame["p_holm"] >= frame["p"]).all()
+
+
+def test_holm_by_hand(monkeypatch):
+    """0.01, 0.03, 0.02 -> 0.03, then 2 x 0.02 = 0.04, then max(0.04, 0.03) = 0.04."""
+    ps = iter([0.01, 0.03, 0.02])
+    one = {"difference": 0.0, "seeds_low": 0.0, "seeds_high": 0.0, "effect_size": 0.0}
+    monkeypatch.setattr("timam.statistics.paired_over_seeds", lambda *_: {**one, "p": next(ps)})
+    hits, identities = made_up(np.random.default_rng(0), {"base": 0, "a": 0, "b": 0, "c": 0})
+    frame = compare(hits, [(name, "base") for name in "abc"], identities)
+    assert frame["p_holm"].tolist() == pytest.approx([0.03, 0.04, 0.04])
+
+
+def test_compare_of_single_seeds_and_of_nothing():
+    hits, identities = made_up(np.random.default_rng(0), {"base": 0, "better": 0.2}, seeds=1)
+    frame = compare(hits, [("better", "base")], identities)
+    assert frame["p_holm"].isna().all()
+    assert frame["identities_low"].notna().all()  # the identities still say something
+    assert compare(hits, [], identities).empty
+
+
+def test_trend_by_hand_and_without_one():
+    gains = np.array([[0.0, 0.1, 0.2], [0.1, 0.2, 0.3]])  # both rise by 0.05 a unit
+    found = trend(np.array([0.0, 2, 4]), gains)
+    assert found["slope"] == pytest.approx(0.05)
+    assert found["low"] == pytest.approx(0.05, abs=1e-9)
+    rng = np.random.default_rng(0)
+    flat = trend(np.arange(4.0), rng.normal(0, 1, (8, 4)))
+    assert flat["low"] < 0 < flat["high"]
+    for levels, found in [(np.ones(3), gains), (np.arange(2.0), gains), (np.arange(3.0), gains[0])]:
+        with pytest.raises(ValueError, match=r"expected \(L,\) and \(S, L\)"):
+            trend(levels, found)

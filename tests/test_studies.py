@@ -1,0 +1,376 @@
+"""timam.studies: each run once, failures said at the end, shared by processes, resumed after a kill, on Ray too."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from layouts import person_search_records, tiny_config, write_person_search
+
+from timam import config as configs
+from timam import studies
+from timam.evaluation import Embeddings
+from timam.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
+from timam.training import BusyError, RunError, code_fingerprint, fit
+
+VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.fixture
+def experiments(people) -> list[Experiment]:
+    return grid(tiny_config(people), VARIANTS, range(2))
+
+
+@pytest.fixture
+def fake_fit(monkeypatch):
+    """Stands in for training: notes who was asked for, fails where `fails` says so."""
+    calls: list[tuple[float, int]] = []
+    fails: dict[tuple[float, int], Exception] = {}
+
+    def fake(config, output, resume, progress):
+        key = config.loss.adversarial_weight, config.train.seed
+        if (output / "metrics.json").exists():
+            return
+        calls.append(key)
+        if key in fails:
+            raise fails[key]
+        (output / "checkpoints").mkdir(parents=True)
+        (output / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(studies, "fit", fake)
+    fake.calls, fake.fails = calls, fails
+    return fake
+
+
+# -- grids ------------------------------------------------------------------------------------------------------
+
+
+def test_grid_is_variants_by_seeds_in_balanced_order(experiments):
+    found = [(e.variant, e.config.train.seed, e.config.loss.adversarial_weight) for e in experiments]
+    assert found == [("full", 0, 1), ("alone", 0, 0), ("full", 1, 1), ("alone", 1, 0)]
+
+
+def test_grid_refuses_what_would_be_one_run_under_two_names(people):
+    with pytest.raises(ValueError, match="'a' and 'b' have the same config"):
+        grid(tiny_config(people), {"a": "", "b": ["loss.adversarial_weight=1"]}, [0])
+    with pytest.raises(ValueError, match="unknown setting"):
+        grid(tiny_config(people), {"a": "loss.adverserial_weight=1"}, [0])
+
+
+def test_run_folder_follows_the_config(people):
+    config = tiny_config(people)
+    assert run_folder("runs", config) == run_folder("runs", tiny_config(people))
+    other = configs.override(config, ["loss.matching_weight=0.5"])
+    assert run_folder("runs", other) != run_folder("runs", config)
+    assert run_folder("runs", config).name.startswith("cuhk-pedes-smoke-0-")
+
+
+# -- running ----------------------------------------------------------------------------------------------------
+
+
+def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
+    run_grid([*experiments, *experiments], tmp_path, progress=False)
+    assert sorted(fake_fit.calls) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    run_grid(experiments, tmp_path, progress=False)
+    assert len(fake_fit.calls) == 4
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+def test_models_are_kept_when_asked(experiments, fake_fit, tmp_path):
+    run_grid(experiments[:1], tmp_path, keep_models=True, progress=False)
+    assert len(list(tmp_path.glob("*/checkpoints"))) == 1
+
+
+@pytest.mark.parametrize("error", [RunError("matching is not finite"), OSError(28, "No space left on device"),
+                                   MemoryError(), ValueError("bad")])  # fmt: skip
+def test_a_failed_run_stops_no_other_and_is_said_at_the_end(experiments, fake_fit, tmp_path, error):
+    fake_fit.fails[(1, 0)] = error
+    with pytest.raises(StudyError) as caught:
+        run_grid(experiments, tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*/metrics.json"))) == 3
+    folder = experiments[0].folder(tmp_path)
+    expected = f"full, seed 0 ({folder}): {type(error).__name__}: {error}".strip()
+    assert str(caught.value) == f"1 of 4 runs did not finish:\n  {expected}"
+    fake_fit.fails.clear()
+    run_grid(experiments, tmp_path, progress=False)  # tried again, and only this one
+    assert len(fake_fit.calls) == 5
+    assert not list(tmp_path.glob("*.failed.txt"))
+
+
+def test_interrupt_is_not_swallowed(experiments, fake_fit, tmp_path):
+    fake_fit.fails[(1, 0)] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(experiments, tmp_path, progress=False)
+
+
+def test_unknown_engine(experiments, tmp_path):
+    with pytest.raises(ValueError, match="expected one of local, ray"):
+        run_grid(experiments, tmp_path, engine="slurm")
+
+
+def test_a_busy_run_is_waited_for(experiments, tmp_path, monkeypatch):
+    """Another process is at the first run: the others are done meanwhile, and the first is left to it."""
+    monkeypatch.setattr(studies, "POLL_SECONDS", 0.01)
+    done = []
+
+    def fake(config, output, resume, progress):
+        if output == experiments[0].folder(tmp_path):
+            raise BusyError("another process")
+        done.append(output)
+        output.mkdir(parents=True)
+        (output / "metrics.json").write_text("{}")
+        if len(done) == 3:
+            threading.Timer(0.1, finish_the_first).start()
+
+    def finish_the_first():
+        folder = experiments[0].folder(tmp_path)
+        folder.mkdir()
+        (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(studies, "fit", fake)
+    run_grid(experiments, tmp_path, progress=False)
+    assert done == [e.folder(tmp_path) for e in experiments[1:]]
+
+
+# -- one run at a time, on the data that it was begun on ----------------------------------------------------------
+
+
+def test_a_run_that_another_process_is_at_is_refused(people, tmp_path):
+    with FileLock(tmp_path / ".run.lock"), pytest.raises(BusyError, match="another process is at this run"):
+        fit(tiny_config(people), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def interrupted(config, run, monkeypatch):
+    """A run that stops after its first epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr("timam.training._epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("timam.training.tqdm.write", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, run)
+    assert (run / "checkpoints/last").exists()
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    root = write_person_search(tmp_path / "data")
+    config = tiny_config(root)
+    interrupted(config, tmp_path / "run", monkeypatch)
+    records = person_search_records()
+    records[0]["captions"][0] += " and a hat"
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    with pytest.raises(RunError, match="was begun on other data"):
+        fit(config, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_that_two_versions_trained_says_so(people, tmp_path, monkeypatch):
+    config = tiny_config(people)
+    with monkeypatch.context() as patch:
+        patch.setattr("timam.training.code_fingerprint", lambda: "01234567")
+        interrupted(config, tmp_path / "run", monkeypatch)
+    metrics = fit(config, tmp_path / "run", resume=True, progress=False)
+    assert metrics["provenance"]["code"] == f"01234567+{code_fingerprint()}"
+
+
+# -- results ----------------------------------------------------------------------------------------------------
+
+
+def test_results_hold_a_row_a_run_with_its_provenance(experiments, tmp_path):
+    run_grid(experiments[:3], tmp_path, progress=False)
+    frame = results(experiments, tmp_path)
+    assert frame[["variant", "seed"]].to_numpy().tolist() == [["full", 0], ["alone", 0], ["full", 1]]
+    metrics = json.loads((experiments[1].folder(tmp_path) / "metrics.json").read_text())
+    assert frame.loc[1, "image_to_text_mAP"] == metrics["image_to_text"]["mAP"]
+    assert frame.loc[1, "probe_accuracy"] == metrics["modality_gap"]["probe_accuracy"]
+    assert frame["code"].unique().tolist() == [code_fingerprint()]
+    assert versions(frame)["runs"].tolist() == [3]
+
+
+def test_results_on_data_that_has_changed_are_refused(tmp_path):
+    root = write_person_search(tmp_path / "data")
+    experiments = grid(tiny_config(root), {"full": ""}, [0])
+    run_grid(experiments, tmp_path / "runs", progress=False)
+    records = person_search_records()
+    records[0]["captions"][0] += " and a hat"
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    with pytest.raises(StudyError, match=f"runs on other data:\n  {experiments[0].folder(tmp_path / 'runs')}"):
+        results(experiments, tmp_path / "runs")
+
+
+def write_embeddings(experiment, runs, rows, labels=(0, 1)):
+    folder = experiment.folder(runs)
+    folder.mkdir(parents=True)
+    images, labels = torch.eye(2), torch.tensor(labels)
+    Embeddings(images, images[rows], labels, labels.clone()).save(folder / "test_embeddings.safetensors")
+
+
+def test_hits_are_those_of_each_seed_in_order(experiments, tmp_path):
+    for experiment, rows in zip(experiments, ([0, 1], [1, 0], [0, 0], [1, 1]), strict=True):
+        write_embeddings(experiment, tmp_path, rows)
+    found, identities = hits(experiments[::-1], tmp_path)
+    assert identities.tolist() == [0, 1]
+    assert {k: v.tolist() for k, v in found.items()} == {"alone": [[0, 0], [0, 1]], "full": [[1, 1], [1, 0]]}
+    assert hits(experiments, tmp_path, k=2)[0]["alone"].all()
+
+
+def test_hits_of_other_queries_are_refused(experiments, tmp_path):
+    write_embeddings(experiments[0], tmp_path, [0, 1])
+    write_embeddings(experiments[1], tmp_path, [0, 1], labels=(0, 0))
+    with pytest.raises(StudyError, match="its queries are not those of the other runs"):
+        hits(experiments[:2], tmp_path)
+    with pytest.raises(StudyError, match="no experiments"):
+        hits([], tmp_path)
+
+
+# -- several processes ------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, torch
+from timam import config as configs, studies
+if __name__ == "__main__":
+    root, runs, workers, engine = sys.argv[1:5]
+    torch.set_num_threads(1)
+    base = configs.override(configs.PRESETS["smoke"], ["data.dataset=cuhk-pedes", f"data.root={root}", *sys.argv[5:]])
+    experiments = studies.grid(base, {"full": "", "alone": "loss.adversarial_weight=0"}, range(2))
+    try:
+        studies.run_grid(experiments, runs, int(workers), engine, progress=False)
+    except studies.StudyError as error:
+        sys.exit(str(error))
+"""
+
+
+def start(people, runs, workers=1, engine="local", *settings, **environment):
+    from layouts import TINY_SETTINGS
+
+    command = [sys.executable, "-c", SCRIPT, str(people), str(runs), str(workers), engine, *TINY_SETTINGS, *settings]
+    if workers > 1:  # spawned processes import the script
+        script = runs.parent / "script.py"
+        script.write_text(SCRIPT)
+        command[1:3] = [str(script)]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def trained_epochs(runs: Path) -> list[int]:
+    return [len(h.read_text().splitlines()) - 1 for h in sorted(runs.glob("*/history.csv"))]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_grid(people, experiments, tmp_path):
+    runs = tmp_path / "runs"
+    processes = [start(people, runs) for _ in range(2)]
+    assert [(p.communicate(timeout=240)[1], p.returncode) for p in processes] == [("", 0)] * 2
+    assert all(e.folder(runs).joinpath("metrics.json").exists() for e in experiments)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_path, monkeypatch):
+    """One of two worker processes is killed in the middle of a run; the other one resumes it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    runs, long = tmp_path / "runs", grid(tiny_config(people, "train.epochs=10"), VARIANTS, range(1))
+    killed = []
+
+    def kill_one():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if list(runs.glob("*/checkpoints/last")):
+                child = multiprocessing.active_children()[0]
+                os.kill(child.pid, signal.SIGKILL)
+                return killed.append(child.pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    run_grid(long, runs, workers=2, progress=False)
+    killer.join()
+    assert killed
+    assert trained_epochs(runs) == [10, 10]
+
+
+@pytest.mark.slow
+def test_a_killed_batch_is_resumed_to_the_same_result(people, tmp_path):
+    """Killed when the first run is finished and the second on its way: the first is not done again."""
+    runs, (first, second, *_) = tmp_path / "runs", grid(tiny_config(people, "train.epochs=6"), VARIANTS, range(2))
+    process = start(people, runs, 1, "local", "train.epochs=6")
+    deadline = time.monotonic() + 120
+    while not (second.folder(runs) / "checkpoints/last").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    finished = (first.folder(runs) / "metrics.json").stat().st_mtime_ns
+    assert not (second.folder(runs) / "metrics.json").exists()
+    process = start(people, runs, 1, "local", "train.epochs=6")
+    assert process.communicate(timeout=240)[1] == ""
+    assert trained_epochs(runs) == [6] * 4
+    assert (first.folder(runs) / "metrics.json").stat().st_mtime_ns == finished
+    undisturbed = fit(second.config, tmp_path / "undisturbed", progress=False)
+    resumed = json.loads((second.folder(runs) / "metrics.json").read_text())
+    assert resumed["text_to_image"] == undisturbed["text_to_image"]
+
+
+@pytest.mark.slow
+def test_workers_say_which_run_failed_and_the_command_exits_non_zero(people, tmp_path):
+    process = start(people, tmp_path / "runs", 2, "local", "model.backbone=no_such_net")
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 1
+    assert "4 of 4 runs did not finish" in stderr
+    assert "no_such_net" in stderr
+
+
+@pytest.mark.slow
+def test_ray_cluster_of_two_nodes_one_of_them_killed(people, experiments, tmp_path, monkeypatch):
+    """The tasks of a killed node are tried again on the other one and resumed; every run ends up in one folder."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(studies.__file__).parents[1]))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else any other process starves them
+    runs, long = tmp_path / "runs", grid(tiny_config(people, "train.epochs=8"), VARIANTS, range(2))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+        killed = []
+
+        def kill_second():
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                if len(list(runs.glob("*/checkpoints/last"))) >= 2:  # both nodes are in the middle of a run
+                    cluster.remove_node(second, allow_graceful=False)
+                    return killed.append(len(list(runs.glob("*/metrics.json"))))
+                time.sleep(0.01)
+
+        killer = threading.Thread(target=kill_second)
+        killer.start()
+        run_grid(long, runs, engine="ray", progress=False)
+        killer.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert killed
+    assert killed[0] < 4
+    assert trained_epochs(runs) == [8] * 4
+    frame = results(long, runs)
+    assert len(frame) == 4
+    plain = fit(long[0].config, tmp_path / "undisturbed", progress=False)
+    assert np.isclose(frame.loc[0, "text_to_image_mAP"], plain["text_to_image"]["mAP"])
