@@ -43,7 +43,7 @@ def all_imports_of(prefix: str) -> set[str]:
     return set().union(*(IMPORTS[m] for m in sources))
 
 
-@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis"])
+@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis", "timam.statistics"])
 def test_pure_functions_import_no_module_of_ours(module):
     assert within(all_imports_of(module), "timam") == set()
 
@@ -70,10 +70,9 @@ def test_arrow_points_one_way(source, target):
     assert within(all_imports_of(source), target) == set()
 
 
-def test_only_the_command_line_imports_training():
+def test_only_the_command_line_and_the_studies_import_training():
     importers = {m for m, names in IMPORTS.items() if within(names, "timam.training") and m != "timam.training"}
-    assert importers <= {"timam.cli"}
-    assert "timam.cli" in importers
+    assert importers == {"timam.cli", "timam.studies"}
 
 
 def test_only_the_entry_point_imports_the_command_line():
