@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from layouts import TINY_SETTINGS, person_search_records, write_person_search, write_picture
+from PIL import Image
 
 from timam import cli, training
+from timam.search import kept_in
 
 COMMANDS = [[], ["data"], ["data", "pedestrians"], ["data", "check"], ["train"], ["evaluate"], ["search"]]
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
@@ -114,6 +116,7 @@ WRONG_CALLS = {
     "dataset without root": (["evaluate", ".", "--dataset", "cuhk-pedes"], "go together"),
     "root without dataset": (["evaluate", ".", "--root", "."], "go together"),
     "empty sentence": (["search", ".", "", "--images", "."], "sentence is empty"),
+    "no sentence": (["search", ".", "--images", "."], "SENTENCE or --sentences"),
     "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
     "check without root": (["data", "check", "--dataset", "cuhk-pedes"], "--root"),
     "share above 1": (["data", "pedestrians", "--output", "x", "--omission", "1.5"], "1.5"),
@@ -410,6 +413,41 @@ def test_search_k_and_plain_lines_agree_with_json(call, finished_run, album):
     every = json.loads(call(*arguments, "--json").out)
     lines = call(*arguments, "-k", "2").out.splitlines()
     assert lines == [f"{a['score']:.4f}  {a['path']}" for a in every[:2]]
+
+
+def test_search_keeps_what_it_encoded_and_follows_changes(call, finished_run, album):
+    arguments = ["search", finished_run, "a person in a red coat", "--images", album, "--json"]
+    first = call(*arguments)
+    kept = kept_in(finished_run, album)
+    written = (kept / "embeddings.npy").stat().st_mtime_ns
+    again = call(*arguments)
+    assert again.out == first.out
+    assert "broken.jpg" in again.err
+    assert (kept / "embeddings.npy").stat().st_mtime_ns == written
+    (album / "sub/0.png").unlink()
+    assert "0.png" not in {Path(a["path"]).name for a in json.loads(call(*arguments).out)}
+
+
+def close(answers):  # a batch of one is multiplied by other kernels than a batch of two
+    return [{**a, "score": pytest.approx(a["score"], abs=1e-6)} for a in answers]
+
+
+def test_search_takes_sentences_from_a_file_and_draws_them(call, finished_run, album, tmp_path):
+    (tmp_path / "sentences.txt").write_text("a person in a red coat\n\na man in blue\n")
+    arguments = ["search", finished_run, "--sentences", tmp_path / "sentences.txt", "--images", album, "-k", "3"]
+    found = json.loads(call(*arguments, "--json", "--figure", tmp_path / "sheet.png").out)
+    assert [f["sentence"] for f in found] == ["a person in a red coat", "a man in blue"]
+    single = call("search", finished_run, "a man in blue", "--images", album, "-k", "3", "--json")
+    assert found[1]["answers"] == close(json.loads(single.out))
+    assert len(call(*arguments).out.splitlines()) == 8
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 300
+
+
+def test_search_approximately_gives_the_same_in_a_small_folder(call, finished_run, album):
+    pytest.importorskip("faiss")
+    arguments = ["search", finished_run, "a person in a red coat", "--images", album, "--json"]
+    assert json.loads(call(*arguments, "--approximate").out) == close(json.loads(call(*arguments).out))
 
 
 def test_search_without_pictures_is_exit_code_1(call, finished_run, tmp_path):

@@ -43,7 +43,7 @@ def all_imports_of(prefix: str) -> set[str]:
     return set().union(*(IMPORTS[m] for m in sources))
 
 
-@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis", "timam.statistics"])
+@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis"])
 def test_pure_functions_import_no_module_of_ours(module):
     assert within(all_imports_of(module), "timam") == set()
 
@@ -61,6 +61,7 @@ FORBIDDEN = {
     "timam.stores": ["timam.training", "timam.evaluation", "timam.losses", "timam.cli"],
     "timam.evaluation": ["timam.training", "timam.losses", "timam.cli"],
     "timam.search": ["timam.training", "timam.data", "timam.losses", "timam.cli"],
+    "timam.statistics": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
     "timam.pedestrians": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
 }
 

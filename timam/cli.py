@@ -162,23 +162,59 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.argument("sentence")
+@click.argument("sentence", required=False)
 @click.option("--images", type=FOLDER, required=True, help="Folder of pictures, searched with its subfolders.")
+@click.option("--sentences", type=click.File(encoding="utf-8"), help="File with a sentence a line, instead of one.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Answers.")
+@click.option("--approximate", is_flag=True, help="Through a faiss index, made on first use; for 100,000 and more.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def search(run: Path, sentence: str, images: Path, k: int, as_json: bool) -> None:
-    """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first."""
-    from timam.search import search_folder
+@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
+def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int, approximate: bool, as_json: bool,
+           figure: Path | None) -> None:  # fmt: skip
+    """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first.
 
-    if not sentence.strip():
+    The folder is encoded once, into RUN/galleries; later only what is new or changed in it.
+    """
+    if (sentence is None) == (sentences is None):
+        raise click.UsageError("give a SENTENCE or --sentences FILE")
+    queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
+    if not queries or not all(query.strip() for query in queries):
         raise click.UsageError("the sentence is empty")
-    answers, problems = search_folder(_best_model(run), sentence, images, k)
-    for problem in problems:
+    from timam.search import kept_in, open_gallery
+
+    model, kept = _best_model(run), kept_in(run, images)
+    gallery = open_gallery(model, images, kept, progress=not as_json)
+    for problem in gallery.problems:
         click.echo(f"passed over: {problem}", err=True)
+    if approximate and gallery.index is None:
+        gallery.add_index()
+        gallery.save(kept)
+    scores, rows = gallery.search(model.encode_texts(queries), k, exact=not approximate)
+    answers: list[dict[str, Any]] = [
+        {"sentence": query, "answers": [{"path": str(images / gallery.paths[row]), "score": float(score)}
+                                        for score, row in zip(*found, strict=True) if row >= 0]}
+        for query, *found in zip(queries, scores, rows, strict=True)
+    ]  # fmt: skip
+    if figure is not None:
+        _draw(answers, figure)
     if as_json:
-        click.echo(json.dumps([{"path": str(path), "score": score} for path, score in answers], indent=2))
-    for path, score in [] if as_json else answers:
-        click.echo(f"{score:.4f}  {click.format_filename(path)}")  # a name need not be UTF-8
+        click.echo(json.dumps(answers if sentence is None else answers[0]["answers"], indent=2))
+        return
+    for answer in answers:
+        if sentence is None:
+            click.echo(answer["sentence"])
+        for found in answer["answers"]:
+            click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # a name need not be UTF-8
+
+
+def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
+    from timam import plots
+    from timam.images import read_image
+
+    pictures = [[read_image(Path(found["path"])) for found in answer["answers"]] for answer in answers]
+    scores = [[found["score"] for found in answer["answers"]] for answer in answers]
+    drawn = plots.rankings([answer["sentence"] for answer in answers], pictures, scores)
+    drawn.savefig(figure, dpi=110, bbox_inches="tight")
 
 
 def _best_model(run: Path) -> Any:

@@ -1,0 +1,203 @@
+"""A gallery answers as a brute-force search does, encodes only what changed, and survives on disk."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from layouts import write_picture
+
+from timam import search
+from timam.search import Gallery, open_gallery
+
+
+@pytest.fixture
+def album(tmp_path):
+    folder = tmp_path / "album"
+    (folder / "deep").mkdir(parents=True)
+    for i in range(4):
+        write_picture(folder / f"{i}.png", seed=i)
+    write_picture(folder / "deep/4.jpg", seed=4)
+    return folder
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model()
+
+
+def points(count, width=16, seed=0):
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1).numpy()
+
+
+def by_brute_force(embeddings, queries, k):
+    scores = queries.astype(np.float64) @ embeddings.T.astype(np.float64)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+# -- searching --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_exact_search_agrees_with_brute_force_over_many_blocks(k, monkeypatch):
+    monkeypatch.setattr(search, "_ROWS", 64)
+    embeddings, queries = points(500), points(300, seed=1)
+    scores, rows = Gallery(embeddings, [str(i) for i in range(500)]).search(7 * queries, k)
+    expected, _ = by_brute_force(embeddings, queries, k)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    assert all(len(set(row)) == k for row in rows.tolist())  # rounding may swap neighbours, so not the rows themselves
+    np.testing.assert_allclose(np.take_along_axis(queries @ embeddings.T, rows, axis=1), expected, atol=1e-6)
+
+
+def test_more_answers_than_pictures_are_all_pictures():
+    scores, rows = Gallery(points(3), list("abc")).search(points(2, seed=1), 10)
+    assert scores.shape == rows.shape == (2, 3)
+
+
+def test_equal_similarities_come_in_the_order_of_the_paths():
+    _, rows = Gallery(np.repeat(points(1), 5, axis=0), list("abcde")).search(points(1, seed=1), 5)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "options", "message"),
+    [
+        (points(1, 8), {}, r"queries \(1, 8\): expected finite \(Q, 16\)"),
+        (np.full((1, 16), np.nan, np.float32), {}, "finite"),
+        (points(1), {"k": 0}, "k = 0"),
+        (points(1), {"exact": False}, "add_index"),
+    ],
+)
+def test_wrong_queries_are_refused(queries, options, message):
+    with pytest.raises(ValueError, match=message):
+        Gallery(points(3), list("abc")).search(queries, **options)
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """What embeddings of identities look like: 200 tight groups of 20."""
+    centres, noise = points(200, seed=2).repeat(20, axis=0), points(4000, seed=3)
+    embeddings = centres + 0.3 * noise
+    return Gallery(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), [str(i) for i in range(4000)])
+
+
+def test_index_finds_nearly_all_and_scores_exactly(clustered):
+    pytest.importorskip("faiss")
+    clustered.add_index()
+    queries = points(200, seed=2)
+    assert clustered.recall(queries) >= 0.95
+    scores, rows = clustered.search(queries, 10)
+    np.testing.assert_allclose(
+        scores, np.einsum("qd,qkd->qk", queries, clustered.embeddings[rows]), atol=1e-6
+    )  # not the 8-bit approximation
+
+
+def test_recall_counts_what_a_poor_index_misses(clustered):
+    pytest.importorskip("faiss")
+    clustered.add_index(probes=1)
+    queries = points(200, seed=5)  # away from every group
+    found = clustered.search(queries, 10, exact=False)[1]
+    exact = by_brute_force(clustered.embeddings, queries, 10)[1]
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
+    assert clustered.recall(queries) == pytest.approx(expected)
+    assert expected < 0.95
+
+
+# -- making and keeping -----------------------------------------------------------------------------------------
+
+
+def test_build_encodes_as_the_model_does(model, album):
+    gallery = Gallery.build(model, album)
+    assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
+    expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
+    torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
+    assert gallery.problems == []
+
+
+def test_update_encodes_only_what_is_new_or_changed(model, album):
+    gallery = Gallery.build(model, album)
+    assert gallery.update(model).encoded == 0
+    (album / "1.png").unlink()
+    write_picture(album / "2.png", seed=20)
+    os.utime(album / "2.png", ns=(1, 1))
+    write_picture(album / "5.png", seed=5)
+    updated = gallery.update(model)
+    assert updated.encoded == 2
+    assert updated.paths == ["0.png", "2.png", "3.png", "5.png", "deep/4.jpg"]
+    np.testing.assert_allclose(updated.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
+
+
+def test_update_by_another_model_encodes_everything(model, album):
+    gallery = Gallery.build(model, album)
+    with torch.no_grad():
+        model.image_encoder.projection.weight.mul_(1.1)
+    assert gallery.update(model).encoded == 5
+
+
+def test_unreadable_pictures_are_named_and_passed_over(model, album):
+    (album / "broken.jpg").write_bytes(b"no picture")
+    (album / "dangling.png").symlink_to(album / "nowhere.png")
+    gallery = Gallery.build(model, album)
+    assert len(gallery) == 5
+    assert len(gallery.problems) == 1
+    assert "broken.jpg" in gallery.problems[0]
+    assert gallery.update(model).problems == gallery.problems  # said again, not forgotten
+
+
+def test_folder_without_pictures_is_an_error(model, tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=str(folder)):
+            Gallery.build(model, folder)
+
+
+def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
+    pytest.importorskip("faiss")
+    os.rename(album / "3.png", os.fsencode(album) + b"/caf\xe9.png")  # not UTF-8
+    gallery = Gallery.build(model, album)
+    gallery.add_index()
+    gallery.save(tmp_path / "kept")
+    loaded = Gallery.load(tmp_path / "kept")
+    assert isinstance(loaded.embeddings, np.memmap)
+    assert (loaded.paths, loaded.folder, loaded.model) == (gallery.paths, gallery.folder, gallery.model)
+    queries = model.encode_texts(["a man in a red coat"])
+    for exact in (True, False):
+        for ours, theirs in zip(loaded.search(queries, 5, exact), gallery.search(queries, 5, exact), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert loaded.update(model).encoded == 0
+
+
+@pytest.mark.parametrize("name", ["embeddings.npy", "pictures.parquet", "gallery.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage, model, album, tmp_path):
+    gallery = Gallery.build(model, album)
+    gallery.save(tmp_path / "kept")
+    target = tmp_path / "kept" / name
+    content = target.read_bytes()
+    if damage == "gone":
+        target.unlink()
+    else:
+        target.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises((ValueError, FileNotFoundError), match="kept"):
+        Gallery.load(tmp_path / "kept")
+    mended = open_gallery(model, album, tmp_path / "kept")
+    assert mended.encoded == 5
+    np.testing.assert_array_equal(Gallery.load(tmp_path / "kept").embeddings, gallery.embeddings)
+
+
+def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path):
+    kept = tmp_path / "kept"
+    assert open_gallery(model, album, kept).encoded == 5
+    assert open_gallery(model, album, kept).encoded == 0
+    (album / "0.png").unlink()
+    left = ["1.png", "2.png", "3.png", "deep/4.jpg"]
+    assert open_gallery(model, album, kept).paths == Gallery.load(kept).paths == left
+
+
+def test_moved_folder_is_another_gallery(model, album, tmp_path):
+    kept = tmp_path / "kept"
+    open_gallery(model, album, kept)
+    shutil.copytree(album, tmp_path / "copy")
+    assert open_gallery(model, tmp_path / "copy", kept).folder == (tmp_path / "copy").resolve()
