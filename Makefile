@@ -1,6 +1,7 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make test        lint, types, tests and every notebook on the smoke preset
+# make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make env         the environment alone (.venv)
 # make lock        renew requirements/lock.txt from pyproject.toml
 # make clean       remove what the others made, the environment excepted
@@ -11,6 +12,7 @@ PY := .venv/bin/python
 WORKERS ?= 2
 EXECUTE := $(PY) notebooks/execute.py
 BASICS := 01_data_exploration 02_training
+SEEING := 05_modality_gap 06_qualitative
 # A run of the studies takes about two minutes on one core; of the quick form, half a minute.
 STUDY := image_height=80 image_width=40 lstm_hidden=128 epochs=8 unfreeze_epoch=8
 DEPTH := $(STUDY) image_height=64 image_width=32 unfreeze_epoch=none
@@ -23,7 +25,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce studies test lock clean
+.PHONY: env data reproduce studies test test-browser lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -47,6 +49,7 @@ reproduce: env data
 	$(EXECUTE) --output reports/quick -p preset quick -p root ../data/pedestrians -p seeds 2 -p workers $(WORKERS) \
 		-p settings "$(GLIMPSE) unfreeze_epoch=none" -p variants "MobileNetV2, pretrained; MobileNetV2; ResNet-18" \
 		04_ablation_backbone
+	$(EXECUTE) --output reports/quick -p preset quick -p root ../data/pedestrians $(SEEING)
 
 studies: env
 	$(PY) -m timam data pedestrians --output data/study --identities 700 --val-identities 80 --test-identities 200
@@ -60,14 +63,18 @@ test: env
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS)
 	$(PY) -m timam data pedestrians --output data/smoke --identities 24 --val-identities 5 --test-identities 6
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(BASICS)
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p seeds 2 -p workers $(WORKERS) \
 		-p variants "matching; full method" 03_ablation_modules
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p variants "MobileNetV2; ResNet-18" 04_ablation_backbone
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p levels "1 2" -p identities 8 09_controlled_study
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(SEEING)
 	$(EXECUTE) --output runs/smoke-reports 07_results
+
+test-browser: env
+	$(PY) -m pytest -m browser tests/test_browser.py
 
 lock: env
 	$(PY) -m uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header --upgrade \

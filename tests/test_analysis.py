@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from timam.analysis import bootstrap_interval, linear_baseline, modality_gap
+from timam.analysis import bootstrap_interval, linear_baseline, modality_gap, tsne
 
 
 def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
@@ -138,6 +138,93 @@ def test_unequal_numbers_of_images_and_texts_do_not_raise_the_accuracy():
     images, texts, labels, _ = two_modalities(shift=0.0)
     few = slice(0, 60)
     assert modality_gap(images[few], texts, labels[few], labels)["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_spread_alone_is_seen_by_the_kernel_probe_only():
+    # Same mean, but pictures spread along the first three axes and captions along the others: no plane parts them.
+    images, texts = np.random.default_rng(0).normal(size=(2, 400, 6))
+    images[:, 3:] *= 0.2
+    texts[:, :3] *= 0.2
+    labels = np.arange(400) % 80
+    gap = modality_gap(images, texts, labels, labels, nonlinear=True)
+    assert gap["probe_accuracy"] == pytest.approx(0.5, abs=0.08)
+    assert gap["nonlinear_probe_accuracy"] > 0.9
+    assert gap["centroid_distance"] < 0.1
+
+
+def test_mmd_and_uniformity_by_brute_force():
+    images, texts, labels, _ = two_modalities(shift=6.0, count=40, identities=10)
+    found = modality_gap(images, texts, labels, labels)
+    x, y = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in (images, texts))
+
+    def mean_kernel(a, b, same):
+        values = [np.exp(-2 * ((a[i] - b[j]) ** 2).sum()) for i in range(40) for j in range(40) if not same or i != j]
+        return np.mean(values)
+
+    xx, yy, xy = mean_kernel(x, x, True), mean_kernel(y, y, True), mean_kernel(x, y, False)
+    assert found["mmd_squared"] == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
+    assert found["image_uniformity"] == pytest.approx(np.log(xx), rel=1e-9)
+    assert found["text_uniformity"] == pytest.approx(np.log(yy), rel=1e-9)
+    pairs = [((x[i] - y[j]) ** 2).sum() for i in range(40) for j in range(40) if labels[i] == labels[j]]
+    assert found["alignment"] == pytest.approx(np.mean(pairs), rel=1e-9)
+
+
+def test_mmd_of_one_distribution_is_zero_on_average():
+    # Unbiased: the biased form, diagonal included, is about 2 / 300 too high.
+    values = [modality_gap(*two_modalities(0.0, seed=s), neighbours=1)["mmd_squared"] for s in range(12)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+    assert np.min(values) < 0
+
+
+def test_orthogonal_embeddings_are_uniform_and_coinciding_ones_aligned():
+    basis, labels = np.eye(12), np.arange(12)
+    found = modality_gap(3 * basis, basis, labels, labels, neighbours=1)
+    assert found["image_uniformity"] == found["text_uniformity"] == pytest.approx(-4)  # |x - y|^2 = 2 for every pair
+    assert found["alignment"] == pytest.approx(0)
+    assert found["cross_modal_neighbours"] == pytest.approx(23 / 12)  # the nearest is always of the other modality
+    assert modality_gap(basis, -basis, labels, labels)["alignment"] == pytest.approx(4)
+
+
+def test_cross_modal_neighbours_of_mixed_and_of_parted_modalities():
+    assert modality_gap(*two_modalities(0.0))["cross_modal_neighbours"] == pytest.approx(1, abs=0.05)
+    assert modality_gap(*two_modalities(40.0))["cross_modal_neighbours"] == 0
+    images, texts, labels, _ = two_modalities(0.0)
+    few = modality_gap(images[:60], texts, labels[:60], labels)  # a share of 1/6 is what mixing gives the texts
+    assert few["cross_modal_neighbours"] == pytest.approx(1, abs=0.12)
+
+
+def test_intervals_of_the_gap_contain_it_and_widen_with_fewer_identities():
+    images, texts, labels, _ = two_modalities(shift=2.0)
+    many = modality_gap(images, texts, labels, labels, resamples=200)
+    few = modality_gap(images[labels < 10], texts[labels < 10], labels[labels < 10], labels[labels < 10], resamples=200)
+    for name in ("centroid_distance", "probe_accuracy", "mmd_squared", "cross_modal_neighbours", "alignment"):
+        assert many[f"{name}_low"] <= many[name] <= many[f"{name}_high"]
+        assert few[f"{name}_high"] - few[f"{name}_low"] > 1.3 * (many[f"{name}_high"] - many[f"{name}_low"])
+
+
+def test_large_splits_are_measured_on_whole_identities():
+    images, texts, labels, _ = two_modalities(shift=6.0)
+    found = modality_gap(images, texts, labels, labels, limit=100)
+    assert found["probe_accuracy"] > 0.95
+    assert found["centroid_distance"] == pytest.approx(6 / 20, abs=0.05)
+    assert found != modality_gap(images, texts, labels, labels)
+
+
+def test_alignment_needs_an_identity_of_both_modalities():
+    found = modality_gap(np.eye(4), np.eye(4), np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3]), neighbours=1)
+    assert np.isnan(found["alignment"])
+    assert np.isfinite(found["mmd_squared"])
+
+
+def test_tsne_keeps_groups_together_and_repeats():
+    images, texts, _, _ = two_modalities(shift=40.0, count=60)
+    maps = tsne(images, texts, perplexity=10)
+    assert [m.shape for m in maps] == [(60, 2), (60, 2)]
+    centres = [m.mean(axis=0) for m in maps]
+    spread = max(np.linalg.norm(m - c, axis=1).mean() for m, c in zip(maps, centres, strict=True))
+    assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
+    np.testing.assert_array_equal(maps[0], tsne(images, texts, perplexity=10)[0])
+    assert tsne(images[:3], texts[:3])[0].shape == (3, 2)
 
 
 def test_each_modality_counts_half_in_the_accuracy():

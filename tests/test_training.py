@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from timam import config as configs
 from timam import training
 from timam.config import PRESETS, LossConfig, TrainConfig
+from timam.evaluation import Embeddings, gap
 from timam.losses import cmpm_loss, discriminator_loss, norm_softmax_loss
 from timam.models import TIMAM
 from timam.training import (
@@ -452,6 +453,21 @@ def test_frozen_language_model_is_bit_identical_then_moves(people, language_mode
     assert history["language_model_frozen"].tolist() == [True, True, False]
 
 
+def test_run_keeps_what_the_gap_over_training_needs(people, language_model, tmp_path):
+    """The validation split before training, after the frozen stage and at the best epoch, and the gap of each epoch."""
+    config = tiny_config(people, f"model.language_model={language_model}", "train.epochs=3", "train.unfreeze_epoch=3")
+    metrics = quiet_fit(config, tmp_path / "run")
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    kept = {p.stem: Embeddings.load(p) for p in (tmp_path / "run" / "val_embeddings").iterdir()}
+    assert set(kept) == {"before", "frozen", "best"}
+    epochs = {"frozen": 2, "best": metrics["best_epoch"]}
+    for moment, epoch in epochs.items():
+        found, row = gap(kept[moment]), history.iloc[epoch - 1]
+        for name, value in found.items():
+            assert row[f"val_{name}"] == pytest.approx(value, abs=1e-3), (moment, name)
+    assert not torch.allclose(kept["before"].images, kept["frozen"].images)
+
+
 def test_every_training_step_is_in_train_mode(people, language_model, tmp_path, monkeypatch):
     modes = []
     original = training.train_step
@@ -557,7 +573,7 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
     monkeypatch.setattr(training, "_train_epoch", lambda *a: events.append("epoch") or epoch(*a))
     config = tiny_config(people, "train.epochs=3", "train.early_stop=none")
     first = quiet_fit(config, tmp_path / "a")
-    assert events == ["epoch", "val"] * 3 + ["test"]
+    assert events == ["val"] + ["epoch", "val"] * 3 + ["val", "test"]
     original = training.embed_split
 
     def mirrored_test(model, split, *args, **kwargs):

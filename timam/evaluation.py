@@ -147,9 +147,9 @@ def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
     return {**query_metrics(*sides), "identity": sides[2].numpy()}
 
 
-def gap(embeddings: Embeddings) -> dict[str, float]:
-    """`timam.analysis.modality_gap` of a split."""
-    return modality_gap(*(t.numpy() for t in vars(embeddings).values()))
+def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
+    """`timam.analysis.modality_gap` of a split, with its options."""
+    return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)
 
 
 def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:

@@ -230,7 +230,8 @@ def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, 
                 mean, low, high = (100 * v for v in mean_interval(part[metric].to_numpy()))
                 error = None if np.isnan(low) else [[mean - low], [high - mean]]
                 axis.errorbar(part[cost].mean(), mean, yerr=error, fmt=marker, capsize=4, color=colour, label=variant)
-            axis.set(xlabel=label, xscale="log")
+            axis.set(xlabel=label)
+            axis.set_xlim(left=0)
         row[0].set(ylabel=f"{title}, percent")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
@@ -269,6 +270,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
 def rankings(
     queries: Sequence[str | Image.Image], galleries: Sequence[Sequence[Image.Image | str]],
     scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool]] | None = None,
+    ranks: Sequence[str] | None = None,
 ) -> Figure:  # fmt: skip
     """A row a query: its best answers in order, framed and marked as right or wrong, with the similarity below.
 
@@ -276,6 +278,7 @@ def rankings(
         queries: R sentences or pictures.
         galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may be of unequal length.
         right: whether each answer is relevant; nothing is marked where it is not known.
+        ranks: what stands above the columns instead of 1, 2, ...
     """
     k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
     figure, axes = plt.subplots(
@@ -292,7 +295,8 @@ def rankings(
             axis.axis("on")
             _show(axis, answer, 20)
             axis.set(xticks=[], yticks=[], xlabel=f"{score:.2f}")
-            axis.set_title(f"{rank}" if hit is None else f"{rank}  {'✓' if hit else '✗'}", fontsize=9, color=colour)
+            title = str(rank) if ranks is None else ranks[rank - 1]
+            axis.set_title(title if hit is None else f"{title}  {'✓' if hit else '✗'}", fontsize=9, color=colour)
             for spine in axis.spines.values():  # dashed: told apart without colour too
                 spine.set(
                     color=colour, linewidth=1 if hit is None else 2.5, linestyle=(0, (3, 2)) if hit is False else "-"
@@ -307,3 +311,176 @@ def _show(axis: Axes, content: str | Image.Image, width: int, align: str = "cent
                   transform=axis.transAxes, wrap=True)  # fmt: skip
     else:
         axis.imshow(content)
+
+
+def tsne(maps: dict[str, tuple[np.ndarray, np.ndarray]], image_labels: np.ndarray, text_labels: np.ndarray,
+         caption_image: np.ndarray, shown: int = 8) -> Figure:  # fmt: skip
+    """A column a variant: above by modality, below some identities with a line from each caption to its picture.
+
+    Args:
+        maps: title -> (N, 2) pictures and (M, 2) captions, of `timam.analysis.tsne`.
+        image_labels, text_labels: (N,) and (M,) identities.
+        caption_image: (M,) the picture that each caption describes.
+        shown: identities in the lower row, the ones with most captions.
+    """
+    figure, axes = plt.subplots(2, len(maps), figsize=(4.1 * len(maps), 7.8), squeeze=False, layout="constrained")
+    colours = sns.color_palette("colorblind")
+    chosen = np.argsort(-np.bincount(text_labels), kind="stable")[:shown]
+    for (title, (images, texts)), (above, below) in zip(maps.items(), axes.T, strict=True):
+        above.scatter(*images.T, s=9, marker="o", color=colours[0], alpha=0.6, linewidths=0, label="pictures")
+        above.scatter(*texts.T, s=11, marker="^", color=colours[1], alpha=0.6, linewidths=0, label="captions")
+        above.set_title(title)
+        below.scatter(*np.concatenate([images, texts]).T, s=3, color="0.9", linewidths=0)
+        for identity, colour in zip(chosen, sns.color_palette("husl", len(chosen)), strict=True):
+            own = np.flatnonzero(text_labels == identity)
+            for caption in own:
+                below.plot(*np.stack([texts[caption], images[caption_image[caption]]]).T, color=colour, linewidth=0.7)
+            below.scatter(*images[image_labels == identity].T, s=34, marker="o", color=[colour])
+            below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors="black", linewidths=0.4)
+        for axis in (above, below):
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].legend(fontsize=8, frameon=False, loc="upper left")
+    axes[0, 0].set_ylabel("by modality")
+    axes[1, 0].set_ylabel(f"{len(chosen)} identities, captions joined to their pictures")
+    return figure
+
+
+def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
+    """A panel a measure, a row a variant: the value with its interval.
+
+    Args:
+        frame: a row a variant, with "variant" and, of each measure, NAME, NAME_low and NAME_high.
+        measures: column -> title; where it ends in "; NUMBER", that value is marked.
+    """
+    columns = min(4, len(measures))
+    rows = -(-len(measures) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.4 * columns + 1.2, (1.1 + 0.3 * len(frame)) * rows), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(measures) :]:
+        axis.axis("off")
+    for axis, (measure, title) in zip(axes.flat, measures.items(), strict=False):
+        low, high = frame[f"{measure}_low"], frame[f"{measure}_high"]
+        errors = np.clip(np.stack([frame[measure] - low, high - frame[measure]]), 0, None)
+        axis.errorbar(frame[measure], range(len(frame)), xerr=errors, fmt="o", capsize=4, color=RIGHT)
+        text, _, none = title.rpartition("; ")
+        if none.replace(".", "").lstrip("-").isdigit():
+            axis.axvline(float(none), color="grey", linestyle=":")
+        axis.set_title(textwrap.fill(text, 34), fontsize=9)
+        axis.set_yticks(range(len(frame)), frame["variant"])
+        axis.margins(x=0.15)
+    axes.flat[0].set_ylim(len(frame) - 0.5, -0.5)
+    sns.despine(figure)
+    return figure
+
+
+def gap_over_training(histories: dict[str, pd.DataFrame]) -> Figure:
+    """What the discriminator sees and what a fresh probe finds, over the epochs; a colour a run.
+
+    Args:
+        histories: name -> RUN/history.csv.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+    panels = (
+        "told apart: discriminator (dashed), fresh probe",
+        "distance of the centroids",
+        "validation rank-1, percent",
+    )
+    for (name, history), colour in zip(histories.items(), sns.color_palette("colorblind"), strict=False):
+        epochs = history["epoch"]
+        axes[0].plot(epochs, history["val_probe_accuracy"], marker="o", markersize=3, color=colour, label=name)
+        axes[0].plot(epochs, history["discriminator_accuracy"], "--", marker="s", markersize=3, color=colour)
+        axes[1].plot(epochs, history["val_centroid_distance"], marker="o", markersize=3, color=colour, label=name)
+        axes[2].plot(epochs, 100 * history["val_text_to_image_rank_1"], marker="o", markersize=3, color=colour)
+    axes[0].axhline(0.5, color="grey", linestyle=":")
+    axes[0].set_ylim(-0.03, 1.03)
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(bottom=0)
+    for axis, title in zip(axes, panels, strict=True):
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(histories), fontsize=8, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: str) -> Figure:
+    """A dot a run: a metric over each of some measures, coloured by variant.
+
+    Args:
+        frame: a row a run, with "variant", the columns and the metric (a fraction).
+        columns: column -> label of its axis.
+    """
+    figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns) + 2.4, 3.6), squeeze=False, sharey=True,
+                                layout="constrained")  # fmt: skip
+    variants = list(dict.fromkeys(frame["variant"]))
+    palette = sns.color_palette("husl", len(variants))
+    for axis, (column, title) in zip(axes.flat, columns.items(), strict=True):
+        for variant, colour, marker in zip(variants, palette, "osD^vP*X<>dph" * len(variants), strict=False):
+            part = frame[frame["variant"] == variant]
+            axis.scatter(part[column], 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
+        axis.set_xlabel(title)
+    axes.flat[0].set_ylabel(label)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def confusions(frame: pd.DataFrame) -> Figure:
+    """A row an attribute: how often retrieved pictures contradict it, beside pictures at random.
+
+    Args:
+        frame: of `timam.failures.PedestrianTruth.confusions`.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.3 * len(frame)), layout="constrained")
+    rows = np.arange(len(frame))
+    axis.hlines(rows, 100 * frame["retrieved"], 100 * frame["chance"], color="0.8", zorder=1)
+    axis.scatter(100 * frame["chance"], rows, marker="|", s=90, color="grey", label="a picture at random")
+    axis.scatter(100 * frame["retrieved"], rows, marker="o", color=WRONG, label="the picture that came first")
+    labels = [f"{n} ({k})" for n, k in zip(frame["attribute"].str.replace("_", " "), frame["stated"], strict=True)]
+    axis.set_yticks(rows, labels)
+    axis.set(xlabel="percent that show the attribute otherwise than the sentence states it", xlim=(-2, 102))
+    axis.set_ylim(len(frame) - 0.5, -0.5)
+    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    sns.despine(figure)
+    return figure
+
+
+def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
+    """A line of bars a sentence, one for each word.
+
+    Args:
+        rows: (title, frame of `timam.failures.word_effects`).
+    """
+    figure, axes = plt.subplots(len(rows), 1, figsize=(11, 2.3 * len(rows)), squeeze=False, layout="constrained")
+    for axis, (title, frame) in zip(axes.flat, rows, strict=True):
+        axis.bar(range(len(frame)), frame["effect"], color=[RIGHT if v > 0 else WRONG for v in frame["effect"]])
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_xticks(range(len(frame)), frame["word"], rotation=40, ha="right", fontsize=8)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_ylabel("effect", fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def heat_maps(images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Pictures with what each region contributes laid over them: green for the sentence, red against it.
+
+    Args:
+        images: of any sizes.
+        maps: (rows, columns) each, of `timam.failures.occlusion_map`.
+    """
+    figure, axes = plt.subplots(1, len(images), figsize=(2.1 * len(images), 4.2), squeeze=False, layout="constrained")
+    bound = max(float(np.abs(m).max()) for m in maps) or 1.0
+    for axis, image, values, title in zip(axes.flat, images, maps, titles, strict=True):
+        axis.imshow(image.convert("L"), cmap="gray")
+        extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+        shown = axis.imshow(values, cmap="PiYG", vmin=-bound, vmax=bound, alpha=0.55, extent=extent,
+                            interpolation="bilinear")  # fmt: skip
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(textwrap.fill(title, 24), fontsize=8)
+    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="change of the similarity")
+    return figure

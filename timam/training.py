@@ -304,18 +304,28 @@ def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
     while state.epoch < config.train.epochs and not _stopped_early(state, config.train):
         epoch, epoch_started = state.epoch + 1, time.monotonic()
         if model.text_encoder.frozen and should_unfreeze(state, config.train):
+            if state.epoch:  # resumed runs have no store open yet
+                frozen = embed_split(model, val, pixels["val"], word_states=open_word_states(model, val.captions))
+                frozen.save(_embeddings_file(output, "frozen"))
             state.unfrozen_at = epoch
             model.text_encoder.freeze(False)
         if not model.text_encoder.frozen:
             words = {}
         elif not words:
             words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
+        if epoch == 1:
+            embed_split(model, val, pixels["val"], word_states=words.get("val")).save(
+                _embeddings_file(output, "before")
+            )
         set_seed((config.train.seed * 100_003 + epoch) % 2**32)  # NumPy takes 32 bits
         row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, epoch,
                            accelerator, int(epoch_steps), progress)  # fmt: skip
         row["language_model_frozen"] = model.text_encoder.frozen
-        results = evaluate(embed_split(model, val, pixels["val"], word_states=words.get("val")))
+        embeddings = embed_split(model, val, pixels["val"], word_states=words.get("val"))
+        results = evaluate(embeddings)
         row |= {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
+        if len(val.identities) > 1:
+            row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
         row["seconds"] = time.monotonic() - epoch_started
         state.history.append({"epoch": epoch, **row})
         if config.train.schedule == "plateau":
@@ -330,7 +340,15 @@ def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
 
-    return _finish(output, best, config, dataset, test, pixels["test"], state, accelerator.device, progress)
+    return _finish(output, best, config, dataset, pixels, state, accelerator.device, progress)
+
+
+def _embeddings_file(output: Path, moment: str) -> Path:
+    """Where the validation split's embeddings of a moment are kept: "before" training, at the end of the "frozen"
+    stage where the language model was then unfrozen, and of the "best" epoch."""
+    folder = output / "val_embeddings"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{moment}.safetensors"
 
 
 def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | None:
@@ -456,13 +474,14 @@ def _epoch_line(state: Progress, epochs: int) -> str:
 
 
 def _finish(
-    output: Path, best: Path, config: Config, dataset: Dataset, test: Split, pixels: np.ndarray, state: Progress,
+    output: Path, best: Path, config: Config, dataset: Dataset, pixels: dict[str, np.ndarray], state: Progress,
     device: torch.device, progress: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Tests the epoch that validation chose, once, and writes what makes the run complete."""
     started = time.monotonic()
     model = TIMAM.from_pretrained(best).to(device)
-    embeddings = embed_split(model, test, pixels, progress=progress)
+    embed_split(model, dataset.split("val"), pixels["val"]).save(_embeddings_file(output, "best"))
+    embeddings = embed_split(model, dataset.split("test"), pixels["test"], progress=progress)
     embeddings.save(output / "test_embeddings.safetensors")
     results = evaluate(embeddings, dataset.kind, dataset.folds)
     epochs = sum(row["seconds"] for row in state.history)

@@ -1,0 +1,156 @@
+"""Wrong answers by hand, planted faults of sentences and models, and explanations of models that are known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from timam.data import load_dataset
+from timam.evaluation import Embeddings, per_query
+from timam.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, occlusion_map, word_effects, wrong_answers
+from timam.pedestrians import PedestrianSpec, render_pedestrians
+
+
+def random_embeddings(images: int = 40, texts: int = 90, identities: int = 12, seed: int = 0) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+    return Embeddings(
+        torch.randn(images, 8, generator=generator), torch.randn(texts, 8, generator=generator),
+        torch.arange(images) % identities, torch.arange(texts) % identities,
+    )  # fmt: skip
+
+
+def test_wrong_answers_by_hand():
+    angles = torch.tensor([0.0, 30.0, 80.0]).deg2rad()
+    images = torch.stack([angles.cos(), angles.sin()], dim=1)
+    texts = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    frame = wrong_answers(Embeddings(images, texts, torch.tensor([0, 1, 2]), torch.tensor([0, 2])))
+    (row,) = frame.to_dict("records")  # the first sentence is answered right
+    assert (row["query"], row["retrieved"], row["right"], row["right_rank"]) == (1, 0, 2, 3)
+    assert row["score"] == pytest.approx(1.0)
+    assert row["margin"] == pytest.approx(1 - np.cos(np.deg2rad(80)))
+
+
+def test_wrong_answers_are_those_that_the_metrics_count():
+    embeddings = random_embeddings()
+    frame, rank = wrong_answers(embeddings), per_query(embeddings, "text_to_image")["rank"]
+    assert set(frame["query"]) == set(np.flatnonzero(rank > 1))
+    assert (frame["right_rank"].to_numpy() == rank[frame["query"]]).all()
+    assert frame["right_rank"].is_monotonic_decreasing
+    similarity = F.normalize(embeddings.texts, dim=1) @ F.normalize(embeddings.images, dim=1).T
+    assert (frame["retrieved"].to_numpy() == similarity.argmax(dim=1).numpy()[frame["query"]]).all()
+
+
+def test_equal_embeddings_are_all_wrong():
+    same = Embeddings(torch.ones(4, 3), torch.ones(4, 3), torch.arange(4), torch.arange(4))
+    assert len(wrong_answers(same)) == 4
+
+
+# -- pedestrians ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pedestrians(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pedestrians") / "data"
+    spec = PedestrianSpec(train_identities=1, val_identities=1, test_identities=12, height=64, width=32, mistake=0.2)
+    render_pedestrians(root, spec, workers=1, progress=False)
+    split = load_dataset("pedestrians", root).split("test")
+    return root, split, PedestrianTruth(root, split)
+
+
+def test_truth_says_what_the_files_say(pedestrians):
+    root, split, truth = pedestrians
+    content = json.loads((root / "attributes.json").read_text())
+    images = {i["file_path"]: i for i in content["images"]}
+    people = {p["id"]: p["attributes"] for p in content["identities"]}
+    assert len(truth.seen) == len(split.image_paths)
+    assert len(truth.stated) == len(split.captions)
+    mistakes = 0
+    for query, (text, picture) in enumerate(zip(split.captions, split.caption_image, strict=True)):
+        image = images["/".join(split.image_paths[picture].parts[-2:])]
+        (caption,) = [c for c in image["captions"] if c["text"] == text]
+        assert set(truth.stated[query]) == set(caption["mentioned"])
+        wrong = {w["attribute"]: w["stated"] for w in caption["wrong"]}
+        assert sorted(truth.contradicted(query, picture)) == sorted(wrong)
+        assert truth.stated[query] == {n: wrong.get(n, people[image["id"]][n]) for n in caption["mentioned"]}
+        mistakes += len(wrong)
+    assert mistakes > 5
+
+
+def test_hidden_attributes_contradict_nothing(pedestrians):
+    _, _, truth = pedestrians
+    truth.seen.append({"bag": "none"})
+    truth.stated.append({"bag": "handbag", "shoes": "boots"})
+    try:
+        assert truth.contradicted(-1, -1) == ["bag"]
+    finally:
+        truth.seen.pop()
+        truth.stated.pop()
+
+
+def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians):
+    _, split, truth = pedestrians
+    clean = [q for q in range(len(split.captions)) if not truth.contradicted(q, split.caption_image[q])]
+    untrue = [q for q in range(len(split.captions)) if len(truth.contradicted(q, split.caption_image[q])) >= 1]
+    other = next(p for p in range(len(split.image_paths)) if len(truth.contradicted(clean[0], p)) > 2)
+    cases = [
+        (clean[0], other, MISTAKEN),
+        (clean[0], split.caption_image[clean[0]], UNDECIDED),  # a picture that fits as well as the described one
+    ]
+    frame = truth.sort(pd.DataFrame(cases, columns=["query", "retrieved", "expected"]), split)
+    assert frame["kind"].tolist() == frame["expected"].tolist()
+    assert frame["contradicted"].iloc[0] == truth.contradicted(clean[0], other)
+    query = untrue[0]
+    truth.seen.append(dict(truth.stated[query]))  # a person exactly as the mistaken sentence has it
+    try:
+        row = truth.sort(pd.DataFrame([{"query": query, "retrieved": len(truth.seen) - 1}]), split).iloc[0]
+        assert row["kind"] == MISLED
+        assert row["contradicted"] == []
+        assert row["untrue"]
+    finally:
+        truth.seen.pop()
+
+
+def test_confusions_of_random_answers_are_at_chance(pedestrians):
+    _, split, truth = pedestrians
+    generator = np.random.default_rng(0)
+    queries = np.repeat(np.arange(len(split.captions)), 40)
+    frame = pd.DataFrame({"query": queries, "retrieved": generator.integers(len(split.image_paths), size=len(queries))})
+    table = truth.confusions(frame).set_index("attribute")
+    assert table.loc["gender", "ratio"] == pytest.approx(1, abs=0.1)
+    assert table["stated"].is_monotonic_decreasing
+    described = truth.confusions(frame.assign(retrieved=split.caption_image[queries]))
+    assert described["retrieved"].max() < 0.6  # its own pictures: only the sentences' mistakes, one in five
+
+
+# -- what the model looked at -----------------------------------------------------------------------------------
+
+
+class Known:
+    """A model whose similarities are known: the share of red in a picture's upper left, the word red in a text."""
+
+    def encode_texts(self, texts):
+        return torch.tensor([[1.0, 1.0 if "red" in t.split() else 0.0] for t in texts])
+
+    def encode_images(self, images):
+        corner = torch.stack([i[0, : i.shape[1] // 2, : i.shape[2] // 2].float().mean() / 255 for i in images])
+        return torch.stack([torch.ones_like(corner), corner], dim=1)
+
+
+def test_word_that_matters_is_found():
+    frame = word_effects(Known(), "a red coat", torch.tensor([0.0, 1.0]))
+    assert frame["word"].tolist() == ["a", "red", "coat"]
+    np.testing.assert_allclose(frame["effect"], [0, 0.5**0.5, 0], atol=1e-6)
+    assert word_effects(Known(), "red", torch.tensor([0.0, 1.0])).empty
+
+
+def test_region_that_matters_is_found():
+    pixels = torch.zeros(3, 48, 24, dtype=torch.uint8)
+    pixels[0] = 255
+    found = occlusion_map(Known(), pixels, torch.tensor([0.0, 1.0]))
+    assert found.shape == (12, 6)
+    assert (found[:6, :3] > 0.001).all()
+    np.testing.assert_allclose(found[7:, :], 0, atol=1e-6)
+    np.testing.assert_allclose(found[:, 4:], 0, atol=1e-6)
