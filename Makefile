@@ -63,7 +63,7 @@ test: env
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 	$(PY) -m timam data pedestrians --output data/smoke --identities 24 --val-identities 5 --test-identities 6
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(BASICS)
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p seeds 2 -p workers $(WORKERS) \
