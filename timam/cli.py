@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,8 @@ def train(
         raise click.UsageError(str(error)) from error
     finished = (output / "metrics.json").exists()
     metrics = fit(config, output, resume)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one prints
+        return
     if finished:
         click.echo(f"{output} is complete already; nothing to do")
     click.echo(_table(metrics))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _full_precision(tensor: Tensor) -> Tensor:
+def full_precision(tensor: Tensor) -> Tensor:
     """float32 for anything below it; autocast does not touch float32 element-wise operations."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -76,7 +76,7 @@ def cmpm_loss(
         )
     _check_embeddings("image_embeddings", image_embeddings, identity_labels)
     with torch.autocast(image_embeddings.device.type, enabled=False):
-        images, texts = _full_precision(image_embeddings), _full_precision(text_embeddings)
+        images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
         same_identity = (identity_labels[:, None] == identity_labels[None, :]).to(images.dtype)  # (B, B)
         image_to_text = _projection_matching(images, texts, same_identity, epsilon)
         return image_to_text + _projection_matching(texts, images, same_identity, epsilon)
@@ -99,7 +99,7 @@ def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, i
     Raises:
         ValueError: shapes that do not fit, an empty batch, or a label outside [0, C).
     """
-    return softmax_loss(embeddings, F.normalize(_full_precision(class_weights), dim=-1), bias, identity_labels)
+    return softmax_loss(embeddings, F.normalize(full_precision(class_weights), dim=-1), bias, identity_labels)
 
 
 def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identi
         found = f"{int(identity_labels.min())} to {int(identity_labels.max())}"
         raise ValueError(f"identity_labels: expected 0 to {len(class_weights) - 1}, found {found}")
     with torch.autocast(embeddings.device.type, enabled=False):
-        logits = F.linear(_full_precision(embeddings), _full_precision(class_weights), _full_precision(bias))
+        logits = F.linear(full_precision(embeddings), full_precision(class_weights), full_precision(bias))
         return F.cross_entropy(logits, identity_labels)
 
 
@@ -165,7 +165,7 @@ def _modality_cross_entropy(logits: Tensor, target: float) -> Tensor:
     if logits.numel() == 0:
         raise ValueError("modality_logits: the batch is empty")
     with torch.autocast(logits.device.type, enabled=False):
-        logits = _full_precision(logits)
+        logits = full_precision(logits)
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 import torchvision
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from timam.config import Config, LossConfig, TrainConfig
 from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
+from timam.distributed import average_gradients, gather, synchronize_batch_norm
 from timam.evaluation import embed_split, evaluate, gap
 from timam.files import recover_folder, replacing_folder, write_text
 from timam.images import normalize
@@ -45,6 +47,7 @@ from timam.losses import (
     cmpm_loss,
     discriminator_loss,
     encoder_adversarial_loss,
+    full_precision,
     norm_softmax_loss,
     reverse_gradient,
     softmax_loss,
@@ -172,7 +175,7 @@ def train_step(
     """One update of the discriminator and one of the encoders, from a single pass of the encoders.
 
     Args:
-        images: (B, 3, H, W) float32, normalised and augmented.
+        images: (B, 3, H, W) float32, normalised and augmented; B of this process.
         text: `attention_mask` (B, T) with `token_ids` (B, T) or `word_states` (B, T, C).
         identity_labels: (B,) int64.
 
@@ -182,13 +185,19 @@ def train_step(
     """
     with accelerator.autocast():
         image_embeddings, text_embeddings = model(images, **text)
+    # Of all processes, where there are several: the losses are those of the whole batch.
+    image_embeddings, text_embeddings = (
+        gather(full_precision(image_embeddings)),
+        gather(full_precision(text_embeddings)),
+    )
+    identity_labels = gather(identity_labels)
     discriminator = model.discriminator
     reversal = config.adversarial_form == "gradient_reversal"
 
     # The discriminator's move. The embeddings are detached: the encoders must not help it. With gradient
     # reversal it moves together with the encoders below; without an adversarial loss it only watches.
-    image_logits = discriminator(image_embeddings.detach().float())
-    text_logits = discriminator(text_embeddings.detach().float())
+    image_logits = discriminator(image_embeddings.detach())
+    text_logits = discriminator(text_embeddings.detach())
     accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
     discriminator_term = discriminator_loss(image_logits, text_logits, config.label_smoothing)
     if not (reversal and config.adversarial_weight):
@@ -208,17 +217,15 @@ def train_step(
     if config.adversarial_weight and reversal:
         weight = config.adversarial_weight
         adversarial = discriminator_loss(
-            discriminator(reverse_gradient(image_embeddings.float(), weight)),
-            discriminator(reverse_gradient(text_embeddings.float(), weight)),
+            discriminator(reverse_gradient(image_embeddings, weight)),
+            discriminator(reverse_gradient(text_embeddings, weight)),
             config.label_smoothing,
         )
         total = total + adversarial
         movers.append(optimizers["discriminator"])
     elif config.adversarial_weight:
         discriminator.requires_grad_(False)  # this loss is the encoders' alone
-        adversarial = encoder_adversarial_loss(
-            discriminator(image_embeddings.float()), discriminator(text_embeddings.float())
-        )
+        adversarial = encoder_adversarial_loss(discriminator(image_embeddings), discriminator(text_embeddings))
         discriminator.requires_grad_(True)
         total = total + config.adversarial_weight * adversarial
     accelerator.backward(total)
@@ -233,8 +240,9 @@ def train_step(
 
 def _move(accelerator: Accelerator, optimizers: list[Any], gradient_clip: float) -> None:
     """Clips the gradient of everything that moves, as one vector, then steps and clears."""
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    average_gradients(parameters)
     if gradient_clip:
-        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         accelerator.clip_grad_norm_(parameters, gradient_clip)
     for optimizer in optimizers:
         optimizer.step()
@@ -262,25 +270,41 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
+    if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:  # else each would train on its own
+        raise RunError("started as one of several processes, but without GPUs: set ACCELERATE_USE_CPU=true to use CPUs")
     try:
-        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):  # released by the system after a kill
-            finished = _prepare(output, config, resume)
-            return finished if finished is not None else _fit(config, output, progress)
-    except Timeout:
-        raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
+        if not accelerator.is_main_process:
+            return _fit(config, output, resume, False, accelerator)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):  # released by the system after a kill
+                return _fit(config, output, resume, progress, accelerator)
+        except Timeout:
+            raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"process {accelerator.process_index} of {accelerator.num_processes} cannot go on: {error}\nThe last "
+            "finished epoch is kept; start the same command again with --resume"
+        ) from error
 
 
-def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
+def _fit(config: Config, output: Path, resume: bool, progress: bool, accelerator: Accelerator) -> dict[str, Any]:
+    main = accelerator.is_main_process
+    finished = _from_main(accelerator, lambda: _prepare(output, config, resume))
+    if finished is not None:
+        return finished
     dataset = load_dataset(config.data.dataset, config.data.root)
     train, val, test = (dataset.split(s) for s in ("train", "val", "test"))
+    if (batch := min(config.data.batch_size, len(train.image_paths))) % accelerator.num_processes:
+        raise RunError(f"a batch of {batch} pictures cannot be shared evenly by {accelerator.num_processes} processes")
     for line in (*dataset.notes, *(f"warning: {w}" for w in dataset.warnings)) if progress else ():
         tqdm.write(f"{dataset.name}: {line}")
-    pixels = _open_all((train, val, test), config, progress)
+    with accelerator.main_process_first():  # which builds what the others then open
+        pixels = _open_all((train, val, test), config, progress)
 
-    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
-    if accelerator.num_processes > 1:
-        raise RunError("this version trains in one process; start it without a launcher")
     set_seed(config.train.seed)
     model = TIMAM.pretrained(config.model, len(train.identities), train.captions).to(accelerator.device)
     optimizers = build_optimizers(model, config.train)
@@ -289,22 +313,25 @@ def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
     )
     schedulers = build_schedulers(optimizers, config.train, int(epoch_steps))
     state = Progress()
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "config.json", json.dumps(configs.to_dict(config), indent=2) + "\n")
     last, best = output / "checkpoints" / "last", output / "checkpoints" / "best"
-    for folder in (last, best):
-        recover_folder(folder)
+    if main:
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "config.json", json.dumps(configs.to_dict(config), indent=2) + "\n")
+        for folder in (last, best):
+            recover_folder(folder)
+    accelerator.wait_for_everyone()
     if last.exists():
         state = load_checkpoint(last, model, optimizers, schedulers)
     _sign(state, dataset, output)
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     model.text_encoder.freeze(state.unfrozen_at is None)
+    synchronize_batch_norm(model)
     words: dict[str, WordStates] = {}  # of the frozen language model
 
     while state.epoch < config.train.epochs and not _stopped_early(state, config.train):
         epoch, epoch_started = state.epoch + 1, time.monotonic()
         if model.text_encoder.frozen and should_unfreeze(state, config.train):
-            if state.epoch:  # resumed runs have no store open yet
+            if state.epoch and main:  # resumed runs have no store open yet
                 frozen = embed_split(model, val, pixels["val"], word_states=open_word_states(model, val.captions))
                 frozen.save(_embeddings_file(output, "frozen"))
             state.unfrozen_at = epoch
@@ -312,35 +339,53 @@ def _fit(config: Config, output: Path, progress: bool) -> dict[str, Any]:
         if not model.text_encoder.frozen:
             words = {}
         elif not words:
-            words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
-        if epoch == 1:
-            embed_split(model, val, pixels["val"], word_states=words.get("val")).save(
-                _embeddings_file(output, "before")
-            )
-        set_seed((config.train.seed * 100_003 + epoch) % 2**32)  # NumPy takes 32 bits
+            with accelerator.main_process_first():
+                words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
+        if epoch == 1 and main:
+            before = embed_split(model, val, pixels["val"], word_states=words.get("val"))
+            before.save(_embeddings_file(output, "before"))
+        # NumPy takes 32 bits. Each process draws its own augmentations.
+        set_seed((config.train.seed * 100_003 + epoch + 7_919 * accelerator.process_index) % 2**32)
         row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, epoch,
                            accelerator, int(epoch_steps), progress)  # fmt: skip
         row["language_model_frozen"] = model.text_encoder.frozen
-        embeddings = embed_split(model, val, pixels["val"], word_states=words.get("val"))
-        results = evaluate(embeddings)
-        row |= {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
-        if len(val.identities) > 1:
-            row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
+        row |= _from_main(accelerator, lambda: _validate(model, val, pixels["val"], words.get("val")))  # noqa: B023
         row["seconds"] = time.monotonic() - epoch_started
         state.history.append({"epoch": epoch, **row})
         if config.train.schedule == "plateau":
             for scheduler in schedulers.values():
                 scheduler.step(row["val_text_to_image_rank_1"])
-        if state.best_epoch == epoch:  # before `last`: killed in between, the epoch is repeated to the same result
-            with replacing_folder(best) as folder:
-                model.save_pretrained(folder)
-        # Also before `last`: after the last epoch nothing would write it again.
-        write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
-        save_checkpoint(last, model, optimizers, schedulers, state)
+        if main:
+            if state.best_epoch == epoch:  # before `last`: killed in between, the epoch is repeated to the same result
+                with replacing_folder(best) as folder:
+                    model.save_pretrained(folder)
+            # Also before `last`: after the last epoch nothing would write it again.
+            write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+            save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
 
-    return _finish(output, best, config, dataset, pixels, state, accelerator.device, progress)
+    return _from_main(
+        accelerator, lambda: _finish(output, best, config, dataset, pixels, state, accelerator.device, progress)
+    )
+
+
+def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
+    """What the main process computes, on every process."""
+    results = [compute() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(results)
+    return results[0]
+
+
+def _validate(model: TIMAM, val: Split, pixels: np.ndarray, word_states: WordStates | None) -> dict[str, float]:
+    """Retrieval and modality gap on the validation split, as a row of history has them."""
+    embeddings = embed_split(model, val, pixels, word_states=word_states)
+    results = evaluate(embeddings)
+    row = {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
+    if len(val.identities) > 1:
+        row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
+    return row
 
 
 def _embeddings_file(output: Path, moment: str) -> Path:
@@ -420,7 +465,8 @@ def _train_epoch(
     """One epoch; the means of all loss terms and the learning rates at its end. Raises RunError."""
     model.train()
     device, data = accelerator.device, config.data
-    batches = epoch_batches(split, pixels, data.batch_size, data.images_per_identity, config.train.seed, epoch)
+    batches = epoch_batches(split, pixels, data.batch_size, data.images_per_identity, config.train.seed, epoch,
+                            (accelerator.process_index, accelerator.num_processes))  # fmt: skip
     bar = tqdm(total=steps, desc=f"epoch {epoch}/{config.train.epochs}", unit="step", leave=False, disable=not progress)
     sums: dict[str, Tensor] = {}
     for step, batch in zip(range(steps), batches, strict=False):

@@ -49,8 +49,9 @@ def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.rand
 
 
 def epoch_batches(
-    split: Split, pixels: np.ndarray, batch_size: int, images_per_identity: int, seed: int, epoch: int
-) -> Iterator[Batch]:
+    split: Split, pixels: np.ndarray, batch_size: int, images_per_identity: int, seed: int, epoch: int,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:  # fmt: skip
     """One epoch: every picture once with one of its captions, drawn anew each epoch.
 
     The last batch is dropped where it is not full, as its loss is not comparable and a batch of one has no
@@ -59,12 +60,13 @@ def epoch_batches(
     Args:
         pixels: (N, 3, H, W) uint8, as from `timam.data.stores.open_pixels`.
         seed, epoch: the only source of randomness.
+        part: (i, n): the i-th of n equal parts of every batch, for the processes of a job.
     """
     rng = np.random.default_rng([seed, epoch])
     order = epoch_order(split.image_labels, images_per_identity, rng)
     captions = np.array([rng.choice(of_image) for of_image in split.captions_of_image])
     for start in range(0, steps_per_epoch(len(order), batch_size) * batch_size, batch_size):
-        chosen = order[start : start + batch_size]
+        chosen = np.array_split(order[start : start + batch_size], part[1])[part[0]]
         yield Batch(
             pixels=torch.from_numpy(pixels[chosen]),
             identity_labels=torch.from_numpy(split.image_labels[chosen]),

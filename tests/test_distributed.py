@@ -1,0 +1,206 @@
+"""Two processes with half a batch each do what one process does with the whole batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from accelerate import Accelerator
+from conftest import tiny_language_model, word_piece_tokenizer
+from layouts import TINY_SETTINGS, write_person_search
+
+from timam.config import LossConfig, ModelConfig, TrainConfig
+from timam.data.batches import epoch_batches
+from timam.distributed import synchronize_batch_norm
+from timam.models import TIMAM
+from timam.models.weights import load_backbone
+from timam.training import build_optimizers, train_step
+
+BATCH = 8
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def in_process(rank: int, count: int, port: int, work, results) -> None:
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
+                       "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    torch.set_num_threads(1)
+    results[rank] = work(rank, count)
+    if count > 1:
+        torch.distributed.destroy_process_group()
+
+
+def on(count: int, work) -> list:
+    """What `work(rank, count)` returns in each of `count` fresh processes."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(in_process, (count, free_port(), work, results), nprocs=count)
+        return [results[rank] for rank in range(count)]
+
+
+def steps(rank: int, count: int, form: str, clip: float, language: bool) -> dict:
+    """Three steps in float64 on this process's part; losses and the parameters afterwards."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone="resnet18", backbone_weights="none", image_height=64, image_width=32, language_model="tiny-bert",
+        max_tokens=16, lstm_hidden=8, embedding_dim=16, discriminator_hidden=8, shared_classifier=False,
+    )  # fmt: skip
+    tokenizer = word_piece_tokenizer()
+    model = TIMAM(config, 4, tokenizer, load_backbone("resnet18", "none"), tiny_language_model(len(tokenizer), 0.0))
+    model.double().train()
+    model.text_encoder.freeze(not language)
+    synchronize_batch_norm(model)
+    train = TrainConfig(image_lr=0.01, text_lr=0.01, discriminator_lr=0.1, text_optimizer="sgd")
+    optimizers = build_optimizers(model, train)
+    part = slice(rank * BATCH // count, (rank + 1) * BATCH // count)
+    history = []
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randn(BATCH, 3, 64, 32, dtype=torch.float64, generator=generator)
+        captions = [f"a {('red', 'green', 'blue', 'white')[i % 4]} coat" for i in range(BATCH)]
+        token_ids, mask = model.tokenize(captions)
+        text = {"token_ids": token_ids[part], "attention_mask": mask[part]}
+        labels = torch.arange(BATCH) % 4
+        loss = LossConfig(adversarial_form=form)
+        terms = train_step(model, images[part], text, labels[part], optimizers, loss, accelerator, clip)
+        history.append({name: float(value) for name, value in terms.items()})
+    return {"history": history, "state": {n: t.tolist() for n, t in model.state_dict().items()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "clip", "language"),
+    [("alternating", 0.0, False), ("alternating", 0.5, True), ("gradient_reversal", 0.0, True)],
+)
+def test_two_processes_train_as_one(form, clip, language):
+    work = partial(steps, form=form, clip=clip, language=language)
+    (alone,), pair = on(1, work), on(2, work)
+    for found in pair:
+        for ours, theirs in zip(found["history"], alone["history"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+        for name, value in alone["state"].items():
+            difference = torch.tensor(found["state"][name]).double() - torch.tensor(value).double()
+            assert difference.abs().max() < 1e-8, name
+
+
+def test_parts_of_a_batch_are_the_batch():
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    labels = np.arange(23) // 2
+    of_image = [np.array([i]) for i in range(23)]
+    split = SimpleNamespace(image_labels=labels, captions_of_image=of_image)
+    pixels = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1).repeat(3, axis=1)
+    whole = list(epoch_batches(split, pixels, 6, 2, 0, 1))
+    parts = [list(epoch_batches(split, pixels, 6, 2, 0, 1, (i, 3))) for i in range(3)]
+    for batch, *its in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([p.pixels for p in its]), batch.pixels)
+        assert torch.equal(torch.cat([p.identity_labels for p in its]), batch.identity_labels)
+        assert np.concatenate([p.captions for p in its]).tolist() == batch.captions.tolist()
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def launch(people: Path, output: Path, processes: int, *more: str) -> list:
+    # What `accelerate launch` runs where there are several GPUs; on CPUs it starts one process only.
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port(), "-m"]
+    settings = [part for setting in (*TINY_SETTINGS, *more) for part in ("--set", setting)]
+    return [*map(str, start), "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people),
+            "--output", str(output), "--resume", *settings]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_launched_processes_give_the_run_of_one(people, tmp_path):
+    for processes in (1, 2):
+        # One step: float32's rounding grows fast through BatchNorm over a few values; above, in float64, three agree.
+        command = launch(people, tmp_path / str(processes), processes, "train.epochs=1", "train.max_steps=1")
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("text_to_image") == 1  # one process prints
+    one, two = (pd.read_csv(tmp_path / n / "history.csv") for n in "12")
+    losses = ["total", "matching", "identification_image", "identification_text", "adversarial", "discriminator"]
+    for column in [*losses, "val_centroid_distance"]:
+        assert two[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-4), column
+    files = [sorted(p.relative_to(tmp_path / n).as_posix() for p in (tmp_path / n).rglob("*")) for n in "12"]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_path):
+    run = tmp_path / "run"
+    command = launch(people, run, 2, "train.epochs=400", "train.early_stop=none")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as job:
+        wait_until(lambda: (run / "history.csv").exists(), job)
+        workers = psutil.Process(job.pid).children()
+        assert len(workers) == 2
+        workers[1].kill()
+        _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "SIGKILL" in errors or "Signal 9" in errors
+    finished = len(pd.read_csv(run / "history.csv"))
+    assert not (run / "metrics.json").exists()
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["epochs"] = finished + 1
+    (run / "config.json").write_text(json.dumps(config))
+    last = launch(people, run, 1, f"train.epochs={finished + 1}", "train.early_stop=none")
+    done = subprocess.run(last, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(pd.read_csv(run / "history.csv")) == finished + 1
+
+
+def wait_until(condition, job) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        assert job.poll() is None, job.stderr.read()[-3000:]
+        time.sleep(0.2)
+    pytest.fail("too slow")
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(people, tmp_path):
+    done = subprocess.run(
+        launch(people, tmp_path / "run", 2, "data.batch_size=3"), capture_output=True, text=True, check=False,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "a batch of 3 pictures cannot be shared evenly by 2 processes" in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_know_of_each_other_are_refused(people, tmp_path):
+    alone = {name: value for name, value in ENVIRONMENT.items() if name != "ACCELERATE_USE_CPU"}
+    if torch.cuda.is_available():
+        pytest.skip("there they would find each other")
+    command = launch(people, tmp_path / "run", 2)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    assert done.returncode != 0
+    assert "ACCELERATE_USE_CPU" in done.stderr
+    assert not (tmp_path / "run").exists()
