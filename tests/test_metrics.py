@@ -68,7 +68,9 @@ def random_case(queries: int, gallery: int, identities: int, dtype=torch.float64
     ("queries", "gallery", "identities"),
     [(20, 31, 5), (31, 20, 5), (1, 17, 2), (17, 1, 2), (25, 40, 30), (12, 12, 1)],
 )
-def test_equals_brute_force(queries, gallery, identities, dtype):
+@pytest.mark.parametrize("counted", [0, 24])  # by a sort, and by counting, where no query has more positives
+def test_equals_brute_force(queries, gallery, identities, dtype, counted, monkeypatch):
+    monkeypatch.setattr(metrics, "_COUNTED", counted)
     case = random_case(queries, gallery, identities, dtype)  # 30 identities: some queries without a positive
     found = query_metrics(*case)
     for key, expected in slow_metrics(case[0].double(), case[1].double(), *case[2:]).items():
@@ -76,7 +78,9 @@ def test_equals_brute_force(queries, gallery, identities, dtype):
         assert found[key].dtype == np.float64
 
 
-def test_equals_brute_force_with_ties():
+@pytest.mark.parametrize("counted", [0, 24])
+def test_equals_brute_force_with_ties(counted, monkeypatch):
+    monkeypatch.setattr(metrics, "_COUNTED", counted)
     # Coordinates of -1, 0 and 1 in three dimensions: many equal similarities, and vectors of zero length.
     generator = torch.Generator().manual_seed(1)
     queries, gallery = (torch.randint(-1, 2, (n, 3), generator=generator).double() for n in (30, 40))
