@@ -231,7 +231,7 @@ def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, 
                 error = None if np.isnan(low) else [[mean - low], [high - mean]]
                 axis.errorbar(part[cost].mean(), mean, yerr=error, fmt=marker, capsize=4, color=colour, label=variant)
             axis.set(xlabel=label)
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.08 * frame[cost].max())
         row[0].set(ylabel=f"{title}, percent")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
