@@ -197,9 +197,23 @@ def test_intervals_of_the_gap_contain_it_and_widen_with_fewer_identities():
     images, texts, labels, _ = two_modalities(shift=2.0)
     many = modality_gap(images, texts, labels, labels, resamples=200)
     few = modality_gap(images[labels < 10], texts[labels < 10], labels[labels < 10], labels[labels < 10], resamples=200)
-    for name in ("centroid_distance", "probe_accuracy", "mmd_squared", "cross_modal_neighbours", "alignment"):
+    measures = ("centroid_distance", "probe_accuracy", "mmd_squared", "cross_modal_neighbours", "alignment",
+                "image_uniformity", "text_uniformity")  # fmt: skip
+    for name in measures:
         assert many[f"{name}_low"] <= many[name] <= many[f"{name}_high"]
         assert few[f"{name}_high"] - few[f"{name}_low"] > 1.3 * (many[f"{name}_high"] - many[f"{name}_low"])
+
+
+def test_intervals_of_uniformity_do_not_count_copies_of_a_person_as_pairs():
+    # Persons far apart, each with near-identical pictures: weights of c^2 on those pairs would shift the interval up.
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 40
+    rows = generator.normal(size=(40, 30))[labels] + 0.05 * generator.normal(size=(2, 240, 30))
+    found = modality_gap(*rows, labels, labels, resamples=300)
+    for name in ("image_uniformity", "text_uniformity"):
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        assert low < found[name] < high
+        assert abs((low + high) / 2 - found[name]) < 0.25 * (high - low)
 
 
 def test_large_splits_are_measured_on_whole_identities():

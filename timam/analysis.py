@@ -132,6 +132,8 @@ class _GapMeasures:
         similarity = both @ both.T
         self.kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
         np.fill_diagonal(self.kernel, 0)
+        same = group[:, None] == group[None, :]
+        within = np.where(same, self.kernel, 0)
         np.fill_diagonal(similarity, -np.inf)
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         chance = np.where(is_image, len(sides[1]), len(sides[0])) / (len(both) - 1)
@@ -143,6 +145,13 @@ class _GapMeasures:
         ]
         numbers = [np.bincount(g, minlength=count) for g in groups]
         self.pairs = numbers[0] * numbers[1]
+        n = len(sides[0])
+        self.within = {  # sums of the kernel over the pairs within each identity
+            (0, 0): np.bincount(groups[0], within[:n, :n].sum(axis=1), count),
+            (1, 1): np.bincount(groups[1], within[n:, n:].sum(axis=1), count),
+            (0, 1): np.bincount(groups[0], within[:n, n:].sum(axis=1), count),
+        }
+        self.numbers = numbers
         self.pair_distances = 2 * self.pairs - 2 * (sums[0] * sums[1]).sum(axis=1)
 
     def __call__(self, identity_weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,9 +168,14 @@ class _GapMeasures:
         result |= {name: balanced(right) for name, right in self.right.items()}
 
         def mean_kernel(a: int, b: int) -> np.ndarray:
+            # An identity drawn c times counts c times, not c^2: its copies are no pairs of different people.
             block = self.kernel[slice(n) if a == 0 else slice(n, None), slice(n) if b == 0 else slice(n, None)]
-            total = weights[a].sum(axis=1) * weights[b].sum(axis=1)
-            return ((weights[a] @ block) * weights[b]).sum(axis=1) / (total - (a == b) * (weights[a] ** 2).sum(axis=1))
+            repeated = identity_weights**2 - identity_weights
+            total = ((weights[a] @ block) * weights[b]).sum(axis=1) - repeated @ self.within[a, b]
+            pairs = weights[a].sum(axis=1) * weights[b].sum(axis=1) - repeated @ (self.numbers[a] * self.numbers[b])
+            if a == b:  # a sample is no pair with itself
+                pairs = pairs - weights[a].sum(axis=1)
+            return total / pairs
 
         images, texts, across = mean_kernel(0, 0), mean_kernel(1, 1), mean_kernel(0, 1)
         result["mmd_squared"] = images + texts - 2 * across

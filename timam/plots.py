@@ -339,7 +339,7 @@ def tsne(maps: dict[str, tuple[np.ndarray, np.ndarray]], image_labels: np.ndarra
             below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors="black", linewidths=0.4)
         for axis in (above, below):
             axis.set(xticks=[], yticks=[])
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="upper left")
+    axes[0, 0].legend(fontsize=8, loc="upper left")
     axes[0, 0].set_ylabel("by modality")
     axes[1, 0].set_ylabel(f"{len(chosen)} identities, captions joined to their pictures")
     return figure
