@@ -8,13 +8,13 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
+from data import alternate, seconds
 from timam.metrics import retrieval_metrics
 from timam.training import provenance
 
@@ -41,17 +41,6 @@ def usual(queries: torch.Tensor, gallery: torch.Tensor, query_ids: torch.Tensor,
     found["mAP"] = float(((precision * hits).sum(1) / hits.sum(1)).mean())
     found["mINP"] = float(np.mean([int(row.sum()) / (int(row.nonzero()[-1]) + 1) for row in hits]))
     return found
-
-
-def median_seconds(calls: list, repeats: int) -> list[float]:
-    """Median seconds of each call, in turn so that a busy moment hits all of them."""
-    times = [[] for _ in calls]
-    for _ in range(repeats):
-        for kept, call in zip(times, calls, strict=True):
-            started = time.perf_counter()
-            call()
-            kept.append(time.perf_counter() - started)
-    return [float(np.median(kept)) for kept in times]
 
 
 LARGE = """
@@ -82,7 +71,12 @@ def main(output: Path, large: bool) -> None:
         ours, theirs = retrieval_metrics(*sides[name]), usual(*sides[name])
         worst = max(abs(ours[key] - theirs[key]) for key in theirs)
         assert worst < 5e-4, (name, ours, theirs)  # ours counts ties within rounding against the query
-        fast, slow = median_seconds([lambda s=sides[name]: retrieval_metrics(*s), lambda s=sides[name]: usual(*s)], 5)
+        taken = alternate(
+            5,
+            ours=lambda s=sides[name]: seconds(lambda: retrieval_metrics(*s)),
+            usual=lambda s=sides[name]: seconds(lambda: usual(*s)),
+        )
+        fast, slow = taken["ours"], taken["usual"]
         rows.append(
             (
                 f"CUHK-PEDES' test size, {name}: seconds",
@@ -91,9 +85,9 @@ def main(output: Path, large: bool) -> None:
         )
     if large:
         printed = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True).stdout
-        seconds, memory = map(float, printed.split())
+        large_seconds, memory = map(float, printed.split())
         rows.append(("10,000 queries, a gallery of 1,000,000 (D = 128): seconds, memory over the embeddings",
-                     f"{seconds:.0f}, {memory:.2f} GiB"))  # fmt: skip
+                     f"{large_seconds:.0f}, {memory:.2f} GiB"))  # fmt: skip
     made = provenance(torch.device("cpu"))
     lines = ["# Evaluation", "", f"`python benchmarks/evaluation.py --output {output}` at commit {made['commit']}, "
              f"{made['device']}, {made['threads']} threads, torch {made['torch']}. Medians of 5; values agree",

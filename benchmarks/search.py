@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
+from data import alternate, seconds
 from timam.search import Gallery
 from timam.training import provenance
 
@@ -41,15 +45,10 @@ def plain(embeddings: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-def median_ms(calls: list, repeats: int) -> list[float]:
-    """Median milliseconds of each call, the calls in turn so that a busy moment hits all of them."""
-    times = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for kept, call in zip(times, calls, strict=True):
-            started = time.perf_counter()
-            call()
-            kept.append(1000 * (time.perf_counter() - started))
-    return [float(np.median(kept[1:])) for kept in times]
+def milliseconds(**calls: Callable[[], Any]) -> list[float]:
+    """Medians of 15, in turn so that a busy moment hits all of them."""
+    found = alternate(15, **{name: partial(seconds, call) for name, call in calls.items()})
+    return [1000 * value for value in found.values()]
 
 
 def memory_gib() -> float:
@@ -73,7 +72,9 @@ def main(output: Path, small: int, large: int, width: int) -> None:
         for count in (1, 100):
             some = queries[:count]
             assert (gallery.search(some, 10)[1] == plain(embeddings, some, 10)[1]).mean() > 0.999
-            usual, ours = median_ms([lambda s=some: plain(embeddings, s, 10), lambda s=some: gallery.search(s, 10)], 15)
+            usual, ours = milliseconds(
+                usual=partial(plain, embeddings, some, 10), ours=partial(gallery.search, some, 10)
+            )
             rows.append((f"exact, {small:,} embeddings, {count} quer{'y' if count == 1 else 'ies'}: time",
                          f"{ours:.1f} ms, {usual / ours:.2f} times as fast as numpy ({usual:.1f} ms)"))  # fmt: skip
     embeddings = clustered(large, width, seed=2)
@@ -91,8 +92,9 @@ def main(output: Path, small: int, large: int, width: int) -> None:
         started = time.perf_counter()
         gallery = Gallery.load(f"{folder}/g")
         rows.append(("opening the saved gallery with its index", f"{time.perf_counter() - started:.1f} s"))
-        exact, found = median_ms([lambda: gallery.search(queries[:1], 10, exact=True),
-                                  lambda: gallery.search(queries[:1], 10)], 15)  # fmt: skip
+        exact, found = milliseconds(
+            exact=partial(gallery.search, queries[:1], 10, exact=True), faiss=partial(gallery.search, queries[:1], 10)
+        )
         rows.append(("one query: exact, with faiss", f"{exact:.0f} ms, {found:.1f} ms"))
         rows.append(("recall@10 against exact search, 100 queries", f"{gallery.recall(queries):.3f}"))
     rows.append(("largest memory of the process, both galleries' making included", f"{memory_gib():.1f} GiB"))

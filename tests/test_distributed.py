@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -102,10 +104,6 @@ def test_two_processes_train_as_one():
 
 
 def test_parts_of_a_batch_are_the_batch():
-    from types import SimpleNamespace
-
-    import numpy as np
-
     labels = np.arange(23) // 2
     of_image = [np.array([i]) for i in range(23)]
     split = SimpleNamespace(image_labels=labels, captions_of_image=of_image)

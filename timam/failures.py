@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timam.data import Split
-from timam.evaluation import Embeddings
+from timam.evaluation import Embeddings, per_query
 from timam.models import TIMAM
 
 UNDECIDED, MISLED, MISTAKEN = "sentence undecided", "sentence misleads", "model mistaken"
@@ -29,14 +29,13 @@ def wrong_answers(embeddings: Embeddings) -> pd.DataFrame:
     relevant = embeddings.text_labels[:, None] == embeddings.image_labels[None, :]
     right_score, right = similarity.masked_fill(~relevant, -torch.inf).max(dim=1)
     score, retrieved = similarity.masked_fill(relevant, -torch.inf).max(dim=1)
+    rank = per_query(embeddings, "text_to_image")["rank"]
     frame = pd.DataFrame({
         "query": np.arange(len(similarity)), "retrieved": retrieved.numpy(), "score": score.numpy(),
-        "right": right.numpy(), "right_score": right_score.numpy(),
-        "right_rank": 1 + (similarity > right_score[:, None]).sum(dim=1).numpy(),
+        "right": right.numpy(), "right_rank": rank, "right_score": right_score.numpy(),
         "margin": (score - right_score).numpy(),
     })  # fmt: skip
-    # Ties count against the model, as in `timam.metrics`.
-    wrong = frame[(frame["margin"] >= 0) & relevant.any(dim=1).numpy()]
+    wrong = frame[frame["right_rank"] > 1].astype({"right_rank": int})  # NaN: no right picture at all
     return wrong.sort_values("right_rank", ascending=False, kind="stable", ignore_index=True)
 
 

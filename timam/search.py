@@ -62,9 +62,9 @@ class Gallery:
         folder = Path(folder).resolve()
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
-        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        stats = [os.stat(folder / path) for path in found if (folder / path).exists()]
-        found = [path for path in found if (folder / path).exists()]  # not: a link to nothing
+        pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(p.relative_to(folder).as_posix() for p in pictures)
+        stats = [os.stat(folder / path) for path in found]
         stamps = np.array([[s.st_size, s.st_mtime_ns] for s in stats], np.int64).reshape(-1, 2)
         fingerprint = model_fingerprint(model)
         old = {}
