@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from timing import alternate, seconds
 
-from data import alternate, seconds
 from timam.metrics import retrieval_metrics
 from timam.training import provenance
 

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from timing import alternate, seconds
 
-from data import alternate, seconds
 from timam.search import Gallery
 from timam.training import provenance
 

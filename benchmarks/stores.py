@@ -1,6 +1,6 @@
 """What stored pictures and word states save: ours beside a torchvision DataLoader and an epoch without the store.
 
-    GOMP_SPINCOUNT=1000 python benchmarks/data.py
+    GOMP_SPINCOUNT=1000 python benchmarks/stores.py
 
 All contenders run alternately in one process; medians over the rounds. Writes one table in Markdown.
 """
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything here is made on the spot
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loader's workers are forked
@@ -32,6 +31,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from PIL import Image
+from timing import alternate, seconds
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -47,21 +47,6 @@ from timam.training import _train_epoch, build_optimizers
 
 BATCH, CORES = 64, os.cpu_count() or 1
 Row = tuple[str, str, str, float, str, bool | None]  # what, theirs, ours, ratio, target, met
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def alternate(rounds: int, **contenders: Callable[[], float]) -> dict[str, float]:
-    """The median of what each contender returns, taking turns."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            found[name].append(run())
-    return {name: median(values) for name, values in found.items()}
 
 
 def drop_page_cache(files: list[Path]) -> None:
@@ -282,7 +267,7 @@ def report(rows: list[Row], command: str, rounds: int, taken: float) -> str:
 @click.command()
 @click.option("--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A folder of pictures in subfolders, instead of rendered ones of 500x375, for 224x224.")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), default=Path("reports/benchmarks/data.md"))
+@click.option("--output", type=click.Path(path_type=Path), default=Path("reports/benchmarks/stores.md"))
 @click.option("--rounds", default=5, show_default=True)
 def main(pictures: Path | None, output: Path, rounds: int) -> None:
     """Measures pictures per second, store building, memory and the frozen stage; writes the table to OUTPUT."""
@@ -298,7 +283,7 @@ def main(pictures: Path | None, output: Path, rounds: int) -> None:
         name = f"pictures of {pictures.name}" if pictures else "JPEGs of 500x375"
         rows += picture_rows(pictures or work / "wide" / "imgs", (224, 224), rounds, name)
         rows += frozen_stage_rows(work, 3)
-    command = " ".join(["python", "benchmarks/data.py", *sys.argv[1:]])
+    command = " ".join(["python", "benchmarks/stores.py", *sys.argv[1:]])
     text = report(rows, command, rounds, time.perf_counter() - started)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
