@@ -39,17 +39,17 @@ PAPER = {
 INF, NAN = float("inf"), float("nan")
 # setting: (values just inside its bounds, values just outside)
 BOUNDS = {
-    "data.batch_size": ([2], [1, 0, -1]),
+    "data.batch_size": ([2, 2**20], [1, 0, -1, 2**20 + 1]),
     "data.images_per_identity": ([0, 1, 4, 64], [-1, 3, 128]),  # a divisor of the batch size, 64
     "data.color_jitter": ([0.0, 0.99], [-0.01, 1.0, NAN]),
-    "data.pad_crop": ([0], [-1]),
+    "data.pad_crop": ([0, 1024], [-1, 1025]),
     "data.random_erasing": ([0.0, 1.0], [-0.01, 1.01, NAN]),
     "model.image_height": ([32, 1024], [31, 1025]),
     "model.image_width": ([32, 1024], [31, 1025]),
-    "model.word_embedding_dim": ([1], [0]),
-    "model.lstm_hidden": ([1], [0]),
-    "model.embedding_dim": ([1], [0]),
-    "model.discriminator_hidden": ([1], [0]),
+    "model.word_embedding_dim": ([1, 2**16], [0, 2**16 + 1]),
+    "model.lstm_hidden": ([1, 2**16], [0, 2**16 + 1]),
+    "model.embedding_dim": ([1, 2**16], [0, 2**16 + 1]),
+    "model.discriminator_hidden": ([1, 2**16], [0, 2**16 + 1]),
     "model.max_tokens": ([4, 512], [3, 513]),
     "model.lstm_summary": (["max", "last"], ["mean", ""]),
     "loss.identification_weight": ([0.0], [-0.1, INF, NAN]),

@@ -48,8 +48,10 @@ def test_pure_functions_import_no_module_of_ours(module):
     assert within(all_imports_of(module), "timam") == set()
 
 
-def test_config_needs_the_standard_library_only():
-    assert {name.partition(".")[0] for name in all_imports_of("timam.config")} <= sys.stdlib_module_names
+@pytest.mark.parametrize("module", ["timam.config", "timam.files"])
+def test_config_and_files_need_the_standard_library_only(module):
+    others = all_imports_of(module) - {"timam.files", "timam.files.read_json"}
+    assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names
 
 
 # source -> what it must never import

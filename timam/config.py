@@ -8,18 +8,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from timam.files import read_json
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} = {value!r}: expected {expected}")
+        raise ValueError(f"{name} = {reprlib.repr(value)}: expected {expected}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -40,14 +43,12 @@ class DataConfig:
     random_erasing: float = 0.0  # probability that a random rectangle of a picture is blanked
 
     def __post_init__(self) -> None:
-        _check(
-            self.batch_size >= 2, "data.batch_size", self.batch_size, "at least 2 (the matching loss compares pairs)"
-        )
+        _check(2 <= self.batch_size <= 2**20, "data.batch_size", self.batch_size, "2 (pairs are compared) to 1,048,576")
         _check(self.images_per_identity >= 0, "data.images_per_identity", self.images_per_identity, "0 (off) or more")
         k = self.images_per_identity
         _check(k == 0 or self.batch_size % k == 0, "data.images_per_identity", k, f"a divisor of {self.batch_size}")
         _check(0 <= self.color_jitter < 1, "data.color_jitter", self.color_jitter, "at least 0 (off), below 1")
-        _check(self.pad_crop >= 0, "data.pad_crop", self.pad_crop, "0 (off) or more pixels")
+        _check(0 <= self.pad_crop <= 1024, "data.pad_crop", self.pad_crop, "0 (off) to 1024 pixels")
         _check(0 <= self.random_erasing <= 1, "data.random_erasing", self.random_erasing, "a probability in [0, 1]")
 
 
@@ -74,7 +75,7 @@ class ModelConfig:
         for name in ("image_height", "image_width"):
             _check(32 <= getattr(self, name) <= 1024, f"model.{name}", getattr(self, name), "32 to 1024 pixels")
         for name in ("word_embedding_dim", "lstm_hidden", "embedding_dim", "discriminator_hidden"):
-            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
+            _check(1 <= getattr(self, name) <= 2**16, f"model.{name}", getattr(self, name), "1 to 65,536")
         _check(4 <= self.max_tokens <= 512, "model.max_tokens", self.max_tokens, "4 to 512 word pieces")
         _check_choice("model.lstm_summary", self.lstm_summary, ("max", "last"))
 
@@ -228,10 +229,10 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return int(value)
         if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
             return float(value)
-    except (KeyError, ValueError):
+    except (KeyError, OverflowError, ValueError):
         pass
     if type(value) is not kind:
-        raise ValueError(f"{name} = {value!r}: expected {kind.__name__}")
+        raise ValueError(f"{name} = {reprlib.repr(value)}: expected {kind.__name__}")
     return value
 
 
@@ -278,17 +279,17 @@ def from_dict(values: dict[str, Any]) -> Config:
     for section in SECTIONS:
         entries = values.get(section, {})
         if not isinstance(entries, dict):
-            raise ValueError(f"{section} = {entries!r}: expected an object of settings")
+            raise ValueError(f"{section} = {reprlib.repr(entries)}: expected an object of settings")
         config = _replace(config, section, entries)
     return config
 
 
 def load(path: Path) -> Config:
     """Reads a config.json. Raises ValueError naming the file and what is wrong with it."""
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, found {type(values).__name__}")
         return from_dict(values)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError; the other: nested too deep
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

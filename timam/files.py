@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -19,6 +23,40 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file whole or not at all."""
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, finite: bool = True) -> Any:
+    """A JSON file's content; what parsers read differently is refused: a key twice in an object, NaN and infinity.
+
+    Args:
+        finite: False for files of our own that hold NaN or infinity as Python writes them.
+
+    Raises:
+        OSError: no such file, or no regular one (a pipe or a device would never end).
+        ValueError: not UTF-8, not JSON, or nested too deep; the message names the file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: not a regular file")
+    numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, **numbers)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key[:80]!r} stands twice in one object")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:80]} is no finite number")
+    return number
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from timam.data.benchmarks import BENCHMARKS, PROTOCOLS, Counts
 from timam.data.readers import read_dataset
-from timam.data.records import SPLITS, Dataset, Record
+from timam.data.records import SPLITS, Dataset, Record, plain
 from timam.images import find_unreadable
 
 MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
@@ -52,8 +52,8 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
         + (f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""),
         "splits": splits,
         "published": published,
-        "problems": problems,
-        "warnings": warnings,
+        "problems": [plain(p) for p in problems],
+        "warnings": [plain(w) for w in warnings],
         "notes": [*dataset.notes, *_other_counts(splits, published)],
     }
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
-from timam.data.records import SPLITS, Record
+from timam.data.records import SPLITS, Record, path_guard, show
+from timam.files import read_json
 
 
 @dataclass
@@ -45,15 +47,18 @@ def _read_json(root: Path, files: tuple[str, ...]) -> tuple[Any, Parsed]:
     path = next((root / f for f in files if (root / f).exists()), root / files[0])
     parsed = Parsed(path.name, unreadable=True)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         parsed.problems.append(f"{root / ' or '.join(files)}: no such annotation file")
-    except (OSError, ValueError, RecursionError) as error:
-        parsed.problems.append(f"{path}: not readable as JSON ({error})")
+    except (OSError, ValueError) as error:
+        parsed.problems.append(str(error))
     else:
         parsed.unreadable = False
         return content, parsed
     return None, parsed
+
+
+_LONGEST = 100_000  # characters of a caption: the benchmarks' have at most some 700
 
 
 # -- values of a record -----------------------------------------------------------------------------------------
@@ -64,9 +69,9 @@ def _value(record: Any, key: str, kind: type, problems: list[str], source: str) 
     if not isinstance(record, dict):
         problems.append(f"{source}: expected an object, found {type(record).__name__}")
     elif key not in record:
-        problems.append(f"{source}: no key {key!r}; it has {', '.join(map(repr, sorted(record)))}")
-    elif type(record[key]) is not kind:
-        problems.append(f"{source}: {key} = {record[key]!r}: expected {kind.__name__}")
+        problems.append(f"{source}: no key {key!r}; it has {show.repr(sorted(record))}")
+    elif type(record[key]) is not kind or (kind is int and not -(2**63) <= record[key] < 2**63):  # NumPy's int64
+        problems.append(f"{source}: {key} = {show.repr(record[key])}: expected {kind.__name__}")
     else:
         return record[key]
     return None
@@ -78,7 +83,9 @@ def _captions(values: list[Any] | None, problems: list[str], source: str) -> tup
         problems.append(f"{source}: it has no captions")
     for i, caption in enumerate(values or []):
         if not isinstance(caption, str) or not caption.strip() or re.search(r"[\ud800-\udfff]", caption):
-            problems.append(f"{source}: caption {i} = {caption!r}: expected a sentence")
+            problems.append(f"{source}: caption {i} = {show.repr(caption)}: expected a sentence")
+        elif len(caption) > _LONGEST:
+            problems.append(f"{source}: caption {i} has {len(caption):,} characters; expected at most {_LONGEST:,}")
     return tuple(values or [])
 
 
@@ -87,7 +94,7 @@ def _split(name: Any, problems: list[str], source: str) -> str:
     if name == "restval":
         return "train"
     if name is not None and name not in SPLITS:
-        problems.append(f"{source}: unknown split {name!r}: expected {', '.join(SPLITS)}")
+        problems.append(f"{source}: unknown split {show.repr(name)}: expected {', '.join(SPLITS)}")
     return name
 
 
@@ -122,7 +129,7 @@ def parse_person_search(root: Path, files: tuple[str, ...], path_key: str = "fil
         else:
             split = splits.get(path) or splits.get(identity, "")
             if not split and len(problems) == found:
-                problems.append(f"{source}: neither {path!r} nor id {identity} stands in a split file")
+                problems.append(f"{source}: neither {show.repr(path)} nor id {identity} stands in a split file")
         if len(problems) == found:
             parsed.records.append(Record(path, captions, identity, split, source))
     return parsed
@@ -134,17 +141,30 @@ def _split_files(root: Path, parsed: Parsed) -> dict[Any, str]:
     Either split.json, {"train": [...], "val": [...], "test": [...]}, or a file each: train_reid.json or train.json,
     a list (or {"annotations": list}) of paths, identities or records with `file_path`.
     """
-    splits: dict[Any, str] = {}
-    whole = _read_json(root, ("split.json",))[0] if (root / "split.json").exists() else {}
+    splits: dict[str | int, str] = {}
+    whole: dict[str, Any] = {}
+    if (root / "split.json").exists():
+        content, read = _read_json(root, ("split.json",))
+        whole = content if isinstance(content, dict) else {}
+        parsed.problems += read.problems or ([] if whole else ["split.json: expected an object of lists of splits"])
     for name in SPLITS:
         files = tuple(f for f in (f"{name}_reid.json", f"{name}.json") if (root / f).exists())
-        members = _read_json(root, files)[0] if files else whole.get(name, []) if isinstance(whole, dict) else []
+        members: Any = whole.get(name)
+        if files:
+            members, read = _read_json(root, files)
+            parsed.problems += read.problems
+        file = files[0] if files else f"split.json {name}"
         if isinstance(members, dict):
-            members = members.get("annotations", [])
-        for member in members or []:
-            key = member.get("file_path") if isinstance(member, dict) else member
-            if splits.setdefault(key, name) != name:
-                parsed.problems.append(f"split files: {key!r} stands in {splits[key]} and in {name}")
+            members = members.get("annotations")
+        if members is not None and not isinstance(members, list):
+            parsed.problems.append(f"{file}: expected a list, found {type(members).__name__}")
+            continue
+        for i, member in enumerate(members or []):
+            key: Any = member.get("file_path") if isinstance(member, dict) else member
+            if type(key) not in (int, str):
+                parsed.problems.append(f"{file} entry {i}: {show.repr(key)}: expected a file_path or an id")
+            elif splits.setdefault(key, name) != name:
+                parsed.problems.append(f"split files: {show.repr(key)} stands in {splits[key]} and in {name}")
     if not splits:
         parsed.problems.append(
             f"{root / parsed.file} has no splits, and no file beside it gives them; expected split.json "
@@ -205,6 +225,9 @@ def parse_reed(root: Path, flat: bool = False) -> Parsed:
     for name in (*listed, "test"):
         for class_name in _class_list(base / f"{name}classes.txt", parsed):
             split = "train" if name == "trainval" else name
+            if re.search(r"^\.|[/\\\0]", class_name) or len(class_name) > 200:  # it becomes a folder's name
+                parsed.problems.append(f"{name}classes.txt: {show.repr(class_name)}: expected a class name")
+                continue
             if class_name in split_of:
                 parsed.problems.append(
                     f"{name}classes.txt: {class_name} also stands in the {split_of[class_name]} split: are the lists "
@@ -214,16 +237,23 @@ def parse_reed(root: Path, flat: bool = False) -> Parsed:
     parsed.unreadable = bool(parsed.problems) and not (texts.is_dir() and split_of)
     if parsed.unreadable:
         return parsed
+    numbered: dict[int, str] = {}
+    refuse = path_guard(texts, root)
     for class_name, split in sorted(split_of.items()):
-        number = re.search(r"\d+", class_name)
+        number = re.search(r"\d{1,18}", class_name)
         files = sorted((texts / class_name).glob("*.txt"))
         if number is None or not files:
             what = "a name with a number" if number is None else "captions (*.txt) in text_c10"
             parsed.problems.append(f"class {class_name} ({split} split): expected {what}")
             continue
+        if (other := numbered.setdefault(int(number[0]), class_name)) != class_name:
+            parsed.problems.append(f"class {class_name} ({split} split): its number, {number[0]}, is that of {other}")
         for file in files:
             image = f"{file.stem}.jpg" if flat else f"{class_name}/{file.stem}.jpg"
             source = f"text_c10/{class_name}/{file.name}"
+            if reason := refuse(f"{class_name}/{file.name}"):
+                parsed.problems.append(f"{source}: {reason}")
+                continue
             captions = _caption_lines(file, source, parsed)
             if captions:
                 parsed.records.append(Record(image, captions, int(number[0]), split, source))
@@ -237,7 +267,9 @@ def parse_reed(root: Path, flat: bool = False) -> Parsed:
 
 def _class_list(path: Path, parsed: Parsed) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         reason = "no such list of classes" if isinstance(error, FileNotFoundError) else f"not readable ({error})"
         parsed.problems.append(f"{path}: {reason}")
@@ -246,18 +278,20 @@ def _class_list(path: Path, parsed: Parsed) -> list[str]:
 
 def _caption_lines(file: Path, source: str, parsed: Parsed) -> tuple[str, ...]:
     """The lines with words. Others are left out with a warning: the published folders may hold some."""
-    content = file.read_bytes()
-    text = content.decode("utf-8", errors="replace")
+    try:
+        if not file.is_file():
+            raise OSError("not a regular file")
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        parsed.problems.append(f"{source}: not readable ({error})")
+        return ()
     if "\ufffd" in text:
         parsed.warnings.append(f"{source}: it is not UTF-8 throughout; the bytes in question were replaced")
-    lines = text.rstrip().splitlines()
+    lines = text.rstrip().split("\n")  # splitlines would also break at form feeds and Unicode's separators
     for i, line in enumerate(lines, 1):
         if not line.strip():
             parsed.warnings.append(f"{source}: line {i}: an empty caption, left out")
-    captions = tuple(line.strip() for line in lines if line.strip())
-    if not captions:
-        parsed.problems.append(f"{source}: it has no captions")
-    return captions
+    return _captions([line.strip() for line in lines if line.strip()], parsed.problems, source)
 
 
 # -- tables of one's own ----------------------------------------------------------------------------------------
@@ -272,25 +306,18 @@ def parse_table(root: Path) -> Parsed:
     whole numbers are numbered in the order of their names. Without splits, identities are drawn by `by_hash`.
     """
     parsed = Parsed("captions.csv", unreadable=True)
-    table = _read_table(root, parsed)
-    if table is None:
-        return parsed
-    missing = {"image_path", "caption"} - set(table.columns)
-    if missing:
-        parsed.problems.append(
-            f"{parsed.file}: no column {', '.join(sorted(missing))}; it has {', '.join(map(str, table.columns))}"
-        )
+    rows = _read_table(root, parsed)
+    if rows is None:
         return parsed
     parsed.unreadable = False
-    parsed.kind = "identity" if "identity" in table else "instance"
-    columns = [c for c in ("image_path", "caption", "identity", "split") if c in table]
+    columns = rows[0][1].keys() if rows else {}
+    parsed.kind = "identity" if "identity" in columns else "instance"
     pictures: dict[str, dict[str, Any]] = {}
-    for i, row in enumerate(table[columns].to_dict("records"), 1):  # rows count from 1, below the header
-        _add_row({str(k): v for k, v in row.items()}, f"{parsed.file} row {i}", pictures, parsed.problems)
+    for i, row in rows:
+        _add_row(row, f"{parsed.file} row {i}", pictures, parsed.problems)
     names = sorted({p["identity"] for p in pictures.values()})
-    number = {n: int(n) for n in names} if all(re.fullmatch(r"-?\d+", n) for n in names) else {}
-    number = number if len(set(number.values())) == len(names) else {n: i for i, n in enumerate(names)}
-    splits = {} if "split" in table else _made_splits(names, parsed)
+    number = _numbered(names, parsed)
+    splits = {} if "split" in columns or not names else _made_splits(names, parsed)
     parsed.records = [
         Record(path, tuple(p["captions"]), number[p["identity"]], p.get("split") or splits[p["identity"]], p["source"])
         for path, p in pictures.items()
@@ -298,8 +325,23 @@ def parse_table(root: Path) -> Parsed:
     return parsed
 
 
-def _read_table(root: Path, parsed: Parsed) -> pd.DataFrame | None:
-    """All values as text, so that a caption "NA" or an identity 007 stays what it is."""
+def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:
+    """The identities' own numbers where all are whole and differ (pandas writes 3.0 for 3), else positions by name."""
+    whole = all(re.fullmatch(r"-?\d{1,18}(\.0+)?", n) for n in names)
+    number = {n: int(n.partition(".")[0]) if whole else i for i, n in enumerate(names)}
+    if len(set(number.values())) == len(names):
+        return number
+    first: dict[int, str] = {}
+    alike = [(first[k], n) for n, k in number.items() if first.setdefault(k, n) != n]
+    parsed.warnings.append(
+        f"{parsed.file}: identities {alike[0][0]} and {alike[0][1]} are one number and were read as two names"
+        + (f"; and {len(alike) - 1} more such pairs" if len(alike) > 1 else "")
+    )
+    return {n: i for i, n in enumerate(names)}
+
+
+def _read_table(root: Path, parsed: Parsed) -> list[tuple[int, dict[str, Any]]] | None:
+    """The rows of the columns we read, counted from 1 below the header; None where there is no such table."""
     files = sorted(f for f in root.glob("*") if f.suffix.lower() in (".csv", ".parquet"))
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
@@ -309,35 +351,84 @@ def _read_table(root: Path, parsed: Parsed) -> pd.DataFrame | None:
         return None
     parsed.file = chosen[0].name
     try:
-        if chosen[0].suffix.lower() == ".csv":
-            table = pd.read_csv(chosen[0], dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        else:
-            raw = pd.read_parquet(chosen[0])
-            table = raw.astype(object).where(raw.notna(), "").map(str)
-    except (OSError, ValueError) as error:  # pandas's and pyarrow's own errors are ValueErrors
-        parsed.problems.append(f"{chosen[0]}: not readable as a table ({error})")
+        if not chosen[0].is_file():
+            raise OSError("not a regular file")
+        read = _csv_rows if chosen[0].suffix.lower() == ".csv" else _parquet_rows
+        header, rows = read(chosen[0], parsed)
+    except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
+        parsed.problems.append(f"{chosen[0]}: not readable as a table ({type(error).__name__}: {error})")
         return None
-    return table.rename(columns=lambda c: str(c).strip())
+    columns = ("image_path", "caption", "identity", "split")
+    missing, twice = [c for c in columns[:2] if c not in header], [c for c in columns if header.count(c) > 1]
+    if missing or twice:
+        what = f"no column {', '.join(sorted(missing))}" if missing else f"two columns {twice[0]}"
+        parsed.problems.append(f"{parsed.file}: {what}; it has {', '.join(header)}")
+        return None
+    places = {c: header.index(c) for c in columns if c in header}
+    return [(i, {c: row[k] for c, k in places.items()}) for i, row in rows]
 
 
-def _add_row(row: dict[str, str], source: str, pictures: dict[str, dict[str, Any]], problems: list[str]) -> None:
-    path, found = row["image_path"].strip(), len(problems)
-    if not path:
-        problems.append(f"{source}: image_path is empty")
-    _captions([row["caption"]], problems, source)
-    values: dict[str, Any] = {key: row[key].strip() for key in ("identity", "split") if key in row}
-    if values.get("identity") == "":
+def _csv_rows(path: Path, parsed: Parsed) -> tuple[list[str], list[tuple[int, list[Any]]]]:
+    """All values as text, so that a caption "NA" or an identity 007 stays what it is."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header, *rows = [row for row in reader if row]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+    uneven = [(i, row) for i, row in enumerate(rows, 1) if len(row) != len(header)]
+    for i, row in uneven:
+        parsed.problems.append(
+            f"{parsed.file} row {i}: {len(row)} values; expected {len(header)} (a caption with a comma needs quotes)"
+        )
+    return [c.strip() for c in header], [(i, row) for i, row in enumerate(rows, 1) if len(row) == len(header)]
+
+
+def _parquet_rows(path: Path, parsed: Parsed) -> tuple[list[str], list[tuple[int, list[Any]]]]:
+    table = pq.read_table(path)
+    columns = [column.to_pylist() for column in table.columns]
+    return [c.strip() for c in table.column_names], list(enumerate(map(list, zip(*columns, strict=True)), 1))
+
+
+# As other tools write what is not there; read as a name, it would make one person of all who have none.
+_MISSING = set("nan NaN None null NULL <NA> NaT inf -inf".split())
+
+
+def _identity(value: Any, problems: list[str], source: str) -> str:
+    """An identity of a table as text: a name, or a whole number in any form."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         problems.append(f"{source}: identity is empty")
-    if "split" in values:
-        values["split"] = _split(values["split"], problems, source)
+    elif not isinstance(value, int | str) or isinstance(value, bool) or str(value) in _MISSING:
+        problems.append(f"{source}: identity = {show.repr(value)}: expected a name or a whole number")
+    return str(value)
+
+
+def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any]], problems: list[str]) -> None:
+    found = len(problems)
+    row = {k: v.strip() if isinstance(v, str) else v for k, v in row.items()}
+    path = row["image_path"]
+    if path in ("", None):
+        problems.append(f"{source}: image_path is empty")
+    elif not isinstance(path, str):
+        problems.append(f"{source}: image_path = {show.repr(path)}: expected str")
+    _captions([row["caption"]], problems, source)
+    values: dict[str, Any] = {}
+    if "identity" in row:
+        values["identity"] = _identity(row["identity"], problems, source)
+    if "split" in row:
+        values["split"] = _split(row["split"] or "", problems, source)
     if len(problems) > found:
         return
     picture = pictures.setdefault(path, {"identity": path, **values, "captions": [], "source": source})
     for key, value in values.items():
         if picture[key] != value:
-            problems.append(f"{source}: {key} {value!r} of {path}: {picture['source']} says {picture[key]!r}")
+            problems.append(
+                f"{source}: {key} {show.repr(value)} of {path}: {picture['source']} says {show.repr(picture[key])}"
+            )
             return
-    picture["captions"].append(row["caption"].strip())
+    picture["captions"].append(row["caption"])
 
 
 def _made_splits(names: list[str], parsed: Parsed) -> dict[str, str]:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from timam.data import formats
 from timam.data.benchmarks import BENCHMARKS
-from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts
+from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,11 @@ def read_dataset(name: str, root: Path | str) -> tuple[Dataset, list[str]]:
         return Dataset(name, parsed.kind or reader.kind, image_root, ()), problems
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")
-    problems += _missing_images(records, image_root)
     kind = parsed.kind or reader.kind
-    problems += find_conflicts(records, kind)
-    notes = list(parsed.notes)
+    conflicts = find_conflicts(records, kind)
+    records, unusable = _with_pictures(records, image_root, root)
+    problems += unusable + conflicts
+    notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
     splits = {r.split for r in records}
     if reader.holds_out and "train" in splits and "val" not in splits:
         records, note = hold_out(records)
@@ -124,19 +125,23 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _missing_images(records: Iterable[Record], image_root: Path) -> list[str]:
-    """A line for each record whose picture cannot be used; their content is decoded later."""
-    inside = image_root.resolve()
-    return [problem for r in records if (problem := _missing_image(r, image_root, inside))]
+def _with_pictures(records: list[Record], image_root: Path, root: Path) -> tuple[list[Record], list[str]]:
+    """The records whose path may be read, and a line for each picture that cannot be used; they are decoded later."""
+    usable, problems, refuse = [], [], path_guard(image_root, root)
+    for r in records:
+        if reason := refuse(r.image):
+            problems.append(f"{r.source}: picture {reason}")
+            continue
+        usable.append(r)
+        if not (image_root / r.image).is_file():
+            problems.append(f"{r.source}: no such picture: {image_root / r.image}")
+    return usable, problems
 
 
-def _missing_image(record: Record, image_root: Path, inside: Path) -> str | None:
-    path = image_root / record.image
-    try:
-        if not path.resolve().is_relative_to(inside):
-            return f"{record.source}: picture path {record.image!r} leaves the data root {image_root}"
-        if not path.is_file():
-            return f"{record.source}: no such picture: {path}"
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL or lone surrogate
-        return f"{record.source}: picture path {record.image!r}: {error}"
-    return None
+def _linked_folders(records: list[Record], image_root: Path, root: Path) -> list[str]:
+    """A note where folders of pictures are links that lead out of the root."""
+    inside = root.resolve()
+    parents = sorted({image_root / Path(r.image).parent for r in records})
+    linked = [str(p) for p in parents if not p.resolve().is_relative_to(inside)]
+    shown = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
+    return [f"links lead out of {root} to the pictures of {shown}"] if linked else []

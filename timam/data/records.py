@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import reprlib
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,21 @@ import numpy as np
 SPLITS = ("train", "val", "test")
 
 
+show = reprlib.Repr()  # of a value in a message: a caption may have megabytes
+show.maxstring = show.maxother = 400
+
+
+def plain(line: str) -> str:
+    """A message fit for a terminal: control characters escaped, at most 1,000 characters."""
+    line = line if len(line) <= 1000 else f"{line[:1000]}... ({len(line):,} characters)"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 class DataError(ValueError):
     """Everything that is wrong with a data set, one line each, in `problems`."""
 
     def __init__(self, heading: str, problems: list[str]) -> None:
-        self.problems = problems
+        problems = self.problems = [plain(p) for p in problems]
         shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
         super().__init__("\n  ".join([f"{heading}: {len(problems)} problem(s)", *shown]))
 
@@ -110,6 +123,34 @@ class Dataset:
             size = (self.image_root / r.image).stat().st_size
             digest.update(json.dumps([r.image, r.captions, r.identity, r.split, size]).encode())
         return digest.hexdigest()[:16]
+
+
+def path_guard(folder: Path, root: Path) -> Callable[[str], str | None]:
+    """The one rule for files that an annotation names: a function that says why one must not be read, or None.
+
+    A name must not climb out of its folder. Links to folders are followed, as users put data sets together with them;
+    a link to a single file, which an archive may bring along, only within the data's root or the folder it lies in.
+    """
+    resolve = cache(Path.resolve)  # thousands of pictures share a folder
+
+    def problem(name: str) -> str | None:
+        path = folder / name
+        try:
+            link = path.is_symlink()
+            real = path.resolve() if link else resolve(path.parent) / path.name
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.lstat()  # raises for a name that no file can have
+            if real.is_relative_to(resolve(folder)):
+                return None
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                return f"path {show.repr(name)} leaves the data root {folder}"
+            if link and not any(real.is_relative_to(resolve(p)) for p in (root, path.parent)):
+                return f"path {show.repr(name)} is a link that leaves the data root {root}; copy {real} into it"
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL or lone surrogate
+            return f"path {show.repr(name)}: {getattr(error, 'strerror', None) or error}"
+        return None
+
+    return problem
 
 
 def find_conflicts(records: list[Record], kind: str) -> list[str]:
