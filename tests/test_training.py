@@ -28,6 +28,7 @@ from timam import config as configs
 from timam import training
 from timam.config import PRESETS, LossConfig, TrainConfig
 from timam.evaluation import Embeddings, gap
+from timam.interruption import Interrupted
 from timam.losses import cmpm_loss, discriminator_loss, norm_softmax_loss
 from timam.models import TIMAM
 from timam.training import (
@@ -786,6 +787,60 @@ def test_killed_twice_and_resumed(undisturbed, people, language_model, tmp_path,
                 resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
     resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
     assert_same_run(undisturbed("cosine"), tmp_path / "run")
+
+
+def signalled_step(monkeypatch, nth: int, number: int = signal.SIGTERM) -> list[int]:
+    """The signal comes within the nth step from here; the list grows by one for each step."""
+    original, steps = training.train_step, []
+
+    def wrapped(*args, **kwargs):
+        steps.append(len(steps) + 1)
+        if len(steps) == nth:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", wrapped)
+    return steps
+
+
+@pytest.mark.parametrize(("schedule", "every"), [("cosine", 1), ("plateau", 5)])
+def test_interrupted_after_every_few_steps_equals_undisturbed(
+    undisturbed, people, language_model, tmp_path, monkeypatch, schedule, every
+):
+    """Model, optimizers, schedulers, sums and draws of an epoch that is begun all come back."""
+    for done in range(every, 13, every):  # 4 epochs of 3 steps
+        with monkeypatch.context() as patched:
+            steps = signalled_step(patched, every)
+            with pytest.raises(Interrupted) as caught:
+                resumable_fit(people, language_model, schedule, tmp_path / "run", resume=True)
+        assert len(steps) == every
+        epoch, step = divmod(done, 3)
+        moment = f"in epoch {epoch + 1} after step {step} of 3" if step else f"after epoch {epoch}"
+        assert f"run: interrupted {moment}, which is saved; go on with --resume" in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    resumable_fit(people, language_model, schedule, tmp_path / "run", resume=True)
+    assert_same_run(undisturbed(schedule), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_finishes_its_step_and_no_other(people, tmp_path, monkeypatch, number, code):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    steps = signalled_step(monkeypatch, 5, number)
+    with pytest.raises(Interrupted) as caught:
+        quiet_fit(tiny_config(people), tmp_path / "run")
+    assert len(steps) == 5
+    assert caught.value.exit_code == code
+    state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "training_state.json").read_text())["progress"]
+    assert (len(state["history"]), state["step"]) == (1, 2)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_signal_outside_the_steps_does_not_wait(people, tmp_path, monkeypatch):
+    """Building the stores and the last test may take long; nothing of them is lost that is finished."""
+    monkeypatch.setattr(training, "_finish", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+    with pytest.raises(Interrupted):
+        quiet_fit(tiny_config(people), tmp_path / "run")
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2
 
 
 def test_finished_run_is_returned_without_work(undisturbed, people, language_model, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 for an interrupted one."""
+"""The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 after Ctrl-C and 143 after SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 from timam import __version__
 from timam import config as configs
 from timam.data import DATASETS, DataError, load_dataset
+from timam.interruption import Interrupted
 from timam.pedestrians import PedestrianSpec, render_pedestrians
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -260,9 +261,10 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; go on with --resume", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error  # click makes an Abort of a KeyboardInterrupt
+        click.echo(str(cause) if isinstance(cause, Interrupted) else "interrupted", err=True)
+        sys.exit(getattr(cause, "exit_code", 130))
     except (DataError, OSError, RuntimeError, ValueError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

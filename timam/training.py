@@ -1,7 +1,8 @@
 """Training: one flat loop through Accelerate, two players side by side, resumable to the same result.
 
-Every epoch draws its randomness from (seed, epoch) alone, so a run that was killed at any moment and resumed goes
-on from the last finished epoch exactly as an undisturbed one (on a CPU; a GPU's kernels may differ in rounding).
+Every step draws its randomness from (seed, epoch, step) alone. So a run that was killed at any moment goes on from the
+last finished epoch, and one that was interrupted by a signal from its last step, exactly as an undisturbed one (on a
+CPU; a GPU's kernels may differ in rounding).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -39,10 +41,11 @@ from timam.config import Config, LossConfig, TrainConfig
 from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
-from timam.distributed import average_gradients, gather, synchronize_batch_norm
+from timam.distributed import average_gradients, gather, processes, synchronize_batch_norm
 from timam.evaluation import embed_split, evaluate, gap
 from timam.files import recover_folder, replacing_folder, write_text
 from timam.images import normalize
+from timam.interruption import Interrupted, Signals, interruptible
 from timam.losses import (
     cmpm_loss,
     discriminator_loss,
@@ -73,6 +76,10 @@ class Progress:
     unfrozen_at: int | None = None  # the first epoch that trained the language model
     data_fingerprint: str = ""  # of what it was trained on
     code: list[str] = field(default_factory=list)  # `code_fingerprint` of every version that trained a part of it
+    # Of the epoch that a signal interrupted: steps done, the sums of their terms, and the seconds that they took.
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def epoch(self) -> int:
@@ -266,6 +273,7 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
 
     Raises:
         BusyError: another process is at this run.
+        Interrupted: SIGINT or SIGTERM; the step that was under way is finished and saved.
         RunError: another run's directory, an interrupted run without `resume` or of other data, a non-finite loss.
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
@@ -274,14 +282,14 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:  # else each would train on its own
         raise RunError("started as one of several processes, but without GPUs: set ACCELERATE_USE_CPU=true to use CPUs")
     try:
-        if not accelerator.is_main_process:
-            return _fit(config, output, resume, False, accelerator)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with interruptible(several=accelerator.num_processes > 1) as signals:
+            if not accelerator.is_main_process:
+                return _fit(config, output, resume, False, accelerator, signals)
+            output.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):  # released by the system after a kill
-                return _fit(config, output, resume, progress, accelerator)
-        except Timeout:
-            raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
+                return _fit(config, output, resume, progress, accelerator, signals)
+    except Timeout:
+        raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
     except RuntimeError as error:
         if accelerator.num_processes == 1 or isinstance(error, RunError):
             raise
@@ -291,7 +299,9 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         ) from error
 
 
-def _fit(config: Config, output: Path, resume: bool, progress: bool, accelerator: Accelerator) -> dict[str, Any]:
+def _fit(
+    config: Config, output: Path, resume: bool, progress: bool, accelerator: Accelerator, signals: Signals
+) -> dict[str, Any]:
     main = accelerator.is_main_process
     finished = _from_main(accelerator, lambda: _prepare(output, config, resume))
     if finished is not None:
@@ -341,16 +351,23 @@ def _fit(config: Config, output: Path, resume: bool, progress: bool, accelerator
         elif not words:
             with accelerator.main_process_first():
                 words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
-        if epoch == 1 and main:
+        if epoch == 1 and not state.step and main:
             before = embed_split(model, val, pixels["val"], word_states=words.get("val"))
             before.save(_embeddings_file(output, "before"))
-        # NumPy takes 32 bits. Each process draws its own augmentations.
-        set_seed((config.train.seed * 100_003 + epoch + 7_919 * accelerator.process_index) % 2**32)
-        row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, epoch,
-                           accelerator, int(epoch_steps), progress)  # fmt: skip
+        signals.held = True  # until the epoch, or a step of it, is saved
+        row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, state,
+                           accelerator, int(epoch_steps), progress, signals)  # fmt: skip
+        if state.step:
+            state.seconds += time.monotonic() - epoch_started
+            if main:
+                save_checkpoint(last, model, optimizers, schedulers, state)
+            accelerator.wait_for_everyone()
+            done = f"in epoch {epoch} after step {state.step} of {epoch_steps}"
+            raise Interrupted(_saved(output, done), signals.number or signal.SIGTERM)
         row["language_model_frozen"] = model.text_encoder.frozen
         row |= _from_main(accelerator, lambda: _validate(model, val, pixels["val"], words.get("val")))  # noqa: B023
-        row["seconds"] = time.monotonic() - epoch_started
+        row["seconds"] = state.seconds + time.monotonic() - epoch_started
+        state.seconds = 0.0
         state.history.append({"epoch": epoch, **row})
         if config.train.schedule == "plateau":
             for scheduler in schedulers.values():
@@ -364,10 +381,17 @@ def _fit(config: Config, output: Path, resume: bool, progress: bool, accelerator
             save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
+        signals.held = False
+        if signals.number:
+            raise Interrupted(_saved(output, f"after epoch {epoch}"), signals.number)
 
     return _from_main(
         accelerator, lambda: _finish(output, best, config, dataset, pixels, state, accelerator.device, progress)
     )
+
+
+def _saved(output: Path, done: str) -> str:
+    return f"{output}: interrupted {done}, which is saved; go on with --resume"
 
 
 def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
@@ -460,16 +484,26 @@ def _stopped_early(state: Progress, config: TrainConfig) -> bool:
 
 def _train_epoch(
     model: TIMAM, split: Split, pixels: np.ndarray, word_states: WordStates | None, optimizers: dict[str, Any],
-    schedulers: dict[str, Any], config: Config, epoch: int, accelerator: Accelerator, steps: int, progress: bool,
+    schedulers: dict[str, Any], config: Config, state: Progress, accelerator: Accelerator, steps: int, progress: bool,
+    signals: Signals,
 ) -> dict[str, Any]:  # fmt: skip
-    """One epoch; the means of all loss terms and the learning rates at its end. Raises RunError."""
+    """One epoch, or what is left of it; the means of all loss terms and the learning rates at its end.
+
+    After a signal it stops at the next step, with `state.step` and `state.sums` set. Raises RunError.
+    """
     model.train()
-    device, data = accelerator.device, config.data
-    batches = epoch_batches(split, pixels, data.batch_size, data.images_per_identity, config.train.seed, epoch,
-                            (accelerator.process_index, accelerator.num_processes))  # fmt: skip
-    bar = tqdm(total=steps, desc=f"epoch {epoch}/{config.train.epochs}", unit="step", leave=False, disable=not progress)
-    sums: dict[str, Tensor] = {}
-    for step, batch in zip(range(steps), batches, strict=False):
+    device, data, seed, epoch, first = accelerator.device, config.data, config.train.seed, state.epoch + 1, state.step
+    index, count = accelerator.process_index, accelerator.num_processes
+    batches = epoch_batches(
+        split, pixels, data.batch_size, data.images_per_identity, seed, epoch, (index, count), first
+    )
+    bar = tqdm(total=steps, initial=first, desc=f"epoch {epoch}/{config.train.epochs}", unit="step", leave=False,
+               disable=not progress)  # fmt: skip
+    sums = {name: torch.tensor(value, device=device) for name, value in state.sums.items()}
+    state.step, state.sums = 0, {}
+    for step, batch in zip(range(first, steps), batches, strict=False):
+        # Each process draws its own augmentations.
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, step, index]).generate_state(1, np.uint64)[0]))
         images = augment(normalize(batch.pixels.to(device, non_blocking=True)), data)
         terms = train_step(
             model, images, _text_inputs(model, split, batch, word_states, device), batch.identity_labels.to(device),
@@ -480,12 +514,21 @@ def _train_epoch(
             for scheduler in schedulers.values():
                 scheduler.step()
         bar.update()
-        if step % 10 == 9 or step == steps - 1:  # reading a value waits for the device: not at every step
+        looking = step % 10 == 9 or step == steps - 1  # reading a value waits for the device: not at every step
+        if looking:
             _check_finite(sums, epoch, step)
             bar.set_postfix(loss=f"{float(terms['total']):.3f}")
+        if step < steps - 1 and (looking or count == 1) and _any_process(signals.number is not None, device):
+            state.step, state.sums = step + 1, {name: float(value) for name, value in sums.items()}
+            break
     bar.close()
     means = {name: float(value) / steps for name, value in sums.items()}
     return {**means, **{f"{name}_lr": o.param_groups[0]["lr"] for name, o in optimizers.items()}}
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether it holds on any of the processes, which then stop at the same step."""
+    return flag if processes() == 1 else bool(gather(torch.tensor([flag], dtype=torch.float32, device=device)).any())
 
 
 def _text_inputs(

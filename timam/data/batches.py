@@ -50,7 +50,7 @@ def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.rand
 
 def epoch_batches(
     split: Split, pixels: np.ndarray, batch_size: int, images_per_identity: int, seed: int, epoch: int,
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = (0, 1), first: int = 0,
 ) -> Iterator[Batch]:  # fmt: skip
     """One epoch: every picture once with one of its captions, drawn anew each epoch.
 
@@ -61,11 +61,12 @@ def epoch_batches(
         pixels: (N, 3, H, W) uint8, as from `timam.data.stores.open_pixels`.
         seed, epoch: the only source of randomness.
         part: (i, n): the i-th of n equal parts of every batch, for the processes of a job.
+        first: batches that are passed over, for an epoch that goes on.
     """
     rng = np.random.default_rng([seed, epoch])
     order = epoch_order(split.image_labels, images_per_identity, rng)
     captions = np.array([rng.choice(of_image) for of_image in split.captions_of_image])
-    for start in range(0, steps_per_epoch(len(order), batch_size) * batch_size, batch_size):
+    for start in range(first * batch_size, steps_per_epoch(len(order), batch_size) * batch_size, batch_size):
         chosen = np.array_split(order[start : start + batch_size], part[1])[part[0]]
         yield Batch(
             pixels=torch.from_numpy(pixels[chosen]),

@@ -1,0 +1,71 @@
+"""timam.interruption: a signal raises at once or waits, and is the system's again afterwards."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+
+import pytest
+
+from timam.interruption import Interrupted, interruptible
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_raises_and_handlers_are_put_back(number, code):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        send(number)
+    assert caught.value.exit_code == code
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_held_signal_waits_and_the_second_interrupt_does_not():
+    with interruptible() as signals:
+        signals.held = True
+        for _ in range(3):  # batch systems repeat it
+            send(signal.SIGTERM)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            send(signal.SIGINT)
+
+
+def test_several_processes_hold_what_their_launcher_passes_on():
+    with interruptible(several=True) as signals:
+        signals.held = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert signals.number == signal.SIGINT
+
+
+def test_inner_one_gives_back_to_the_outer_one():
+    with interruptible() as outer:
+        outer.held = True
+        with interruptible(), pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert outer.number == signal.SIGTERM
+
+
+def test_other_threads_change_nothing():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with interruptible():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_interrupted_survives_pickling():
+    """As a Ray task's does."""
+    copy = pickle.loads(pickle.dumps(Interrupted("saved", signal.SIGTERM)))
+    assert (str(copy), copy.exit_code) == ("saved", 143)
