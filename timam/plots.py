@@ -29,6 +29,11 @@ LOSS_NAMES = {
 }
 
 
+def _colours(count: int) -> list[tuple[float, float, float]]:
+    """As many colours, safe for the colour-blind where that many are: up to ten. Markers or lines say the same."""
+    return sns.color_palette("colorblind" if count <= 10 else "husl", count)
+
+
 def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None) -> None:
     """Writes FOLDER/NAME.png and .pdf (vectors, for a paper), and FOLDER/NAME.csv with the numbers that it shows."""
     folder = Path(folder)
@@ -331,7 +336,7 @@ def tsne(maps: dict[str, tuple[np.ndarray, np.ndarray]], image_labels: np.ndarra
         above.scatter(*texts.T, s=11, marker="^", color=colours[1], alpha=0.6, linewidths=0, label="captions")
         above.set_title(title)
         below.scatter(*np.concatenate([images, texts]).T, s=3, color="0.9", linewidths=0)
-        for identity, colour in zip(chosen, sns.color_palette("husl", len(chosen)), strict=True):
+        for identity, colour in zip(chosen, _colours(len(chosen)), strict=True):
             own = np.flatnonzero(text_labels == identity)
             for caption in own:
                 below.plot(*np.stack([texts[caption], images[caption_image[caption]]]).T, color=colour, linewidth=0.7)
@@ -416,7 +421,7 @@ def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: st
     figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns) + 2.4, 3.6), squeeze=False, sharey=True,
                                 layout="constrained")  # fmt: skip
     variants = list(dict.fromkeys(frame["variant"]))
-    palette = sns.color_palette("husl", len(variants))
+    palette = _colours(len(variants))
     for axis, (column, title) in zip(axes.flat, columns.items(), strict=True):
         for variant, colour, marker in zip(variants, palette, "osD^vP*X<>dph" * len(variants), strict=False):
             part = frame[frame["variant"] == variant]
