@@ -11,6 +11,8 @@ import papermill
 import pytest
 from layouts import karpathy_images, write_karpathy, write_language_model, write_person_search, write_reed
 
+from timam.data import DATASETS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -79,6 +81,11 @@ def test_every_notebook_runs_on_data_of_the_other_kinds(name, write, tmp_path):
         if "training" in path.stem:  # what the literature reports for this kind of data
             assert ("text_to_image_ap_50" in printed) == (name == "flowers")
             assert (tmp_path / "runs").is_dir()
+        if "results" in path.stem:  # a row of ours links to its run; the others say that there is none
+            found = [p.parent.name for p in (tmp_path / "runs").glob("*/metrics.json")]
+            assert found
+            assert all(f'<a href="../runs/{run}">' in printed for run in found)
+            assert printed.count("No run of ours.") == len(DATASETS) - 1
     assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".pdf", ".csv"}
 
 
