@@ -57,6 +57,7 @@ studies: env
 		-p settings "$(STUDY)" 03_ablation_modules 09_controlled_study
 	$(EXECUTE) --output reports/studies -p preset quick -p root ../data/study -p seeds 5 -p workers $(WORKERS) \
 		-p settings "$(DEPTH)" 04_ablation_backbone
+	$(EXECUTE) --output reports/studies -p preset quick -p root ../data/study -p runs ../runs/studies -p settings "$(STUDY)" 05_modality_gap
 	$(EXECUTE) --output reports/studies 07_results
 
 test: env
