@@ -391,7 +391,7 @@ def _parquet_rows(path: Path, parsed: Parsed) -> tuple[list[str], list[tuple[int
 
 
 # As other tools write what is not there; read as a name, it would make one person of all who have none.
-_MISSING = set("nan NaN None null NULL <NA> NaT inf -inf".split())
+_MISSING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "inf", "-inf"}
 
 
 def _identity(value: Any, problems: list[str], source: str) -> str:
