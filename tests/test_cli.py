@@ -19,7 +19,7 @@ from PIL import Image
 from timam import cli, training
 from timam.search import kept_in
 
-COMMANDS = [[], ["data"], ["data", "pedestrians"], ["data", "check"], ["train"], ["evaluate"], ["search"]]
+COMMANDS = [[], ["data"], ["data", "pedestrians"], ["data", "check"], ["train"], ["evaluate"], ["search"], ["push"]]
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
 
 

@@ -1,13 +1,7 @@
 """Encoders, discriminator and the joint model: shapes, padding, freezing, and what a saved model needs and refuses."""
 
-import http.server
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -584,77 +578,3 @@ def test_damaged_model_is_refused_by_name(saved_folder, tmp_path, damage):
         TIMAM.from_pretrained(folder)
     assert str(folder) in str(error.value)
     assert named in str(error.value)
-
-
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """As much of the model hub as a download needs: the list of files, and each file with its headers."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        files = [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]
-        path = self.path.partition("?")[0]
-        name = path.partition(f"/resolve/{self.commit}/")[2] or path.partition("/resolve/main/")[2]
-        if path.startswith("/api/models/somebody/timam/tree/"):
-            entries = [
-                {"type": "file", "path": f, "size": (self.folder / f).stat().st_size, "oid": "0" * 40} for f in files
-            ]
-            content = json.dumps(entries).encode()
-        elif path.startswith("/api/models/somebody/timam"):
-            siblings = [{"rfilename": f} for f in files]
-            content = json.dumps({"id": "somebody/timam", "sha": self.commit, "siblings": siblings}).encode()
-        elif name in files:
-            content = (self.folder / name).read_bytes()
-        else:
-            return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{abs(hash(path)):040x}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-FRESH_PROCESS = """
-import sys
-from timam import TIMAM
-from timam.models import weights
-weights._packaged_file = lambda *_: None
-for source in sys.argv[1:]:
-    print(TIMAM.from_pretrained(source).encode_texts(["a man in a red hat"]).numpy().tobytes().hex())
-"""
-
-
-@pytest.mark.slow  # a new interpreter imports torch and transformers
-def test_model_from_the_hub_in_a_fresh_process(saved_folder, tmp_path):
-    handler = type("Handler", (HubHandler,), {"folder": saved_folder})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}, "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }  # fmt: skip
-    try:
-        found = subprocess.run(
-            [sys.executable, "-c", FRESH_PROCESS, "somebody/timam", str(saved_folder)],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert found.returncode == 0, found.stderr
-    from_hub, from_folder = found.stdout.split()
-    expected = TIMAM.from_pretrained(saved_folder).encode_texts(["a man in a red hat"]).numpy().tobytes().hex()
-    assert from_hub == from_folder == expected

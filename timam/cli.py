@@ -211,6 +211,28 @@ def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int
             click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # a name need not be UTF-8
 
 
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="Everybody may read it, if the repository is new; private otherwise.")
+def push(run: Path, repo_id: str, public: bool) -> None:
+    """Put a run's best model on the Hugging Face hub, with a model card made from the run.
+
+    Log in first, with `hf auth login`. Model, tokenizer and card are sent; pictures and captions are not.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    from timam.card import of_run
+
+    fields = of_run(run) | {"repo_id": repo_id}
+    try:
+        click.echo(_best_model(run).push_to_hub(repo_id, private=not public, model_card_kwargs=fields))
+    except HTTPError as error:  # some of which are no OSError
+        raise RuntimeError(
+            f"{repo_id}: {error}\nIs there a connection, and are you logged in (`hf auth login`) as its owner?"
+        ) from error
+
+
 def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
     from timam import plots
     from timam.images import read_image

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import EvalResult, ModelCard, ModelHubMixin, snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -37,6 +37,7 @@ class TIMAM(
     library_name="timam",
     tags=["text-image-retrieval", "person-search"],
     paper_url="https://arxiv.org/abs/1908.10534",
+    model_card_template=(Path(__file__).parent / "card.md").read_text(encoding="utf-8"),
 ):
     """Text-Image Modality Adversarial Matching.
 
@@ -201,15 +202,38 @@ class TIMAM(
     def _save_pretrained(self, save_directory: Path) -> None:
         """model.safetensors, config.json and tokenizer/: everything that encode_images and encode_texts need."""
         language_config = getattr(self.text_encoder.language_model, "config", None)
+        language_config = language_config and json.loads(language_config.to_json_string(use_diff=False))
+        if language_config:
+            language_config.pop("_name_or_path", None)  # a folder of this machine is no business of the hub's
         content = {
-            "model": dataclasses.asdict(self.model_config),
+            "model": {**dataclasses.asdict(self.model_config), "language_model": self._language_model_name()},
             "num_identities": self.num_identities,
-            "language_model_config": language_config and json.loads(language_config.to_json_string(use_diff=False)),
+            "language_model_config": language_config,
         }
         (save_directory / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory / "tokenizer")
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, save_directory / "model.safetensors", metadata={"format": "pt"})
+
+    def _language_model_name(self) -> str:
+        """Its name on the hub; of a folder, the last part."""
+        name = self.model_config.language_model
+        return Path(name).resolve().name if Path(name).is_dir() else name
+
+    def generate_model_card(self, *args: Any, eval_results: list[EvalResult] | None = None, **fields: Any) -> ModelCard:
+        """The card on the hub: use, limits and risks; and with the fields of `timam.card.of_run`, data and results."""
+        learns_words = self.text_encoder.learns_words
+        name = "learned word embeddings" if learns_words else self._language_model_name()
+        fields = {
+            "backbone": self.model_config.backbone,
+            "language_model": name,
+            "learns_words": learns_words,
+            **fields,
+        }
+        card = super().generate_model_card(*args, **fields)
+        if eval_results:
+            card.data["model_name"], card.data["eval_results"] = fields["title"], eval_results
+        return card
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
