@@ -9,7 +9,14 @@ import torch
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalPrecision
 
 from timam import metrics
-from timam.metrics import CLASS_OPTIONS, class_retrieval_metrics, query_metrics, retrieval_metrics, summarize
+from timam.metrics import (
+    CLASS_OPTIONS,
+    class_retrieval_metrics,
+    query_metrics,
+    retrieval_metrics,
+    summarize,
+    two_way_metrics,
+)
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -68,7 +75,7 @@ def random_case(queries: int, gallery: int, identities: int, dtype=torch.float64
     ("queries", "gallery", "identities"),
     [(20, 31, 5), (31, 20, 5), (1, 17, 2), (17, 1, 2), (25, 40, 30), (12, 12, 1)],
 )
-@pytest.mark.parametrize("counted", [0, 24])  # by a sort, and by counting, where no query has more positives
+@pytest.mark.parametrize("counted", [0, 128])  # by a sort, and by counting, where no query has more positives
 def test_equals_brute_force(queries, gallery, identities, dtype, counted, monkeypatch):
     monkeypatch.setattr(metrics, "_COUNTED", counted)
     case = random_case(queries, gallery, identities, dtype)  # 30 identities: some queries without a positive
@@ -78,7 +85,7 @@ def test_equals_brute_force(queries, gallery, identities, dtype, counted, monkey
         assert found[key].dtype == np.float64
 
 
-@pytest.mark.parametrize("counted", [0, 24])
+@pytest.mark.parametrize("counted", [0, 128])
 def test_equals_brute_force_with_ties(counted, monkeypatch):
     monkeypatch.setattr(metrics, "_COUNTED", counted)
     # Coordinates of -1, 0 and 1 in three dimensions: many equal similarities, and vectors of zero length.
@@ -230,6 +237,43 @@ def test_chunked_equals_full(chunk, monkeypatch):
     monkeypatch.setattr(metrics, "_CHUNK", chunk)
     for key, values in query_metrics(*case).items():
         np.testing.assert_array_equal(values, full[key])
+
+
+@pytest.mark.parametrize("piece", [1, 7, 31, 100])  # a few columns, a row and several rows of 31 at a time
+@pytest.mark.parametrize("counted", [0, 128])
+def test_compared_piece_by_piece_equals_full(piece, counted, monkeypatch):
+    case = random_case(20, 31, 6)
+    full = query_metrics(*case)
+    monkeypatch.setattr(metrics, "_SLICE", piece)
+    monkeypatch.setattr(metrics, "_COUNTED", counted)
+    for key, values in query_metrics(*case).items():
+        np.testing.assert_array_equal(values, full[key])
+
+
+@pytest.mark.parametrize("chunk", [10**6, 100])  # one product for both directions, and one for each
+def test_two_ways_at_once_are_each_direction(chunk, monkeypatch):
+    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(5)
+    images, texts = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (20, 31))
+    image_labels, text_labels = torch.arange(20) % 6, torch.arange(31) % 6
+    found = two_way_metrics(images, texts, image_labels, text_labels, ranks=(1, 3))
+    assert found == {
+        "text_to_image": retrieval_metrics(texts, images, text_labels, image_labels, ranks=(1, 3)),
+        "image_to_text": retrieval_metrics(images, texts, image_labels, text_labels, ranks=(1, 3)),
+    }
+    text_labels[:4] = 9
+    with pytest.raises(ValueError, match="4 of 31 queries have no item"):
+        two_way_metrics(images, texts, image_labels, text_labels)
+
+
+def test_labels_of_any_integers_and_embeddings_with_a_gradient():
+    queries, gallery, *sides = random_case(20, 31, 6)
+    expected = query_metrics(queries, gallery, *sides)
+    large = [(10**12 * (side.long() - 3)) for side in sides]
+    small = [side.to(torch.int16) for side in sides]
+    for changed in (large, small, [large[0], large[1].to(torch.float64)]):
+        for key, values in query_metrics(queries.requires_grad_(), gallery, *changed).items():
+            np.testing.assert_array_equal(values, expected[key])
 
 
 def test_similarities_never_stand_in_memory_at_once(monkeypatch):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from timam.analysis import modality_gap
 from timam.data import Split
 from timam.images import normalize
-from timam.metrics import class_retrieval_metrics, query_metrics, retrieval_metrics
+from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
 from timam.stores import WordStates, open_word_states
@@ -94,12 +94,12 @@ def evaluate(embeddings: Embeddings, kind: str = "identity", folds: int = 1) -> 
         kind "class" also "class_level", `timam.metrics.class_retrieval_metrics` by its defaults; and for several
         folds also "folds", `evaluate_folds`, unless there are fewer pictures than folds.
     """
-    results: dict[str, Any] = {}
+    e = embeddings
+    results: dict[str, Any] = dict(two_way_metrics(e.images, e.texts, e.image_labels, e.text_labels))
     for name in DIRECTIONS:
         sides = embeddings.direction(name)
-        results[name] = {**retrieval_metrics(*sides), "queries": len(sides[0]), "gallery": len(sides[1])}
+        results[name] |= {"queries": len(sides[0]), "gallery": len(sides[1])}
     if kind == "class":
-        e = embeddings
         results["class_level"] = class_retrieval_metrics(e.images, e.image_labels, e.texts, e.text_labels)
     if 1 < folds <= len(embeddings.images):
         results["folds"] = evaluate_folds(embeddings, folds)

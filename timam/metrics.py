@@ -7,15 +7,15 @@ rank (non-interpolated; the trapezoid rule that some person-search code uses giv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK = 1 << 24  # similarities held at a time: 64 MB in float32
-_COUNTED = 24  # up to so many relevant items a query, counting what lies above each is faster than a sort
+_CHUNK = 1 << 25  # similarities held at a time: 128 MB in float32, twice that for both directions at once
+_SLICE = 1 << 18  # of them, compared at a time: what a core's cache holds
+_COUNTED = 128  # up to so many relevant items a query, counting what lies above each is faster than a sort
 _TIE = 32  # similarities closer than this many machine epsilons tie: equal vectors' products differ by 2 to 14 of them
 
 
@@ -34,17 +34,23 @@ def query_metrics(
     Raises:
         ValueError: shapes that do not fit, an empty gallery or query set, or embeddings that are not finite.
     """
-    queries, query_labels = _checked("query", query_embeddings, query_labels)
-    gallery, gallery_labels = _checked("gallery", gallery_embeddings, gallery_labels)
-    _check_width(query=queries, gallery=gallery)
-    sides = F.normalize(queries, dim=1), F.normalize(gallery, dim=1), query_labels, gallery_labels
-    chunks = _by_chunk(_chunk_metrics, *sides)
-    return {key: torch.cat([c[key] for c in chunks]).cpu().numpy() for key in chunks[0]}
+    sides = _unit_sides("query", query_embeddings, query_labels, "gallery", gallery_embeddings, gallery_labels)
+    return _by_chunk(_chunk_metrics, *sides)
+
+
+def _unit_sides(
+    one: str, embeddings: Tensor, labels: Tensor, other: str, other_embeddings: Tensor, other_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both sides' embeddings, checked and of unit length, and both sides' labels."""
+    embeddings, labels = _checked(one, embeddings, labels)
+    other_embeddings, other_labels = _checked(other, other_embeddings, other_labels)
+    _check_width(**{one: embeddings, other: other_embeddings})
+    return F.normalize(embeddings, dim=1), F.normalize(other_embeddings, dim=1), labels, other_labels
 
 
 def _checked(role: str, embeddings: Tensor, labels: Tensor, kind: str = "labels") -> tuple[Tensor, Tensor]:
     """Embeddings in float32 or float64 and labels on their device, or a ValueError that names role and kind."""
-    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
+    embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
     if embeddings.ndim != 2 or len(embeddings) == 0:
         raise ValueError(f"{role}_embeddings {tuple(embeddings.shape)}: expected (N, D) with N at least 1")
     if labels.shape != (len(embeddings),):
@@ -64,40 +70,61 @@ def _check_width(**sides: Tensor) -> None:
 
 
 def _by_chunk(
-    function: Callable[..., Any], queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor
-) -> list[Any]:
-    """`function(similarity (q, G), query_labels (q,), gallery_labels (G,))` of as many queries at a time as fit."""
-    step = max(1, _CHUNK // len(gallery))
-    return [
-        function(queries[start : start + step] @ gallery.T, query_labels[start : start + step], gallery_labels)
-        for start in range(0, len(queries), step)
-    ]
+    function: Callable[..., dict[str, Tensor]], queries: Tensor, gallery: Tensor, query_labels: Tensor,
+    gallery_labels: Tensor, similarity: Tensor | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """`function(similarity (q, G), order (G,), start (q,), count (q,))` of as many queries at a time as fit.
 
-
-def _relevant_ranks(similarity: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks (q, P) float64 of each row's relevant items, ascending and then inf, and their numbers (q,).
-
-    P is the largest of the numbers, at least 1. Similarities are in [-1, 1], or the tolerance for ties is wrong.
+    `order` is the gallery by label; a query's relevant items are the `count` ones in it from `start`.
     """
-    relevant = query_labels[:, None] == gallery_labels[None, :]  # (q, G)
-    count = relevant.sum(dim=1)  # (q,)
-    most = max(1, int(count.max()))
-    scores = similarity.masked_fill(~relevant, float("-inf")).topk(most, dim=1).values  # (q, P), best first
-    # Rank of the i-th relevant item: i, plus every irrelevant item that is at least as similar.
-    irrelevant = similarity.masked_fill(relevant, float("-inf"))
+    _, label = torch.cat([query_labels, gallery_labels]).unique(return_inverse=True)
+    of_query, of_gallery = label[: len(queries)], label[len(queries) :]
+    order, numbers = of_gallery.argsort(), of_gallery.bincount(minlength=int(label.max()) + 1)
+    start, count = (numbers.cumsum(0) - numbers)[of_query], numbers[of_query]
+    step = max(1, _CHUNK // len(gallery))
+    chunks = []
+    for rows in (slice(first, first + step) for first in range(0, len(queries), step)):
+        scores = queries[rows] @ gallery.T if similarity is None else similarity[rows]
+        chunks.append(function(scores, order, start[rows], count[rows]))
+    return {key: torch.cat([c[key] for c in chunks]).cpu().numpy() for key in chunks[0]}
+
+
+def _relevant_ranks(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor) -> Tensor:
+    """Ranks (q, P) float64 of each row's relevant items, ascending and then inf.
+
+    P is the largest of the counts, at least 1. Similarities are in [-1, 1], or the tolerance for ties is wrong.
+    """
+    place = torch.arange(max(1, int(count.max())), device=similarity.device)  # (P,)
+    padding = place >= count[:, None]  # (q, P)
+    relevant = order[(start[:, None] + place).clamp(max=len(order) - 1)]  # (q, P) gallery items
+    scores = similarity.gather(1, relevant).masked_fill(padding, float("-inf")).sort(dim=1).values  # best last
     lowest = scores - _TIE * torch.finfo(scores.dtype).eps
-    if most <= _COUNTED:
-        above = torch.stack([(irrelevant >= lowest[:, i, None]).sum(dim=1) for i in range(most)], dim=1)
-    else:
-        above = similarity.shape[1] - torch.searchsorted(irrelevant.sort(dim=1).values, lowest)
-    position = torch.arange(1, most + 1, device=similarity.device)  # (P,)
-    rank = (position + above).double()
-    return rank.masked_fill(position > count[:, None], float("inf")), count
+    # Rank of the i-th relevant item: i, plus every irrelevant item that is at least as similar.
+    irrelevant = _at_least(similarity, lowest) - (len(place) - torch.searchsorted(scores, lowest))
+    return (place + 1 + irrelevant.flip(1)).masked_fill(padding, float("inf"))
 
 
-def _chunk_metrics(similarity: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> dict[str, Tensor]:
+def _at_least(similarity: Tensor, lowest: Tensor) -> Tensor:
+    """How many of each row's similarities (q, G) are `lowest` (q, P) or more: (q, P) float64."""
+    above = torch.zeros(lowest.shape, dtype=torch.float64, device=lowest.device)
+    columns = min(similarity.shape[1], _SLICE)
+    rows = max(1, _SLICE // columns)
+    for first in range(0, len(similarity), rows):
+        some, bounds = similarity[first : first + rows], lowest[first : first + rows]
+        if lowest.shape[1] > _COUNTED:
+            above[first : first + rows] = some.shape[1] - torch.searchsorted(some.sort(dim=1).values, bounds)
+            continue
+        for part in some.split(columns, dim=1):
+            # 1 or 0 in floating point, whose sum is many times faster than that of booleans.
+            found = torch.empty_like(part)
+            for i in range(lowest.shape[1]):
+                above[first : first + rows, i] += torch.ge(part, bounds[:, i, None], out=found).sum(dim=1)
+    return above
+
+
+def _chunk_metrics(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor) -> dict[str, Tensor]:
     """Similarities (q, G) -> the three metrics (q,) of each row."""
-    rank, count = _relevant_ranks(similarity, query_labels, gallery_labels)
+    rank = _relevant_ranks(similarity, order, start, count)
     precision = torch.arange(1, rank.shape[1] + 1, device=rank.device) / rank  # (q, P), 0 past the last relevant item
     last = rank.gather(1, (count - 1).clamp(min=0)[:, None]).squeeze(1)
     nothing = count == 0
@@ -137,6 +164,40 @@ def retrieval_metrics(
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks = {tuple(ranks)}: expected 1 or more")
     per_query = query_metrics(query_embeddings, gallery_embeddings, query_labels, gallery_labels)
+    return _all_found(per_query, ranks, drop_without_positive)
+
+
+def two_way_metrics(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    ranks: Sequence[int] = (1, 5, 10),
+) -> dict[str, dict[str, float]]:
+    """`retrieval_metrics` of both directions, from one product of the embeddings where it fits in a chunk.
+
+    Returns:
+        {"text_to_image": {...}, "image_to_text": {...}}.
+
+    Raises:
+        ValueError: as `retrieval_metrics` of either direction.
+    """
+    images, texts, image_labels, text_labels = _unit_sides(
+        "image", image_embeddings, image_labels, "text", text_embeddings, text_labels
+    )
+    similarity = texts @ images.T if len(texts) * len(images) <= _CHUNK else None
+    back = None if similarity is None else similarity.T.contiguous()  # a third of what the other product would take
+    found = {
+        "text_to_image": _by_chunk(_chunk_metrics, texts, images, text_labels, image_labels, similarity),
+        "image_to_text": _by_chunk(_chunk_metrics, images, texts, image_labels, text_labels, back),
+    }
+    return {direction: _all_found(per_query, ranks) for direction, per_query in found.items()}
+
+
+def _all_found(
+    per_query: dict[str, np.ndarray], ranks: Sequence[int], drop_without_positive: bool = False
+) -> dict[str, float]:
+    """`summarize` of queries that all have a relevant item, of which the others may be dropped."""
     without = np.isnan(per_query["rank"])
     if without.any():
         if not drop_without_positive or without.all():
@@ -250,7 +311,8 @@ def _scaled(queries: Tensor, gallery: Tensor, similarity: str) -> tuple[Tensor, 
 def _hits(k: int, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     """How many of each query's first k gallery items are relevant, (Q,) float64."""
 
-    def of_chunk(*sides: Tensor) -> Tensor:
-        return (_relevant_ranks(*sides)[0] <= k).sum(dim=1).double()
+    def of_chunk(*sides: Tensor) -> dict[str, Tensor]:
+        return {"hits": (_relevant_ranks(*sides) <= k).sum(dim=1).double()}
 
-    return torch.cat(_by_chunk(of_chunk, queries, gallery, query_labels, gallery_labels))
+    hits = _by_chunk(of_chunk, queries, gallery, query_labels, gallery_labels)["hits"]
+    return torch.from_numpy(hits).to(queries.device)
