@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import math
 import os
 import re
 import shutil
-from functools import partial
+import socket
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from conftest import tiny_language_model, word_piece_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import (
@@ -30,11 +34,16 @@ from layouts import (
     write_picture,
     write_reed,
 )
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from timam import TIMAM
 from timam import config as configs
 from timam.data import DATASETS, SPLITS, DataError, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
 from timam.files import read_json
+from timam.images import ImageError, read_image, to_pixels
+from timam.models.weights import build_backbone
 
 REPOSITORY = Path(__file__).parents[1]
 bounded = settings(
@@ -680,3 +689,196 @@ keys = st.sampled_from(["epochs", "data.root", "train.image_lr", "max_steps", "h
 def test_any_override_is_taken_or_refused(assignment):
     message = refusal(configs.override, configs.Config(), [assignment])
     assert message is None or re.search("expected|unknown", message)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------
+
+
+def test_picture_between_pillows_limits_is_read_with_its_warning_and_beyond_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (40, 30)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # a phone's 108 megapixels lie between the real ones
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert read_image(path).size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(ImageError, match=r"large\.png.*DecompressionBombError"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
+def test_row_of_pixels_is_refused_before_it_is_decoded(tmp_path, size):
+    path = tmp_path / "row.png"
+    Image.new("1", size).save(path)
+    with pytest.raises(ImageError, match=r"row\.png.*expected at most 65,535 a side"):
+        read_image(path)
+
+
+def test_postscript_under_the_name_of_a_picture_starts_no_program(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a program"))
+    with pytest.raises(ImageError, match=r"a\.jpg.*cannot identify image file"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@fewer
+@given(data=st.data())
+def test_damaged_picture_is_refused_or_gives_pixels(tmp_path, format_name, data):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), (200, 10, 60)).save(buffer, format_name)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    message = refusal(lambda: to_pixels(read_image(path), 8, 4))
+    assert message is None or "a.jpg" in message
+
+
+# -- saved models -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = configs.ModelConfig(
+        backbone="squeezenet1_1", backbone_weights="none", image_height=64, image_width=32, max_tokens=16,
+        lstm_hidden=8, embedding_dim=16, discriminator_hidden=8,
+    )  # fmt: skip
+    tokenizer = word_piece_tokenizer()
+    language_model = tiny_language_model(len(tokenizer))
+    TIMAM(config, 4, tokenizer, build_backbone("squeezenet1_1", "none"), language_model).save_pretrained(folder)
+    return folder
+
+
+def json_edit(file: str, *keys: str, **values):
+    """Changes an object inside a JSON file; a value of ... removes the key."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        part = content
+        for key in keys:
+            part = part[key]
+        for key, value in values.items():
+            if value is ...:
+                del part[key]
+            else:
+                part[key] = value
+        (folder / file).write_text(json.dumps(content))
+
+    return change
+
+
+def tensor_edit(name: str, change):
+    def edit(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        state[name] = change(state[name])
+        save_file(state, folder / "model.safetensors")
+
+    return edit
+
+
+TOKENIZER, LANGUAGE = "tokenizer/tokenizer_config.json", "language_model_config"
+FOREIGN_CODE = {"AutoTokenizer": ["evil.Tokenizer", None]}
+RESNET = {"model_type": "detr", "backbone": "microsoft/resnet-50", "use_pretrained_backbone": True}
+KERNEL = {"_attn_implementation": "kernels-community/flash-attn"}
+
+# what would fetch, run or allocate something, or fail in a library later: (change of a saved model, what is said)
+HOSTILE_MODELS = {
+    "foreign code": (json_edit(TOKENIZER, auto_map=FOREIGN_CODE, tokenizer_class="Evil"), "is damaged"),
+    "foreign class": (json_edit(TOKENIZER, tokenizer_class="BertJapaneseTokenizer"), "tokenizer is damaged"),
+    "tokenizer class a number": (json_edit(TOKENIZER, tokenizer_class=5), "tokenizer is damaged"),
+    "padding token a number": (json_edit(TOKENIZER, pad_token=5), "tokenizer is damaged"),
+    "no padding token": (json_edit(TOKENIZER, pad_token=...), "no padding token"),
+    "tokenizer a list": (lambda f: (f / "tokenizer/tokenizer.json").write_text("[]"), "tokenizer is damaged"),
+    "unknown model": (json_edit("tokenizer/tokenizer.json", model={"type": "Evil"}), "tokenizer is damaged"),
+    "negative word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=-1), "tokenizer is damaged"),
+    "unknown word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=10**6), "up to 1000000"),
+    "backbone fetches": (json_edit("config.json", "model", backbone="fasterrcnn_resnet50_fpn"), "not a class"),
+    "language model fetches": (json_edit("config.json", language_model_config=RESNET), "asks for backbone"),
+    "default fetches": (json_edit("config.json", language_model_config={"model_type": "detr"}), "asks for backbone"),
+    "kernel of the hub": (json_edit("config.json", LANGUAGE, **KERNEL), "asks for attn_implementation"),
+    "quantization": (json_edit("config.json", LANGUAGE, quantization_config={}), "quantization_config"),
+    "a million layers": (json_edit("config.json", LANGUAGE, num_hidden_layers=10**6), "1,000,000 layers"),
+    "a billion labels": (json_edit("config.json", LANGUAGE, num_labels=10**9, hidden_size=10), "not fit config.json"),
+    "terabytes of identities": (json_edit("config.json", num_identities=10**12), "does not fit config.json"),
+    "terabytes of states": (json_edit("config.json", LANGUAGE, hidden_size=10**7), "does not fit config.json"),
+    "identities a float": (json_edit("config.json", num_identities=4.0), "num_identities = 4.0"),
+    "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
+    "NaN": (tensor_edit("class_bias", lambda t: t * math.nan), "class_bias holds other"),
+    "infinity": (tensor_edit("class_bias", lambda t: t + math.inf), "class_bias holds other"),
+    "complex": (tensor_edit("class_bias", lambda t: t.to(torch.complex64)), "class_bias holds other"),
+    "weights a folder": (lambda f: rename(f, "model.safetensors", "w").joinpath("model.safetensors").mkdir(), "no model"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Online as far as the libraries know, and every connection is an error of the test."""
+
+    def refuse(*_, **__):
+        raise AssertionError("asked for the network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("builtins.input", refuse)  # transformers asks whether to run foreign code
+
+
+@pytest.mark.parametrize("name", HOSTILE_MODELS)
+def test_hostile_model_is_refused_without_the_network(saved_model, tmp_path, no_network, name):
+    change, expected = HOSTILE_MODELS[name]
+    folder = tmp_path / "model"
+    shutil.copytree(saved_model, folder)
+    change(folder)
+    with pytest.raises((FileNotFoundError, ValueError)) as caught:
+        TIMAM.from_pretrained(folder)
+    assert str(folder) in str(caught.value)
+    assert expected in str(caught.value)
+    assert "asked for the network" not in str(caught.value)
+
+
+@bounded
+@given(data=st.data())
+def test_damaged_file_of_a_model_is_refused_by_name_or_does_no_harm(saved_model, tmp_path, data):
+    name = data.draw(st.sampled_from(["config.json", "model.safetensors", TOKENIZER, "tokenizer/tokenizer.json"]))
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(saved_model, folder)
+    content = bytearray((folder / name).read_bytes())
+    end = min(len(content), 9000)  # of safetensors: the header
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
+    (folder / name).write_bytes(content)
+    try:
+        model = TIMAM.from_pretrained(folder)
+    except (FileNotFoundError, ValueError) as error:
+        assert str(folder) in str(error)  # noqa: PT017
+    else:
+        assert model.encode_texts(["a man in a red hat"]).isfinite().all()
+
+
+@bounded
+@given(text=st.text(max_size=30))
+def test_any_text_is_embedded_or_refused(saved_model, text):
+    model = embedding_model(saved_model)
+    message = refusal(model.encode_texts, [text])
+    if message is None:
+        assert model.encode_texts([text]).isfinite().all()
+    else:
+        assert not text.strip() or re.search(r"[\ud800-\udfff]", text)
+
+
+@cache
+def embedding_model(folder: Path) -> TIMAM:
+    return TIMAM.from_pretrained(folder)
+
+
+def test_ten_megabytes_of_query_are_refused(saved_model):
+    model = embedding_model(saved_model)
+    with pytest.raises(ValueError, match=r"texts\[0\] has 10,000,000 characters; expected at most 100,000"):
+        model.encode_texts(["red hat " * 1_250_000])
+    short = model.encode_texts(["red hat " * 100])
+    torch.testing.assert_close(model.encode_texts(["red hat " * 12_500]), short)  # both are cut to the same pieces

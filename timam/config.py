@@ -17,6 +17,7 @@ from typing import Any
 
 from timam.files import read_json
 
+LONGEST_TEXT = 100_000  # characters of a caption or query: the benchmarks' have at most some 700
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 

@@ -17,6 +17,9 @@ from tqdm import tqdm
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+# Pillow knows 40 more, some of which start a program (PostScript) or are decoded by code that few have looked at.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LONGEST_SIDE = 65_535  # pixels, as in JPEG: a row of 90 million would need gigabytes to resize
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -28,10 +31,14 @@ def read_image(path: Path) -> Image.Image:
     """Decodes a whole picture as RGB, turned as its EXIF says, transparency laid on white.
 
     Raises:
-        ImageError: missing, empty, truncated, not a picture, or absurdly large (Pillow's decompression-bomb limit).
+        ImageError: missing, empty, truncated, not a picture of `FORMATS`, or absurdly large: a side above
+            `LONGEST_SIDE`, or more than twice PIL.Image.MAX_IMAGE_PIXELS in all, 179 million (0.5 GB decoded), where
+            Pillow refuses; from half of that on it warns.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if max(image.size) > LONGEST_SIDE:
+                raise ValueError(f"{image.width}x{image.height} pixels, expected at most {LONGEST_SIDE:,} a side")
             image.load()
             return _to_rgb(image)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from timam.config import LONGEST_TEXT
 from timam.data.records import SPLITS, Record, path_guard, show
 from timam.files import read_json
 
@@ -58,9 +59,6 @@ def _read_json(root: Path, files: tuple[str, ...]) -> tuple[Any, Parsed]:
     return None, parsed
 
 
-_LONGEST = 100_000  # characters of a caption: the benchmarks' have at most some 700
-
-
 # -- values of a record -----------------------------------------------------------------------------------------
 
 
@@ -84,8 +82,8 @@ def _captions(values: list[Any] | None, problems: list[str], source: str) -> tup
     for i, caption in enumerate(values or []):
         if not isinstance(caption, str) or not caption.strip() or re.search(r"[\ud800-\udfff]", caption):
             problems.append(f"{source}: caption {i} = {show.repr(caption)}: expected a sentence")
-        elif len(caption) > _LONGEST:
-            problems.append(f"{source}: caption {i} has {len(caption):,} characters; expected at most {_LONGEST:,}")
+        elif len(caption) > LONGEST_TEXT:
+            problems.append(f"{source}: caption {i} has {len(caption):,} characters; expected at most {LONGEST_TEXT:,}")
     return tuple(values or [])
 
 

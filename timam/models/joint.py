@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from timam import config as configs
-from timam.config import ModelConfig
+from timam.config import LONGEST_TEXT, ModelConfig
+from timam.files import read_json
 from timam.images import any_to_pixels, normalize
 from timam.models import weights
 from timam.models.discriminator import ModalityDiscriminator
@@ -76,6 +80,13 @@ class TIMAM(
         else:
             words, width = language_model, int(language_model.config.hidden_size)
             self._check_max_tokens(language_model.config)
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token")
+        rows: Any = words.embedding if language_model is None else language_model.get_input_embeddings()
+        if (highest := max(tokenizer.get_vocab().values(), default=0)) >= rows.num_embeddings:
+            raise ValueError(
+                f"the tokenizer gives ids up to {highest}, of {rows.num_embeddings} that have an embedding"
+            )
         self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
         self.discriminator = ModalityDiscriminator(dim, model_config.discriminator_hidden)
         heads = 1 if model_config.shared_classifier else 2
@@ -174,13 +185,15 @@ class TIMAM(
         """Embeds sentences, in eval mode: (N, D) float32 on the CPU, not unit length.
 
         Raises:
-            ValueError: a text that is not a string, or blank.
+            ValueError: a text that is not a string, blank, or longer than `timam.config.LONGEST_TEXT`.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts = {texts!r}: expected a list of strings, found one string")
         for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"texts[{i}] = {text!r}: expected a sentence")
+            if not isinstance(text, str) or not text.strip() or re.search(r"[\ud800-\udfff]", text):
+                raise ValueError(f"texts[{i}] = {reprlib.repr(text)}: expected a sentence")
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"texts[{i}] has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
 
         def encode(batch: Sequence[str]) -> Tensor:
             token_ids, attention_mask = self.tokenize(batch)
@@ -261,45 +274,70 @@ class TIMAM(
             ))  # fmt: skip
         content, state = _read_saved(folder)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-        except (OSError, ValueError) as error:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder / "tokenizer", trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # transformers and tokenizers raise many kinds
             raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
         try:
             model_config = configs.from_dict({"model": content["model"]}).model
-            language_config = content["language_model_config"]
-            model = cls(
-                model_config,
-                content["num_identities"],
-                tokenizer,
-                weights.build_backbone(model_config.backbone, model_config.backbone_weights),
-                language_config and weights.build_language_model(language_config),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
+            language_config, identities = content["language_model_config"], content["num_identities"]
+            if language_config and _layers(language_config) > len(state):
+                raise ValueError(f"{_layers(language_config):,} layers of {len(state)} tensors")
+            backbone = weights.build_backbone(model_config.backbone, model_config.backbone_weights)
+
+            def build(backbone: nn.Module) -> TIMAM:
+                words = language_config and weights.build_language_model(language_config)
+                return cls(model_config, identities, tokenizer, backbone, words)
+
+            stand_in = copy.deepcopy(backbone).to("meta")
+            with torch.device("meta"):  # sizes first: a config of a few bytes may ask for terabytes
+                sizes = {name: tensor.shape for name, tensor in build(stand_in).state_dict().items()}
+            found = {name: tensor.shape for name, tensor in state.items()}
+            if differing := sorted(n for n in sizes | found if sizes.get(n) != found.get(n)):
+                n = differing[0]
+                raise _SizeError(f"{n} has the size {found.get(n)}, expected {sizes.get(n)} (one of {len(differing)})")
+            model = build(backbone)
+        except _SizeError as error:
             raise ValueError(f"{folder}: model.safetensors does not fit config.json: {error}") from error
+        except Exception as error:  # torchvision and transformers raise many kinds
+            raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
+        model.load_state_dict(state)
         return model.eval()
+
+
+class _SizeError(ValueError):
+    """Tensors that a config does not ask for."""
+
+
+def _layers(language_config: dict[str, Any]) -> int:
+    """The greatest number of layers that a transformers config asks for, under any of its names."""
+    return max((v for k, v in language_config.items() if "layer" in k and type(v) is int), default=0)
 
 
 def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and model.safetensors of a saved model. Raises FileNotFoundError or ValueError naming the file."""
     for name in ("config.json", "model.safetensors", "tokenizer/tokenizer_config.json"):
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a saved TIMAM: it has no {name}")
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "config.json")
         found = content if isinstance(content, dict) else {}
         missing = {"model", "num_identities", "language_model_config"} - set(found)
         if missing:
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        if type(content["num_identities"]) is not int:
+            raise ValueError(f"num_identities = {content['num_identities']!r}: expected int")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} is not a saved TIMAM's config: {error}") from error
     try:
-        return content, load_file(folder / "model.safetensors")
+        state = load_file(folder / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_complex() or not tensor.isfinite().all():
+            raise ValueError(f"{folder / 'model.safetensors'}: {name} holds other than finite numbers")
+    return content, state
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
         ValueError: a name or weights that torchvision does not have.
         WeightsError: the weights could be neither found nor fetched.
     """
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(
-            f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}, "
-            f"which has {', '.join(torchvision.models.list_models(module=torchvision.models))}"
-        )
+    _check_backbone(name)
     if weights.lower() == "none":
         return build_backbone(name, weights)
     if name == "mobilenet_v2" and weights == "IMAGENET1K_V1" and (path := _packaged_file(*_MOBILENET_FILE)):
@@ -95,8 +92,19 @@ def load_backbone(name: str, weights: str) -> nn.Module:
         ) from error
 
 
+def _check_backbone(name: str) -> None:
+    """Raises ValueError for another kind: some of torchvision's detectors would download a backbone by themselves."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(
+            f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}, "
+            f"which has {', '.join(known)}"
+        )
+
+
 def build_backbone(name: str, weights: str) -> nn.Module:
     """The architecture that `load_backbone` gives for these weights, with random ones: some choose more than values."""
+    _check_backbone(name)
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their published weights expect the input rescaled
         extra = {"aux_logits": False, "init_weights": True, "transform_input": weights.lower() != "none"}
@@ -121,7 +129,9 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     # MiniLM has BERT's own lower-case vocabulary, so its packaged tokenizer serves both.
     packaged = _packaged_file(*_MINILM_FILE) if name in (MINILM, *BERT_BASE) else None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(packaged.parent if packaged else name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            packaged.parent if packaged else name, trust_remote_code=False
+        )
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of absent tokenizer files
             raise ValueError("there is no tokenizer")
         return tokenizer
@@ -144,10 +154,14 @@ def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedM
     source = packaged.parent if packaged else name
     try:
         if not pretrained:  # transformers' default BERT is bert-base-uncased
-            config = transformers.BertConfig() if name in BERT_BASE else transformers.AutoConfig.from_pretrained(source)
+            config = (
+                transformers.BertConfig()
+                if name in BERT_BASE
+                else (transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
+            )
             return build_language_model(config.to_dict())
         model, report = transformers.AutoModel.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:  # transformers would leave them random
@@ -167,10 +181,23 @@ def _unreachable(name: str, error: Exception) -> WeightsError:
 
 
 def build_language_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
-    """The architecture of a transformers config as a dictionary, with random weights."""
-    values = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
+    """The architecture of a transformers config as a dictionary, with random weights and without the network.
+
+    Raises:
+        ValueError: a config that makes transformers fetch a vision backbone or an attention kernel, which is code.
+    """
+    unused = ("model_type", "transformers_version", "num_labels", "id2label", "label2id", "auto_map")
+    values = {k: v for k, v in config.items() if k not in unused}
+    _check_fetches_nothing(json.dumps(values))
     typed = transformers.AutoConfig.for_model(config["model_type"], **values)
-    return _without_pooler(transformers.AutoModel.from_config(typed, dtype=torch.float32))
+    _check_fetches_nothing(typed.to_json_string(use_diff=False))
+    return _without_pooler(transformers.AutoModel.from_config(typed, dtype=torch.float32, trust_remote_code=False))
+
+
+def _check_fetches_nothing(config: str) -> None:
+    for word in ("backbone", "attn_implementation", "experts_implementation", "quantization_config"):
+        if word in config:
+            raise ValueError(f"the language model's config asks for {word}: expected an encoder of texts")
 
 
 def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
