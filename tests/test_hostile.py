@@ -809,7 +809,7 @@ HOSTILE_MODELS = {
     "NaN": (tensor_edit("class_bias", lambda t: t * math.nan), "class_bias holds other"),
     "infinity": (tensor_edit("class_bias", lambda t: t + math.inf), "class_bias holds other"),
     "complex": (tensor_edit("class_bias", lambda t: t.to(torch.complex64)), "class_bias holds other"),
-    "weights a folder": (lambda f: rename(f, "model.safetensors", "w").joinpath("model.safetensors").mkdir(), "no model"),
+    "weights no file": (lambda f: rename(f, "model.safetensors", "w").joinpath("model.safetensors").mkdir(), "it has"),
 }  # fmt: skip
 
 
