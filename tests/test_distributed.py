@@ -1,5 +1,6 @@
 """Two processes with half a batch each do what one process does with the whole batch."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -86,7 +87,9 @@ def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: floa
         text = {"token_ids": token_ids[part], "attention_mask": mask[part]}
         labels = torch.arange(BATCH) % 4
         loss = LossConfig(adversarial_form=form)
-        terms = train_step(model, images[part], text, labels[part], optimizers, loss, accelerator, clip)
+        if form == "gradient_reversal":
+            loss = dataclasses.replace(loss, adversarial_input="unit", gradient_penalty=1.0)
+        terms = train_step(model, images[part], text, labels[part], optimizers, loss, accelerator, clip, 2)
         history.append({name: float(value) for name, value in terms.items()})
     return {"history": history, "state": {n: t.tolist() for n, t in model.state_dict().items()}}
 

@@ -226,12 +226,14 @@ def still(model: TIMAM) -> TIMAM:
     return model
 
 
-def step(model: TIMAM, config: LossConfig, train: TrainConfig = PLAIN_SGD, gradient_clip: float = 0.0, **replaced: Any):
+def step(model: TIMAM, config: LossConfig, train: TrainConfig = PLAIN_SGD, gradient_clip: float = 0.0,
+         discriminator_steps: int = 1, **replaced: Any):  # fmt: skip
     """One training step; returns its terms. `replaced` optimizers stand in for the model's own."""
     images, text = batch_of(model)
     optimizers = {**build_optimizers(model, train), **replaced}
     model.train()
-    return train_step(model, images, text, LABELS, optimizers, config, Accelerator(cpu=True), gradient_clip)
+    accelerator = Accelerator(cpu=True)
+    return train_step(model, images, text, LABELS, optimizers, config, accelerator, gradient_clip, discriminator_steps)
 
 
 def parameters(model: TIMAM, *prefixes: str) -> dict[str, torch.Tensor]:
@@ -351,8 +353,10 @@ def test_weight_zero_moves_the_encoders_as_without_a_discriminator(tiny_model, f
     assert moved(parameters(reference, "discriminator"), model)  # it watches, and learns
 
 
-def test_weights_scale_their_terms_in_the_total(tiny_model):
-    terms = step(tiny_model(), LossConfig(identification_weight=2.0, matching_weight=3.0, adversarial_weight=0.5))
+@pytest.mark.parametrize("form", ["alternating", "gradient_reversal"])
+def test_weights_scale_their_terms_in_the_total(tiny_model, form):
+    config = LossConfig(identification_weight=2.0, matching_weight=3.0, adversarial_weight=0.5, adversarial_form=form)
+    terms = step(tiny_model(), config)
     expected = (
         2 * (terms["identification_image"] + terms["identification_text"])
         + 3 * terms["matching"]
@@ -361,6 +365,47 @@ def test_weights_scale_their_terms_in_the_total(tiny_model):
     torch.testing.assert_close(terms["total"], expected)
     assert not any(t.requires_grad for t in terms.values())
     assert all(t.ndim == 0 for t in terms.values())
+
+
+def test_discriminators_move_with_penalty_and_unit_length_by_hand(tiny_model):
+    model = still(tiny_model())
+    reference = copy.deepcopy(model)
+    played = recorders(model)
+    step(model, LossConfig(adversarial_input="unit", gradient_penalty=3.0, label_smoothing=0.1), **played)
+    reference.train()
+    images, text = batch_of(reference)
+    with torch.no_grad():
+        sides = [e / e.norm(dim=1, keepdim=True) * 4 for e in reference(images, **text)]  # D = 16: the length is 4
+    both = torch.cat(sides).requires_grad_()
+    logits = reference.discriminator(both)
+    (slope,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
+    loss = discriminator_loss(logits[:6], logits[6:], 0.1) + 3.0 / 2 * slope.norm(dim=1).square().mean()
+    loss.backward()
+    for name, p in reference.discriminator.named_parameters():
+        torch.testing.assert_close(played["discriminator"].gradients[0][f"discriminator.{name}"], p.grad)
+
+
+def test_a_discriminator_that_sees_unit_length_does_not_see_the_scale(tiny_model):
+    """Ten times as long picture embeddings are the same to it; without the option they are not."""
+    for view, same in (("unit", True), ("raw", False)):
+        model = still(tiny_model())
+        found = []
+        for scale in (1.0, 10.0):
+            scaled = copy.deepcopy(model)
+            with torch.no_grad():
+                for p in scaled.image_encoder.projection.parameters():
+                    p *= scale
+            found.append(float(step(scaled, LossConfig(adversarial_input=view))["discriminator"]))
+        assert (found[0] == pytest.approx(found[1], rel=1e-5)) == same
+
+
+def test_the_discriminator_moves_so_many_times_and_the_encoders_once(tiny_model):
+    model = still(tiny_model())
+    played = recorders(model)
+    step(model, LossConfig(), discriminator_steps=3, **played)
+    assert {name: len(player.gradients) for name, player in played.items()} == {
+        "image": 1, "text": 1, "discriminator": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
@@ -409,8 +454,7 @@ def test_clipping_bounds_the_gradient_of_each_move(tiny_model, form):
     def squares(name: str) -> float:
         return sum(float(g.square().sum()) for g in played[name].gradients[0].values() if g is not None)
 
-    players = [["image", "text"], ["discriminator"]] if form == "alternating" else [[*played]]
-    for names in players:
+    for names in (["image", "text"], ["discriminator"]):
         assert math.sqrt(sum(squares(n) for n in names)) == pytest.approx(0.01, rel=1e-3)
 
 

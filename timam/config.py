@@ -88,14 +88,17 @@ class LossConfig:
     identification_weight: float = 1.0  # L_I [paper]
     matching_weight: float = 1.0  # L_M [paper]
     adversarial_weight: float = 1.0  # L_D [paper]
-    adversarial_form: str = "alternating"  # or "gradient_reversal" [ours: the paper does not say]
+    adversarial_form: str = "alternating"  # labels flipped for the encoders, or "gradient_reversal" [ours]
+    adversarial_input: str = "raw"  # what the discriminator sees; or "unit": all of one length, sqrt(D) [ours]
+    gradient_penalty: float = 0.0  # R1 weight on the discriminator's slope; 0 = off [paper: none]
     label_smoothing: float = 0.1  # one-sided: the discriminator's target for images is 1 - this [recalled]
     matching_epsilon: float = 1e-8  # inside the logarithm of the matching loss [ours]
 
     def __post_init__(self) -> None:
-        for name in ("identification_weight", "matching_weight", "adversarial_weight"):
+        for name in ("identification_weight", "matching_weight", "adversarial_weight", "gradient_penalty"):
             _check(0 <= getattr(self, name) < float("inf"), f"loss.{name}", getattr(self, name), "0 (off) or more")
         _check_choice("loss.adversarial_form", self.adversarial_form, ("alternating", "gradient_reversal"))
+        _check_choice("loss.adversarial_input", self.adversarial_input, ("raw", "unit"))
         _check(0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "at least 0, below 0.5")
         _check(0 < self.matching_epsilon < 1, "loss.matching_epsilon", self.matching_epsilon, "between 0 and 1")
 
@@ -116,6 +119,8 @@ class TrainConfig:
     text_lr: float = 2e-4  # [recalled]
     language_model_lr: float = 2e-5  # once it is unfrozen [ours]
     discriminator_lr: float = 2e-4  # [recalled]
+    discriminator_momentum: float = 0.9  # SGD's, or Adam's first beta
+    discriminator_steps: int = 1  # of the discriminator for each of the encoders [ours]
     weight_decay: float = 4e-4  # [recalled]
     schedule: str = "plateau"  # "plateau": divide by 10 on a validation plateau; "cosine"; "constant" [recalled]
     plateau_patience: int = 5  # epochs without a better validation score before the division [ours]
@@ -139,6 +144,9 @@ class TrainConfig:
             _check(0 < getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "above 0, at most 1")
         for name in ("weight_decay", "minimum_lr", "warmup_epochs", "gradient_clip"):
             _check(0 <= getattr(self, name) < float("inf"), f"train.{name}", getattr(self, name), "0 or more")
+        _check(0 <= self.discriminator_momentum < 1, "train.discriminator_momentum", self.discriminator_momentum,
+               "at least 0, below 1")  # fmt: skip
+        _check(1 <= self.discriminator_steps <= 16, "train.discriminator_steps", self.discriminator_steps, "1 to 16")
         _check(0 <= self.seed < 2**32, "train.seed", self.seed, "0 or more, below 2**32")  # as NumPy's generator
         _check(self.plateau_patience >= 1, "train.plateau_patience", self.plateau_patience, "1 or more")
         _check_choice("train.schedule", self.schedule, ("plateau", "cosine", "constant"))

@@ -7,7 +7,7 @@
 | `softmax_loss`               | L_I    | the alternative: plain softmax, for the ablation                    |
 | `discriminator_loss`         | L_D    | GAN, the discriminator's side: Goodfellow et al., NIPS 2014, eq. 1  |
 | `encoder_adversarial_loss`   | L_D    | GAN, the encoders' side, non-saturating (the same, section 3)       |
-| `reverse_gradient`           | L_D    | the alternative: gradient reversal, Ganin & Lempitsky, ICML 2015    |
+| `gradient_penalty`           |        | steadies the game: Mescheder et al., ICML 2018, eq. 9; ours to use  |
 
 Conventions: all logarithms are natural; losses are means over the batch; inputs of lower precision are
 computed in float32 (in float16, 1e-8 is 0 and its logarithm -inf), float64 stays float64. The discriminator's
@@ -15,8 +15,6 @@ logit is positive for "image" (1) and negative for "text" (0).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +147,9 @@ def encoder_adversarial_loss(image_logits: Tensor, text_logits: Tensor) -> Tenso
     """The encoders' side of L_D, against a discriminator that this step leaves as it is.
 
     The non-saturating form: each modality is to be taken for the other, -E_V[log(1 - D(phi(V)))]
-    - E_T[log D(phi(T))]. The paper states the min-max game and not this choice.
+    - E_T[log D(phi(T))]. The paper states the min-max game and not this choice; the other one is the game's own value,
+    minus `discriminator_loss`, whose gradient is what a gradient reversal layer passes on (Ganin and Lempitsky, ICML
+    2015). Where the discriminator is sure, this one pulls hardest and that one hardly.
 
     Args:
         image_logits: (B,) logits that image embeddings come from images.
@@ -169,28 +169,20 @@ def _modality_cross_entropy(logits: Tensor, target: float) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-class _ReverseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return embeddings.view_as(embeddings)
+def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
+    """R1 penalty of the discriminator: mean over the batch of |d logit / d embedding|^2, differentiable once more.
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradients[0], None
-
-
-def reverse_gradient(embeddings: Tensor, weight: float = 1.0) -> Tensor:
-    """The identity forward; multiplies the gradient by -weight backward.
-
-    With it `discriminator_loss(D(reverse_gradient(V)), D(reverse_gradient(T)))` trains both players in one
-    backward pass: the discriminator descends and the encoders ascend, weight times as fast.
+    Without it the game goes round: the encoders push the modalities through each other and apart again, faster than
+    the discriminator turns, and a mere shift between two equal clouds grows (notebook 10). A slope that is kept small
+    damps this (Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do actually Converge?", ICML 2018).
+    Theirs penalises real data only; here no modality is the real one, so it is on both.
 
     Args:
-        embeddings: any shape.
-        weight: the adversarial loss's weight in the encoders' total, 0 or more.
+        modality_logits: (B,) of the discriminator for
+        embeddings: (B, D), which must require a gradient.
 
     Returns:
-        The same values, same shape.
+        A scalar, at least 0.
     """
-    return _ReverseGradient.apply(embeddings, weight)
+    (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
+    return slopes.square().sum(dim=1).mean()

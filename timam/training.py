@@ -24,6 +24,7 @@ import accelerate
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 import torchvision
 import transformers
 from accelerate import Accelerator
@@ -51,8 +52,8 @@ from timam.losses import (
     discriminator_loss,
     encoder_adversarial_loss,
     full_precision,
+    gradient_penalty,
     norm_softmax_loss,
-    reverse_gradient,
     softmax_loss,
 )
 from timam.models import TIMAM
@@ -138,14 +139,18 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
         "discriminator": (config.discriminator_optimizer, config.discriminator_lr,
                           [{"params": list(model.discriminator.parameters())}]),
     }  # fmt: skip
-    return {name: _optimizer(kind, params, lr, config.weight_decay) for name, (kind, lr, params) in groups.items()}
+    momenta = {"image": 0.9, "text": 0.9, "discriminator": config.discriminator_momentum}
+    return {
+        name: _optimizer(kind, params, lr, momenta[name], config.weight_decay)
+        for name, (kind, lr, params) in groups.items()
+    }
 
 
-def _optimizer(kind: str, params: list[dict[str, Any]], lr: float, weight_decay: float) -> Optimizer:
+def _optimizer(kind: str, params: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> Optimizer:
     if kind == "sgd":
-        return torch.optim.SGD(params, lr=lr, momentum=0.9, weight_decay=weight_decay)
+        return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-    return adam(params, lr=lr, weight_decay=weight_decay)
+    return adam(params, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
 
 
 def build_schedulers(optimizers: dict[str, Optimizer], config: TrainConfig, epoch_steps: int) -> dict[str, Any]:
@@ -178,17 +183,19 @@ def train_step(
     config: LossConfig,
     accelerator: Accelerator,
     gradient_clip: float = 0.0,
+    discriminator_steps: int = 1,
 ) -> dict[str, Tensor]:
-    """One update of the discriminator and one of the encoders, from a single pass of the encoders.
+    """The discriminator's updates and one of the encoders, from a single pass of the encoders.
 
     Args:
         images: (B, 3, H, W) float32, normalised and augmented; B of this process.
         text: `attention_mask` (B, T) with `token_ids` (B, T) or `word_states` (B, T, C).
         identity_labels: (B,) int64.
+        discriminator_steps: updates of the discriminator before the encoders'.
 
     Returns:
         Scalars on the device, detached: every loss term unweighted, their weighted "total", and the
-        discriminator's accuracy before its update.
+        discriminator's loss and accuracy before its last update.
     """
     with accelerator.autocast():
         image_embeddings, text_embeddings = model(images, **text)
@@ -199,16 +206,23 @@ def train_step(
     )
     identity_labels = gather(identity_labels)
     discriminator = model.discriminator
-    reversal = config.adversarial_form == "gradient_reversal"
 
-    # The discriminator's move. The embeddings are detached: the encoders must not help it. With gradient
-    # reversal it moves together with the encoders below; without an adversarial loss it only watches.
-    image_logits = discriminator(image_embeddings.detach())
-    text_logits = discriminator(text_embeddings.detach())
-    accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
-    discriminator_term = discriminator_loss(image_logits, text_logits, config.label_smoothing)
-    if not (reversal and config.adversarial_weight):
-        accelerator.backward(discriminator_term)
+    def see(embeddings: Tensor) -> Tensor:
+        # Lengths tell the modalities apart as well, but no cosine similarity sees them.
+        unit = config.adversarial_input == "unit"
+        return F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5 if unit else embeddings
+
+    # The discriminator's moves. The embeddings are detached: the encoders must not help it. Without an adversarial
+    # loss it only watches.
+    sides = [see(image_embeddings.detach()), see(text_embeddings.detach())]
+    for _ in range(discriminator_steps):
+        seen = torch.cat(sides).requires_grad_(config.gradient_penalty > 0)
+        logits = discriminator(seen)
+        image_logits, text_logits = logits.split(len(image_embeddings))
+        accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
+        discriminator_term = discriminator_loss(image_logits, text_logits, config.label_smoothing)
+        penalty = config.gradient_penalty / 2 * gradient_penalty(logits, seen) if config.gradient_penalty else 0.0
+        accelerator.backward(discriminator_term + penalty)
         _move(accelerator, [optimizers["discriminator"]], gradient_clip)
 
     # The encoders' move, against the discriminator as it now is.
@@ -220,23 +234,17 @@ def train_step(
     total = config.matching_weight * matching
     total = total + config.identification_weight * (identification_image + identification_text)
     adversarial = torch.zeros_like(matching)
-    movers = [optimizers["image"], optimizers["text"]]
-    if config.adversarial_weight and reversal:
-        weight = config.adversarial_weight
-        adversarial = discriminator_loss(
-            discriminator(reverse_gradient(image_embeddings, weight)),
-            discriminator(reverse_gradient(text_embeddings, weight)),
-            config.label_smoothing,
-        )
-        total = total + adversarial
-        movers.append(optimizers["discriminator"])
-    elif config.adversarial_weight:
+    if config.adversarial_weight:
         discriminator.requires_grad_(False)  # this loss is the encoders' alone
-        adversarial = encoder_adversarial_loss(discriminator(image_embeddings), discriminator(text_embeddings))
+        logits = discriminator(see(image_embeddings)), discriminator(see(text_embeddings))
         discriminator.requires_grad_(True)
+        if config.adversarial_form == "gradient_reversal":
+            adversarial = -discriminator_loss(*logits, config.label_smoothing)
+        else:
+            adversarial = encoder_adversarial_loss(*logits)
         total = total + config.adversarial_weight * adversarial
     accelerator.backward(total)
-    _move(accelerator, movers, gradient_clip)
+    _move(accelerator, [optimizers["image"], optimizers["text"]], gradient_clip)
     terms = {
         "total": total, "matching": matching, "identification_image": identification_image,
         "identification_text": identification_text, "adversarial": adversarial,
@@ -507,7 +515,7 @@ def _train_epoch(
         images = augment(normalize(batch.pixels.to(device, non_blocking=True)), data)
         terms = train_step(
             model, images, _text_inputs(model, split, batch, word_states, device), batch.identity_labels.to(device),
-            optimizers, config.loss, accelerator, config.train.gradient_clip,
+            optimizers, config.loss, accelerator, config.train.gradient_clip, config.train.discriminator_steps,
         )  # fmt: skip
         sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
         if config.train.schedule != "plateau":
