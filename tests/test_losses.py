@@ -284,7 +284,8 @@ def test_the_penalty_lets_a_game_of_shifts_settle(form):
             text = (-apart / 2).detach().reshape(1, 1).requires_grad_()
             logits = [(side * slope).squeeze(1) for side in (image, text)]
             loss = discriminator_loss(*logits)
-            loss = loss + weight / 2 * sum(gradient_penalty(x, side) for x, side in zip(logits, (image, text)))
+            penalty = gradient_penalty(logits[0], image) + gradient_penalty(logits[1], text)
+            loss = loss + weight / 2 * penalty
             (down,) = torch.autograd.grad(loss, slope)
             slope = (slope - rate * down).detach().requires_grad_()
             logits = [apart / 2 * slope.detach(), -apart / 2 * slope.detach()]
