@@ -113,6 +113,17 @@ def test_a_failed_run_stops_no_other_and_is_said_at_the_end(experiments, fake_fi
     assert not list(tmp_path.glob("*.failed.txt"))
 
 
+def test_a_disk_too_full_for_the_reason_stops_no_other_run(experiments, fake_fit, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(studies, "write_text", full)
+    fake_fit.fails[(1, 0)] = OSError(28, "No space left on device")
+    with pytest.raises(StudyError, match=r"1 of 4 runs did not finish:\n  full, seed 0 .*or the disk was full"):
+        run_grid(experiments, tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*/metrics.json"))) == 3
+
+
 def test_interrupt_is_not_swallowed(experiments, fake_fit, tmp_path):
     fake_fit.fails[(1, 0)] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,11 +129,17 @@ def _failure_file(experiment: Experiment, runs: Path | str) -> Path:
     return folder.with_name(f"{folder.name}.failed.txt")
 
 
+def _write_failure(experiment: Experiment, runs: Path | str, error: Exception) -> None:
+    with suppress(OSError):  # a full disk has no room for its own message; the other runs go on
+        write_text(_failure_file(experiment, runs), f"{type(error).__name__}: {error}\n")
+
+
 def _unfinished(experiment: Experiment, runs: Path | str) -> str | None:
     if _finished(experiment, runs):
         return None
     failure = _failure_file(experiment, runs)
-    reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else "interrupted; its process was killed"
+    unsaid = "no reason was left: its process was killed, or the disk was full"
+    reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else unsaid
     return f"{experiment.variant}, seed {experiment.config.train.seed} ({experiment.folder(runs)}): {reason}"
 
 
@@ -157,7 +164,7 @@ def run_one(experiment: Experiment, runs: Path | str, keep_models: bool = False,
     except BusyError:
         raise
     except Exception as error:  # whatever a run dies of, the others go on
-        write_text(failure, f"{type(error).__name__}: {error}\n")
+        _write_failure(experiment, runs, error)
 
 
 def _work(
@@ -229,7 +236,7 @@ def _run_on_ray(
             try:
                 ray.get(done[0])
             except ray.exceptions.RayError as error:
-                write_text(_failure_file(experiment, runs), f"{type(error).__name__}: {error}\n")
+                _write_failure(experiment, runs, error)
             bar.update()
 
 
