@@ -9,7 +9,14 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from layouts import karpathy_images, write_karpathy, write_language_model, write_person_search, write_reed
+from layouts import (
+    karpathy_images,
+    write_karpathy,
+    write_language_model,
+    write_person_search,
+    write_picture,
+    write_reed,
+)
 
 from timam.data import DATASETS
 
@@ -133,6 +140,19 @@ def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
     result = execute("--output", tmp_path, "-p", "dataset", "cub", "-p", "root", tmp_path / "none", NOTEBOOKS[0].stem)
     assert result.returncode == 1
     assert f"SystemExit: cub: {tmp_path}/none/text_c10: no such folder of captions (get it here: " in result.stderr
+
+
+@pytest.mark.slow
+def test_exploration_of_a_tiny_table_of_ones_own(tmp_path):
+    """Three pictures, no identities, no splits: fewer than the notebook would like to show."""
+    rows = ["image_path,caption", *(f"{i}.png,a person in a red coat number {i}" for i in range(3))]
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    for i in range(3):
+        write_picture(tmp_path / f"{i}.png", seed=i)
+    result = execute("--output", tmp_path / "reports", "-p", "dataset", "csv", "-p", "root", tmp_path,
+                     "-p", "preset", "smoke", NOTEBOOKS[0].stem)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "reports/figures/01_examples.png").exists()
 
 
 def write_notebook(folder, code):
