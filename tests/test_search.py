@@ -95,9 +95,24 @@ def test_index_finds_nearly_all_and_scores_exactly(clustered):
     )  # not the 8-bit approximation
 
 
+def test_index_looks_into_as_many_lists_as_the_wanted_recall_takes():
+    """Points without any groups are the hardest to index: a fixed number of lists finds few of the neighbours."""
+    pytest.importorskip("faiss")
+    gallery, queries, others = (
+        Gallery(points(4000), [str(i) for i in range(4000)]),
+        points(100, seed=5),
+        points(100, seed=6),
+    )
+    gallery.add_index(recall=0, probes=2)
+    assert gallery.recall(others) < 0.5
+    gallery.add_index(queries, recall=0.9, probes=2)
+    assert 2 < gallery.index.nprobe < gallery.index.nlist  # not all of them either
+    assert gallery.recall(others) > 0.85  # measured on other queries than it was set with
+
+
 def test_recall_counts_what_a_poor_index_misses(clustered):
     pytest.importorskip("faiss")
-    clustered.add_index(probes=1)
+    clustered.add_index(recall=0, probes=1)
     queries = points(200, seed=5)  # away from every group
     found = clustered.search(queries, 10, exact=False)[1]
     exact = by_brute_force(clustered.embeddings, queries, 10)[1]

@@ -185,13 +185,19 @@ class Gallery:
         scores, rows = _ordered(scores, rows)
         return scores[:, :k], rows[:, :k]
 
-    def add_index(self, probes: int = 32, seed: int = 0) -> None:
+    def add_index(
+        self, queries: Tensor | np.ndarray | None = None, recall: float = 0.95, probes: int = 16, seed: int = 0
+    ) -> None:
         """Adds a faiss index for approximate search: inverted lists of rows in 8 bits a dimension.
 
-        Worth it from some 100,000 pictures on; `recall` measures what it misses.
+        Worth it from some 100,000 pictures on. How many lists a query must look into depends on the embeddings, so
+        that it is measured: their number is doubled until the index finds the wanted share of the exact answers.
 
         Args:
-            probes: lists that a query looks into, of about 4 sqrt(N); more of them find more and take longer.
+            queries: (Q, D) to measure with, by default 100 of the gallery's own rows. Sentences lie elsewhere than
+                pictures and are harder to find: better give some, if there are any.
+            recall: `recall` at 10 to reach, in [0, 1].
+            probes: lists to begin with, of about 4 sqrt(N); more of them find more and take longer.
 
         Raises:
             RuntimeError: faiss is not installed.
@@ -206,10 +212,18 @@ class Gallery:
         for start in range(0, count, _ROWS):
             self.index.add(np.ascontiguousarray(self.embeddings[start : start + _ROWS]))
         self.index.nprobe = min(probes, lists)
+        if queries is None:
+            queries = np.array(self.embeddings[np.sort(sample[:100])])
+        exact = self.search(queries, exact=True)[1]
+        while self.index.nprobe < lists and self._share_found(exact, queries) < recall:
+            self.index.nprobe = min(2 * self.index.nprobe, lists)
 
     def recall(self, queries: Tensor | np.ndarray, k: int = 10) -> float:
         """Share of the k exact answers that the index finds, in [0, 1], averaged over the queries (Q, D)."""
-        exact, found = (self.search(queries, k, exact=e)[1] for e in (True, False))
+        return self._share_found(self.search(queries, k, exact=True)[1], queries)
+
+    def _share_found(self, exact: np.ndarray, queries: Tensor | np.ndarray) -> float:
+        found = self.search(queries, exact.shape[1], exact=False)[1]
         return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, found, strict=True)]))
 
 
