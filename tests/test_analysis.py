@@ -1,9 +1,9 @@
-"""Bootstrap intervals by coverage, the modality gap on known distributions, the linear baseline on a planted map."""
+"""Intervals by coverage, the gap on known distributions, a planted linear map, warnings of made-up epochs."""
 
 import numpy as np
 import pytest
 
-from timam.analysis import bootstrap_interval, linear_baseline, modality_gap, tsne
+from timam.analysis import bootstrap_interval, linear_baseline, modality_gap, training_warnings, tsne
 
 
 def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
@@ -289,3 +289,54 @@ def test_a_large_penalty_shrinks_the_text_map():
     images, texts = planted(100, seed=1)
     sizes = [np.abs(linear_baseline(images, texts, 4, alpha)[1].predict(texts)).mean() for alpha in (1e-3, 1e2, 1e5)]
     assert sizes[0] > sizes[1] > 10 * sizes[2]
+
+
+# -- what has collapsed -----------------------------------------------------------------------------------------
+
+# An epoch of the quick preset as it was measured: reports/quick/figures/02_curves.csv, epoch 5; norms assumed.
+HEALTHY = {
+    "adversarial": 1.48, "discriminator_accuracy": 0.456, "val_image_uniformity": -2.88, "val_text_uniformity": -2.89,
+    "val_image_norm": 20.0, "val_text_norm": 10.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, []),
+        ({"val_image_uniformity": -0.01}, ["all image embeddings are nearly alike"]),
+        ({"val_text_uniformity": 0.0}, ["all text embeddings are nearly alike"]),
+        ({"val_text_uniformity": -0.0625}, []),  # as a tiny model with random weights begins
+        ({"val_image_norm": 300.0}, ["image embeddings have exploded"]),
+        ({"val_text_norm": 1e9}, ["text embeddings have exploded"]),
+        ({"discriminator_accuracy": 1.0}, ["the discriminator tells every embedding"]),
+        ({"discriminator_accuracy": 0.0}, ["the discriminator is wrong on every embedding"]),
+        ({"discriminator_accuracy": 0.042}, []),
+        ({"discriminator_accuracy": 1.0, "adversarial": 0.0}, []),  # it only watches
+        (
+            {"val_image_uniformity": 0.0, "val_image_norm": 1e3, "discriminator_accuracy": 0.0},
+            ["all image", "image embeddings have exploded", "the discriminator is wrong"],
+        ),
+        ({"val_image_uniformity": float("nan"), "val_text_uniformity": float("nan")}, []),
+    ],
+)
+def test_warnings_of_a_row(change, expected):
+    found = training_warnings({**HEALTHY, **change})
+    assert len(found) == len(expected)
+    for warning, beginning in zip(found, expected, strict=True):
+        assert warning.startswith(beginning)
+        assert "What usually helps: " in warning
+
+
+def test_alike_embeddings_are_those_with_a_mean_cosine_above_099():
+    """The threshold on the uniformity is what its reason says."""
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal(64)
+    for cosine, warned in ((0.98, False), (0.995, True)):
+        noise = rng.standard_normal((200, 64)) * np.linalg.norm(direction) / 8 * np.sqrt(1 / cosine - 1)
+        vectors = direction + noise
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        assert (unit @ unit.T)[~np.eye(200, dtype=bool)].mean() == pytest.approx(cosine, abs=2e-3)
+        measured = modality_gap(vectors, rng.standard_normal((200, 64)), np.arange(200) % 9, np.arange(200) % 9)
+        row = {f"val_{name}": value for name, value in measured.items()}
+        assert bool(training_warnings(row)) == warned

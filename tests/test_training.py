@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from timam import config as configs
 from timam import training
+from timam.analysis import training_warnings
 from timam.config import PRESETS, LossConfig, TrainConfig
 from timam.evaluation import Embeddings, gap
 from timam.interruption import Interrupted
@@ -681,6 +682,28 @@ def test_history_holds_plain_numbers(people, tmp_path, monkeypatch):
     quiet_fit(tiny_config(people), tmp_path / "run")
     values = [value for row in kept[-1].history for value in row.values()]
     assert {type(v) for v in values} <= {int, float, bool}  # a live tensor would keep its graph
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], []),
+        (["train.weight_decay=300"], ["all text embeddings are nearly alike"]),  # times the rate: a third of each weight in each step
+        # a thousand times too fast; and the encoders outrun the discriminator
+        (["train.text_lr=1", "model.embedding_dim=512", "model.lstm_hidden=64"],
+         ["text embeddings have exploded", "the discriminator is wrong on every embedding"]),
+    ],
+)  # fmt: skip
+def test_collapse_is_noticed_and_said(people, tmp_path, capsys, settings, expected):
+    """The pictures' encoder begins from random weights and hardly moves, so its warning is there in all of them."""
+    metrics = fit(tiny_config(people, "train.warmup_epochs=0", *settings), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    for beginning in ("all text", "text embeddings", "the discriminator"):
+        said = [line for line in lines if line.startswith(f"warning: {beginning}")]
+        assert bool(said) == any(text.startswith(beginning) for text in expected), lines
+    assert all(any(line.startswith(f"warning: {text}") for line in lines) for text in expected)
+    row = pd.read_csv(tmp_path / "run" / "history.csv").iloc[metrics["best_epoch"] - 1]
+    assert metrics["warnings"] == training_warnings(row.to_dict())
 
 
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 import timam
 from timam import config as configs
+from timam.analysis import training_warnings
 from timam.config import Config, LossConfig, TrainConfig
 from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
@@ -389,6 +390,8 @@ def _fit(
             save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
+            for warning in training_warnings(state.history[-1]):
+                tqdm.write(f"warning: {warning}")
         signals.held = False
         if signals.number:
             raise Interrupted(_saved(output, f"after epoch {epoch}"), signals.number)
@@ -411,10 +414,12 @@ def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
 
 
 def _validate(model: TIMAM, val: Split, pixels: np.ndarray, word_states: WordStates | None) -> dict[str, float]:
-    """Retrieval and modality gap on the validation split, as a row of history has them."""
+    """Retrieval, modality gap and mean norms on the validation split, as a row of history has them."""
     embeddings = embed_split(model, val, pixels, word_states=word_states)
     results = evaluate(embeddings)
     row = {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
+    for side, vectors in (("image", embeddings.images), ("text", embeddings.texts)):
+        row[f"val_{side}_norm"] = float(vectors.norm(dim=1).mean())
     if len(val.identities) > 1:
         row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
     return row
@@ -589,6 +594,7 @@ def _finish(
         "seconds": round(epochs + time.monotonic() - started, 1),  # training, validation and test; not the stores
         **results,
         "modality_gap": gap(embeddings),
+        "warnings": training_warnings(state.history[state.best_epoch - 1]),  # of the epoch that was tested
         "provenance": {**provenance(device), "code": "+".join(state.code), "data_fingerprint": state.data_fingerprint,
                        "data_notes": list(dataset.notes)},
     }  # fmt: skip
