@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from timam import files
-from timam.files import cache_folder, recover_folder, replacing_file, replacing_folder, write_text
+from timam.files import (
+    cache_folder,
+    check_sums,
+    recover_folder,
+    replacing_file,
+    replacing_folder,
+    write_sums,
+    write_text,
+)
 
 
 class Killed(BaseException):
@@ -171,3 +182,74 @@ def test_cache_folder(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == expected
+
+
+# -- on the disk, and undamaged ---------------------------------------------------------------------------------
+
+
+def test_content_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    """Else a power cut just after the renaming leaves an empty file; a real one cannot be had in a test."""
+    events, fsync = [], os.fsync
+
+    def noted(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to see which file was flushed")
+    monkeypatch.setattr(os, "fsync", noted)
+    for owner, name in ((os, "replace"), (Path, "rename")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, f=original: events.append("rename") or f(*a))
+    write_text(tmp_path / "a.txt", "new")
+    assert events == [f".a.txt.{os.getpid()}.tmp", "rename", tmp_path.name]
+    events.clear()
+    with replacing_folder(tmp_path / "last") as new:
+        (new / "model").write_text("new")
+    assert events == ["model", ".last.new", "rename", tmp_path.name]
+    events.clear()
+    with replacing_folder(tmp_path / "store", durable=False) as new:
+        (new / "model").write_text("new")
+    assert events == ["rename"]
+
+
+@pytest.mark.parametrize("writing", [replacing_file, replacing_folder])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), Exception("I/O error: no room (os error 28)")])
+def test_full_disk_is_said_with_the_name(tmp_path, writing, error):
+    with pytest.raises(OSError, match=r"No space left on device; what was there before is kept.*target") as caught:
+        fail_inside(writing(tmp_path / "target"), error)
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.ENOENT, "x"), Exception("os error")])
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught:
+        fail_inside(replacing_file(tmp_path / "target"), error)
+    assert caught.value is error
+
+
+def fail_inside(context, error: Exception) -> None:
+    with context:
+        raise error
+
+
+def test_sums_find_every_damage_and_are_those_of_sha256sum(tmp_path):
+    fill(tmp_path / "run", "old")
+    fill(tmp_path / "run" / "deep", "old")
+    check_sums(tmp_path / "run")  # nothing to hold it against
+    write_sums(tmp_path / "run")
+    check_sums(tmp_path / "run")
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "run", check=True)
+    (tmp_path / "run" / "model").write_text("olt")
+    (tmp_path / "run" / "deep" / "only_old").unlink()
+    with pytest.raises(ValueError, match=r"deep/only_old is absent; .*run/model is damaged: its SHA-256 is "):
+        check_sums(tmp_path / "run")
+
+
+def test_sums_of_some_files_leave_the_others_free(tmp_path):
+    fill(tmp_path, "old")
+    write_sums(tmp_path, [tmp_path / "model"])
+    (tmp_path / "only_old").write_text("changed")
+    check_sums(tmp_path)

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sys
+import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +44,8 @@ def paths(tmp_path) -> list[Path]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.rglob("*") if p.is_file())
+    """The stores below a cache folder: not their sums and locks, nor what a killed process left."""
+    return sorted(p.parent.name for p in folder.rglob("*.npy") if not p.parent.name.startswith("."))
 
 
 def count_calls(monkeypatch, name: str) -> list:
@@ -152,32 +155,77 @@ def test_build_killed_without_a_word_leaves_nothing_that_is_taken_for_a_store(pa
         process = in_a_process(open_pixels, paths, 24, 12, False)
         process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert not list(own_cache.rglob("*.npy"))
+    assert files(own_cache) == []
+    assert len(list(own_cache.rglob("*.npy"))) == 1  # what was begun
     expected = [to_pixels(read_image(p), 24, 12) for p in paths]
     assert np.array_equal(open_pixels(paths, 24, 12, progress=False), expected)
+    assert len(list(own_cache.rglob("*.npy"))) == 1  # and does not stay
 
 
-def test_two_processes_that_build_at_once_both_get_a_right_store(paths, own_cache, monkeypatch):
+def test_two_processes_that_want_one_store_build_it_once(paths, own_cache, monkeypatch, tmp_path):
     expected = np.array([to_pixels(read_image(p), 24, 12) for p in paths])
-    meet = multiprocessing.get_context("fork").Barrier(2)
 
-    def together(path):
-        if path in (paths[0], paths[-1]):  # neither goes on alone, so neither finds the other's store
-            meet.wait(60)
+    def slowly(path):
+        if path == paths[0]:
+            time.sleep(0.5)  # the other process comes meanwhile
+        with (tmp_path / "decoded").open("a") as log:
+            log.write(f"{path}\n")
         return read_image(path)
 
     def build():
         sys.exit(not np.array_equal(open_pixels(paths, 24, 12, progress=False), expected))
 
-    monkeypatch.setattr(stores, "read_image", together)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # both go through the pictures in order
+    monkeypatch.setattr(stores, "read_image", slowly)
     processes = [in_a_process(build) for _ in range(2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(files(own_cache)) == 1
-    monkeypatch.setattr(stores, "read_image", lambda _: pytest.fail("decoded again"))
-    assert np.array_equal(open_pixels(paths, 24, 12, progress=False), expected)
+    assert sorted((tmp_path / "decoded").read_text().split()) == sorted(map(str, paths))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
+@pytest.mark.parametrize("name", ["store.npy", "SHA256SUMS"])
+def test_damaged_store_is_named_and_made_again(paths, own_cache, tiny_model, damage, name):
+    model = tiny_model()
+
+    def opened():
+        pixels = open_pixels(paths, 24, 12, progress=False)
+        return np.array(pixels), np.array(open_word_states(model, CAPTIONS, progress=False).states)
+
+    first = opened()
+    for path in own_cache.rglob(name):
+        damage(path)
+    if (damage, name) == (Path.unlink, "SHA256SUMS"):
+        again = opened()  # nothing says what it was
+    else:
+        with pytest.warns(UserWarning, match=r"pixels/.*(damaged|absent).*the store is made again"):
+            again = opened()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            opened()
+    assert [np.array_equal(a, b) for a, b in zip(first, again, strict=True)] == [True, True]
+
+
+def test_store_has_its_room_before_it_is_filled(paths, monkeypatch):
+    """A memory-mapped page that finds the disk full ends the process without a word."""
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("this system has no posix_fallocate")
+    reserved, original = [], os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", lambda *a: reserved.append(a[1:]) or original(*a))
+    monkeypatch.setattr(stores, "read_image", lambda p: read_image(p) if reserved else pytest.fail("filled first"))
+    open_pixels(paths, 24, 12, progress=False)
+    assert reserved == [(0, 128 + 5 * 3 * 24 * 12)]
 
 
 def test_too_small_disk_is_refused_before_decoding(paths, own_cache, monkeypatch, tiny_model):
@@ -297,7 +345,8 @@ def test_word_states_are_half_precision_ragged_and_memory_mapped(tiny_model, own
     tokens = int(model.tokenize(CAPTIONS)[1].sum())
     assert isinstance(store.states, np.memmap)
     assert (store.states.dtype, store.states.shape) == (np.float16, (tokens, 16))  # no row for padding
-    assert own_cache.joinpath("word_states", *files(own_cache)).stat().st_size == 128 + tokens * 16 * 2  # and a header
+    (name,) = files(own_cache)
+    assert (own_cache / "word_states" / name / "store.npy").stat().st_size == 128 + tokens * 16 * 2  # and a header
     assert not store.states.flags.writeable
 
 

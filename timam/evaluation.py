@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from timam.analysis import modality_gap
 from timam.data import Split
+from timam.files import replacing_file
 from timam.images import normalize
 from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
@@ -34,8 +35,9 @@ class Embeddings:
     text_labels: Tensor  # (M,)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, for every later figure."""
-        save_file({k: v.contiguous() for k, v in vars(self).items()}, path)
+        """Writes one safetensors file, whole or not at all, for every later figure."""
+        with replacing_file(path) as temporary:
+            save_file({k: v.contiguous() for k, v in vars(self).items()}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:

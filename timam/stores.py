@@ -1,26 +1,30 @@
 """Stores: what never changes during training is computed once, kept in a memory-mapped file and gathered from it.
 
-Each store's file is named by a fingerprint of its inputs, so a changed picture, size, caption or model makes
-another store. Files appear whole or not at all, also when two runs build the same one at once.
+Each store is named by a fingerprint of its inputs, so a changed picture, size, caption or model makes another one.
+They appear whole or not at all, are built once where several runs want them, and made again where they are damaged.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from timam.data.records import DataError
-from timam.files import cache_folder, replacing_file
+from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import ImageError, read_image, to_pixels
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
@@ -35,10 +39,49 @@ def _fingerprint(*parts: bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def _check_space(path: Path, size: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise OSError(f"{path}: the store needs {size:,} bytes and the disk has {free:,}; set TIMAM_CACHE to another")
+def _open_store(
+    kind: str, name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
+) -> np.ndarray:
+    """A store's array, read-only memory-mapped; where it is absent or damaged, `fill` makes it first."""
+    folder = cache_folder() / kind / name
+    if (found := _load(folder)) is not None:
+        return found
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{name}.lock")):  # a second run waits for the first one's store
+        if (found := _load(folder, say=True)) is not None:
+            return found
+        with replacing_folder(folder, durable=False) as new:
+            fill(_new_array(new / "store.npy", dtype, shape))
+            write_sums(new)
+    return np.load(folder / "store.npy", mmap_mode="r")
+
+
+def _load(folder: Path, say: bool = False) -> np.ndarray | None:
+    if not folder.exists():
+        return None
+    try:
+        check_sums(folder)
+        return np.load(folder / "store.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        if say:
+            warnings.warn(f"{error}; the store is made again", stacklevel=3)
+        return None
+
+
+def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped file with its room on the disk: a page that found none later would end the process (SIGBUS)."""
+    size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
+    try:
+        if size > free:
+            raise OSError(errno.ENOSPC, "too small")
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # also where a quota is less than what is free
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
+    except OSError as error:
+        reason = f"the store needs {size:,} bytes and the disk has {free:,}; set TIMAM_CACHE to another"
+        raise OSError(f"{path.parent}: {reason} ({error.strerror})") from error
 
 
 def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool = True) -> np.ndarray:
@@ -54,17 +97,16 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
     stats = [os.stat(p) for p in paths]
     # The time of the last change of status, too: tools that copy pictures set back the time of modification.
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
-    target = cache_folder() / "pixels" / f"{_fingerprint(f'{height}x{width}'.encode(), *map(str.encode, files))}.npy"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target, len(paths) * 3 * height * width)
-        with replacing_file(target) as temporary:
-            _build_pixels(temporary, paths, height, width, progress)
-    return np.load(target, mmap_mode="r").transpose(0, 3, 1, 2)
+    name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
+    shape = len(paths), height, width, 3
+    return _open_store("pixels", name, np.uint8, shape, lambda store: _decode(paths, store, progress)).transpose(
+        0, 3, 1, 2
+    )
 
 
-def _build_pixels(target: Path, paths: Sequence[Path], height: int, width: int, progress: bool) -> None:
-    pixels = np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), height, width, 3))
+def _decode(paths: Sequence[Path], pixels: np.ndarray, progress: bool) -> None:
+    """Fills the pixels (N, H, W, 3) from picture files."""
+    height, width = pixels.shape[1:3]
 
     def build(index: int) -> str | None:
         try:
@@ -80,7 +122,6 @@ def _build_pixels(target: Path, paths: Sequence[Path], height: int, width: int, 
         problems = [problem for problem in results if problem]
     if problems:
         raise DataError("pictures", problems)
-    pixels.flush()
 
 
 class WordStates:
@@ -114,22 +155,18 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     language_model = model.text_encoder.language_model
     weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in language_model.state_dict().values()]
     name = _fingerprint(token_ids.numpy().tobytes(), offsets.tobytes(), *weights)
-    target = cache_folder() / "word_states" / f"{name}.npy"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        width = model.text_encoder.lstm.input_size
-        _check_space(target, int(offsets[-1]) * width * 2)
-        with replacing_file(target) as temporary:
-            states = np.lib.format.open_memmap(temporary, "w+", np.float16, (int(offsets[-1]), width))
-            order = np.argsort(lengths, kind="stable")  # alike lengths together: little padding
-            starts = range(0, len(order), batch_size)
-            with eval_mode(model):
-                for start in tqdm(starts, desc="reading captions", unit="batch", disable=not progress):
-                    batch = order[start : start + batch_size]
-                    longest = int(lengths[batch].max())
-                    ids = token_ids[batch, :longest].to(model.device)
-                    outputs = model.text_encoder.word_states(ids, mask[batch, :longest].to(model.device))
-                    for m, output in zip(batch, outputs.cpu().numpy(), strict=True):
-                        states[offsets[m] : offsets[m + 1]] = output[: lengths[m]]
-            states.flush()
-    return WordStates(np.load(target, mmap_mode="r"), offsets)
+
+    def read(states: np.ndarray) -> None:
+        order = np.argsort(lengths, kind="stable")  # alike lengths together: little padding
+        starts = range(0, len(order), batch_size)
+        with eval_mode(model):
+            for start in tqdm(starts, desc="reading captions", unit="batch", disable=not progress):
+                batch = order[start : start + batch_size]
+                longest = int(lengths[batch].max())
+                ids = token_ids[batch, :longest].to(model.device)
+                outputs = model.text_encoder.word_states(ids, mask[batch, :longest].to(model.device))
+                for m, output in zip(batch, outputs.cpu().numpy(), strict=True):
+                    states[offsets[m] : offsets[m + 1]] = output[: lengths[m]]
+
+    shape = int(offsets[-1]), model.text_encoder.lstm.input_size
+    return WordStates(_open_store("word_states", name, np.float16, shape, read), offsets)

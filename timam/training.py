@@ -16,6 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from timam.data.augment import augment
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
 from timam.distributed import average_gradients, gather, processes, synchronize_batch_norm
 from timam.evaluation import embed_split, evaluate, gap
-from timam.files import recover_folder, replacing_folder, write_text
+from timam.files import check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
 from timam.images import normalize
 from timam.interruption import Interrupted, Signals, interruptible
 from timam.losses import (
@@ -78,6 +79,8 @@ class Progress:
     unfrozen_at: int | None = None  # the first epoch that trained the language model
     data_fingerprint: str = ""  # of what it was trained on
     code: list[str] = field(default_factory=list)  # `code_fingerprint` of every version that trained a part of it
+    config: dict[str, Any] = field(default_factory=dict)  # of the run
+    kept: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files in val_embeddings/, by moment
     # Of the epoch that a signal interrupted: steps done, the sums of their terms, and the seconds that they took.
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -295,7 +298,9 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
             if not accelerator.is_main_process:
                 return _fit(config, output, resume, False, accelerator, signals)
             output.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):  # released by the system after a kill
+            finished = (output / "metrics.json").exists()  # is only read, and may be where nothing can be written
+            lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)  # released by the system after a kill
+            with nullcontext() if finished else lock:
                 return _fit(config, output, resume, progress, accelerator, signals)
     except Timeout:
         raise BusyError(f"{output}: another process is at this run; wait for it or give a new folder") from None
@@ -341,7 +346,10 @@ def _fit(
     accelerator.wait_for_everyone()
     if last.exists():
         state = load_checkpoint(last, model, optimizers, schedulers)
-    _sign(state, dataset, output)
+        for moment, digest in state.kept.items():
+            if not (path := _embeddings_file(output, moment)).exists() or sha256(path) != digest:
+                raise RunError(f"{path} is damaged; remove {output} and train again")
+    _sign(state, dataset, config, output)
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     model.text_encoder.freeze(state.unfrozen_at is None)
     synchronize_batch_norm(model)
@@ -352,7 +360,8 @@ def _fit(
         if model.text_encoder.frozen and should_unfreeze(state, config.train):
             if state.epoch and main:  # resumed runs have no store open yet
                 frozen = embed_split(model, val, pixels["val"], word_states=open_word_states(model, val.captions))
-                frozen.save(_embeddings_file(output, "frozen"))
+                frozen.save(path := _embeddings_file(output, "frozen"))
+                state.kept["frozen"] = sha256(path)
             state.unfrozen_at = epoch
             model.text_encoder.freeze(False)
         if not model.text_encoder.frozen:
@@ -362,7 +371,8 @@ def _fit(
                 words = {s.name: open_word_states(model, s.captions, progress=progress) for s in (train, val)}
         if epoch == 1 and not state.step and main:
             before = embed_split(model, val, pixels["val"], word_states=words.get("val"))
-            before.save(_embeddings_file(output, "before"))
+            before.save(path := _embeddings_file(output, "before"))
+            state.kept["before"] = sha256(path)
         signals.held = True  # until the epoch, or a step of it, is saved
         row = _train_epoch(model, train, pixels["train"], words.get("train"), optimizers, schedulers, config, state,
                            accelerator, int(epoch_steps), progress, signals)  # fmt: skip
@@ -385,8 +395,9 @@ def _fit(
             if state.best_epoch == epoch:  # before `last`: killed in between, the epoch is repeated to the same result
                 with replacing_folder(best) as folder:
                     model.save_pretrained(folder)
+                    write_sums(folder)
             # Also before `last`: after the last epoch nothing would write it again.
-            write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+            _write_history(output, state)
             save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
@@ -425,6 +436,10 @@ def _validate(model: TIMAM, val: Split, pixels: np.ndarray, word_states: WordSta
     return row
 
 
+def _write_history(output: Path, state: Progress) -> None:
+    write_text(output / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+
+
 def _embeddings_file(output: Path, moment: str) -> Path:
     """Where the validation split's embeddings of a moment are kept: "before" training, at the end of the "frozen"
     stage where the language model was then unfrozen, and of the "best" epoch."""
@@ -435,37 +450,57 @@ def _embeddings_file(output: Path, moment: str) -> Path:
 
 def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | None:
     """The metrics of a finished run of this config; None where there is work to do. Raises RunError."""
-    written = output / "config.json"
-    if not written.exists():
+    known, problem = _known_configs(output)
+    if not known:
         if output.exists() and any(output.iterdir()):
-            raise RunError(f"{output} is not empty and holds no run; give a new folder")
+            raise RunError(f"{problem or f'{output} is not empty and holds no run'}; give a new folder")
         return None
-    try:
-        previous = configs.load(written)
-    except ValueError as error:
-        raise RunError(f"{error}; give a new folder") from error
-    if previous != config:
-        old, new = configs.to_dict(previous), configs.to_dict(config)
+    if config not in known:
+        old, new = configs.to_dict(known[0]), configs.to_dict(config)
         changed = [f"{s}.{k}: {old[s][k]!r} there, {new[s][k]!r} asked for" for s in configs.SECTIONS for k in new[s]
                    if old[s][k] != new[s][k]]  # fmt: skip
         raise RunError("\n  ".join([f"{output} holds a run of another config; give a new folder", *changed]))
     metrics = output / "metrics.json"
     if metrics.exists():
-        return json.loads(metrics.read_text(encoding="utf-8"))
+        try:
+            check_sums(output)
+            return read_json(metrics, finite=False)
+        except ValueError as error:
+            raise RunError(f"{error}. Remove {metrics} and go on with --resume: the end is done again") from error
     if not resume:
         raise RunError(f"{output} holds an interrupted run; go on with --resume, or remove it")
     return None
 
 
-def _sign(state: Progress, dataset: Dataset, output: Path) -> None:
-    """Notes data and code in the run's state. Raises RunError where it was begun on other data."""
+def _known_configs(output: Path) -> tuple[list[Config], str | None]:
+    """A run's config by config.json and by its last checkpoint, those that can be read, and what is wrong with one."""
+    known, problem = [], None
+    for read in (
+        lambda: configs.load(output / "config.json"),
+        lambda: configs.from_dict(_training_state(output / "checkpoints" / "last")["progress"]["config"]),
+    ):
+        try:
+            known.append(read())
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            problem = problem or str(error)
+    return known, problem
+
+
+def _training_state(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "training_state.json", finite=False)
+
+
+def _sign(state: Progress, dataset: Dataset, config: Config, output: Path) -> None:
+    """Notes data, config and code in the run's state. Raises RunError where it was begun on other data."""
     fingerprint = dataset.fingerprint()
     if state.data_fingerprint not in ("", fingerprint):
         raise RunError(
             f"{output} was begun on other data: fingerprint {state.data_fingerprint} then, {fingerprint} now, in "
             f"{dataset.image_root}; put the data back or give a new folder"
         )
-    state.data_fingerprint = fingerprint
+    state.data_fingerprint, state.config = fingerprint, configs.to_dict(config)
     if (code := code_fingerprint()) not in state.code:
         state.code.append(code)
 
@@ -581,11 +616,15 @@ def _finish(
 ) -> dict[str, Any]:  # fmt: skip
     """Tests the epoch that validation chose, once, and writes what makes the run complete."""
     started = time.monotonic()
-    model = TIMAM.from_pretrained(best).to(device)
+    try:
+        model = TIMAM.from_pretrained(best).to(device)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(f"{error}; remove {output} and train again") from error
     embed_split(model, dataset.split("val"), pixels["val"]).save(_embeddings_file(output, "best"))
     embeddings = embed_split(model, dataset.split("test"), pixels["test"], progress=progress)
     embeddings.save(output / "test_embeddings.safetensors")
     results = evaluate(embeddings, dataset.kind, dataset.folds)
+    _write_history(output, state)  # it may have been damaged since
     epochs = sum(row["seconds"] for row in state.history)
     metrics = {
         "dataset": config.data.dataset,
@@ -599,6 +638,8 @@ def _finish(
                        "data_notes": list(dataset.notes)},
     }  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_sums(output, [p for p in output.glob("*") if p.suffix in (".json", ".csv", ".safetensors")]
+               + list((output / "val_embeddings").iterdir()))  # fmt: skip
     return metrics
 
 
@@ -670,6 +711,7 @@ def save_checkpoint(
             "progress": asdict(state),
         }
         (new / "training_state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_sums(new)
 
 
 def load_checkpoint(
@@ -677,7 +719,8 @@ def load_checkpoint(
 ) -> Progress:
     """The inverse of `save_checkpoint`. Raises RunError for a damaged checkpoint, naming it."""
     try:
-        content = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        check_sums(folder)
+        content = _training_state(folder)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = load_file(folder / "optimizers.safetensors")
         for name, optimizer in optimizers.items():

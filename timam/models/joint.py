@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from timam import config as configs
 from timam.config import LONGEST_TEXT, ModelConfig
-from timam.files import read_json
+from timam.files import check_sums, read_json
 from timam.images import any_to_pixels, normalize
 from timam.models import weights
 from timam.models.discriminator import ModalityDiscriminator
@@ -272,6 +272,7 @@ class TIMAM(
                 local_files_only=local_files_only, token=token,
                 allow_patterns=["config.json", "model.safetensors", "tokenizer/*"],
             ))  # fmt: skip
+        check_sums(folder)
         content, state = _read_saved(folder)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
