@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,8 @@ from timam import config as configs
 from timam.config import Config
 from timam.data import load_dataset
 from timam.evaluation import DIRECTIONS, Embeddings, per_query
-from timam.files import write_text
+from timam.files import check_sums, write_text
+from timam.interruption import Interrupted, interruptible
 from timam.training import BusyError, fit
 
 ENGINES = ("local", "ray")
@@ -103,6 +106,7 @@ def run_grid(
         progress: shows a bar.
 
     Raises:
+        Interrupted: SIGINT or SIGTERM; the runs under way have saved the step that they were at.
         StudyError: at the end, with every run that did not finish and why.
         ValueError: an unknown engine.
     """
@@ -110,12 +114,13 @@ def run_grid(
         raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}")
     unique = list({e.folder(runs): e for e in experiments}.values())
     started = time.time()
-    if engine == "ray":
-        _run_on_ray(unique, runs, started, keep_models, cpus, gpus, progress)
-    elif workers == 1:
-        _work(unique, runs, started, keep_models, 0, progress)
-    else:
-        _run_in_processes(unique, runs, started, keep_models, workers, progress)
+    with interruptible():
+        if engine == "ray":
+            _run_on_ray(unique, runs, started, keep_models, cpus, gpus, progress)
+        elif workers == 1:
+            _work(unique, runs, started, keep_models, 0, progress)
+        else:
+            _run_in_processes(unique, runs, started, keep_models, workers, progress)
     if open_ := [line for e in unique if (line := _unfinished(e, runs))]:
         raise StudyError("\n  ".join([f"{len(open_)} of {len(unique)} runs did not finish:", *open_]))
 
@@ -197,7 +202,7 @@ def _run_in_processes(
     threads = max(1, cores // workers)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
     arguments = (experiments, runs, started, keep_models, threads, False)
-    pool = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
+    pool = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
     for process in pool:
         process.start()
     try:
@@ -205,10 +210,18 @@ def _run_in_processes(
             while any(process.is_alive() for process in pool):
                 time.sleep(POLL_SECONDS)
                 bar.update(sum(_settled(e, runs, started) for e in experiments) - bar.n)
-    finally:  # an interrupt ends the workers too; what they had finished stays
+    finally:  # an interrupt ends the workers too, each after the step that it is at
         for process in pool:
             process.terminate()
+        for process in pool:
             process.join()
+
+
+def _worker(*arguments: Any) -> None:
+    try:
+        _work(*arguments)
+    except Interrupted as error:
+        sys.exit(error.exit_code)  # without a traceback; the process that started this one says it
 
 
 def _run_on_ray(
@@ -251,13 +264,17 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
         probe_accuracy, commit, code, device, data_fingerprint.
 
     Raises:
-        StudyError: runs of one data set that saw different data, or data that has changed since.
+        StudyError: runs of one data set that saw different data, data that has changed since, or a damaged run.
     """
     rows = []
     for experiment in experiments:
         folder = experiment.folder(runs)
         if not _finished(experiment, runs):
             continue
+        try:
+            check_sums(folder)
+        except ValueError as error:
+            raise StudyError(f"{error}; remove {folder} and run the study again") from error
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
         flat |= metrics.get("class_level", {})

