@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,16 +21,18 @@ import torch
 import torch.multiprocessing as multiprocessing
 from accelerate import Accelerator
 from conftest import tiny_language_model, word_piece_tokenizer
-from layouts import TINY_SETTINGS, write_person_search
+from layouts import TINY_SETTINGS, tiny_config, write_person_search
 
+from timam import training
 from timam.config import LossConfig, ModelConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.distributed import synchronize_batch_norm
 from timam.models import TIMAM
 from timam.models.weights import load_backbone
-from timam.training import build_optimizers, train_step
+from timam.training import RunError, build_optimizers, train_step
 
 BATCH = 8
+BACKBONE = "shufflenet_v2_x0_5"  # small, with BatchNorm
 
 
 def free_port() -> int:
@@ -67,11 +71,11 @@ def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: floa
     """Three steps in float64 on this process's part; losses and the parameters afterwards."""
     torch.manual_seed(0)
     config = ModelConfig(
-        backbone="resnet18", backbone_weights="none", image_height=64, image_width=32, language_model="tiny-bert",
+        backbone=BACKBONE, backbone_weights="none", image_height=64, image_width=32, language_model="tiny-bert",
         max_tokens=16, lstm_hidden=8, embedding_dim=16, discriminator_hidden=8, shared_classifier=False,
     )  # fmt: skip
     tokenizer = word_piece_tokenizer()
-    model = TIMAM(config, 4, tokenizer, load_backbone("resnet18", "none"), tiny_language_model(len(tokenizer), 0.0))
+    model = TIMAM(config, 4, tokenizer, load_backbone(BACKBONE, "none"), tiny_language_model(len(tokenizer), 0.0))
     model.double().train()
     model.text_encoder.freeze(not language)
     synchronize_batch_norm(model)
@@ -91,7 +95,7 @@ def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: floa
             loss = dataclasses.replace(loss, adversarial_input="unit", gradient_penalty=1.0)
         terms = train_step(model, images[part], text, labels[part], optimizers, loss, accelerator, clip, 2)
         history.append({name: float(value) for name, value in terms.items()})
-    return {"history": history, "state": {n: t.tolist() for n, t in model.state_dict().items()}}
+    return {"history": history, "state": {n: t.numpy() for n, t in model.state_dict().items()}}
 
 
 @pytest.mark.slow
@@ -102,8 +106,7 @@ def test_two_processes_train_as_one():
         for ours, theirs in zip(found["history"], expected["history"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-9), CASES[case]
         for name, value in expected["state"].items():
-            difference = torch.tensor(found["state"][name]).double() - torch.tensor(value).double()
-            assert difference.abs().max() < 1e-8, (CASES[case], name)
+            assert np.abs(found["state"][name] - value).max() < 1e-8, (CASES[case], name)
 
 
 def test_parts_of_a_batch_are_the_batch():
@@ -131,10 +134,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true
 
 
 def launch(people: Path, output: Path, processes: int, *more: str) -> list:
-    # What `accelerate launch` runs where there are several GPUs; on CPUs it starts one process only.
+    # README's command. With --cpu in place of --multi_gpu, Accelerate starts one process only.
     start = [sys.executable, "-m"]
     if processes > 1:
-        start += ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port(), "-m"]
+        start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port",
+                  free_port(), "-m"]  # fmt: skip
     settings = [part for setting in (*TINY_SETTINGS, *more) for part in ("--set", setting)]
     return [*map(str, start), "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people),
             "--output", str(output), "--resume", *settings]  # fmt: skip
@@ -154,6 +158,36 @@ def test_launched_processes_give_the_run_of_one(people, tmp_path):
         assert two[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-4), column
     files = [sorted(p.relative_to(tmp_path / n).as_posix() for p in (tmp_path / n).rglob("*")) for n in "12"]
     assert files[0] == files[1]
+
+
+NOTEBOOK = Path(training.__file__).parents[1] / "notebooks" / "02_training.ipynb"
+IN_A_NOTEBOOK = """
+import json, os, sys
+from pathlib import Path
+import torch
+launching = os.getpid()
+
+def started(*_):  # Accelerate and transformers ask so that CUDA is not started
+    assert os.getpid() != launching or os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") == "1", "CUDA was started"
+    return False
+
+torch.cuda.is_available, torch.cuda._lazy_init, torch.cuda.device_count = started, started, lambda: 3
+cells = ["".join(c["source"]) for c in json.load(open(sys.argv[1]))["cells"] if c["cell_type"] == "code"]
+exec(cells[1])  # imports
+from layouts import tiny_config
+config, run = tiny_config(Path(sys.argv[2]), "train.epochs=1", "train.max_steps=1"), Path(sys.argv[3])
+exec(next(cell for cell in cells if "notebook_launcher(" in cell).split("metrics = fit")[0])
+"""
+
+
+@pytest.mark.slow
+def test_notebook_starts_as_many_processes_as_gpus_share_the_batch_and_no_cuda_before(people, tmp_path):
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(NOTEBOOK.parents[1]), str(Path(__file__).parent)])}
+    command = [sys.executable, "-c", IN_A_NOTEBOOK, NOTEBOOK, people, tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Launching training on 2 " in done.stdout  # of three: a batch of four cannot be shared by three
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.slow
@@ -177,6 +211,43 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_
     done = subprocess.run(last, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(pd.read_csv(run / "history.csv")) == finished + 1
+
+
+def two_draws(rank: int, count: int, people: Path, output: Path) -> list[float]:
+    """A parameter of each network after a run in which the processes began with different weights."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    seeds, models = training.set_seed, []
+    training.set_seed = lambda seed: seeds(seed + rank)
+    training.build_optimizers = lambda model, config: models.append(model) or build_optimizers(model, config)
+    training.fit(tiny_config(people, "train.epochs=1", "train.max_steps=2"), output, progress=False)
+    parts = models[0].image_encoder, models[0].text_encoder, models[0].discriminator
+    return [float(next(part.parameters()).double().sum()) for part in parts]
+
+
+@pytest.mark.slow
+def test_processes_begin_with_the_weights_of_the_first(people, tmp_path):
+    one, two = on(2, partial(two_draws, people=people, output=tmp_path / "run"))
+    assert one == two
+
+
+def too_patient(rank: int, count: int, people: Path, output: Path) -> str:
+    """What a process says whose main process needs longer than its patience, here two seconds."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    training.PATIENCE = timedelta(seconds=2)
+    training._open_all = lambda *_: time.sleep(6 if rank == 0 else 0)
+    with pytest.raises(RunError) as caught:
+        training.fit(tiny_config(people), output, progress=False)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_main_process_as_long_as_they_are_told(people, tmp_path):
+    _, waiting = on(2, partial(too_patient, people=people, output=tmp_path / "run"))
+    assert "process 1 of 2 cannot go on" in waiting
+    assert "2000ms" in waiting
+    assert (
+        timedelta(hours=12) <= training.PATIENCE
+    )  # a store of 600,000 captions, read by BERT-base on a CPU, is 7 hours
 
 
 def wait_until(condition, job) -> None:

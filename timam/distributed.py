@@ -62,12 +62,10 @@ class _CPUSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce  # differentiable
-
         count = input.numel() // input.shape[1] * processes()
-        mean = all_reduce(input.sum(dim=(0, 2, 3))) / count
+        mean = gather(input.sum(dim=(0, 2, 3))[None]).sum(dim=0) / count
         centred = input - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = gather(centred.square().sum(dim=(0, 2, 3))[None]).sum(dim=0) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
             step = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
@@ -82,10 +80,9 @@ def synchronize_batch_norm(model: nn.Module) -> None:
     """Makes BatchNorm2d layers take their statistics over all processes, in place; saved models stay the same."""
     if processes() == 1:
         return
-    layers = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-              if isinstance(child, nn.BatchNorm2d)]  # fmt: skip
-    for parent, name, child in layers:
-        if next(model.parameters()).is_cuda:
-            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-        else:
-            child.__class__ = _CPUSyncBatchNorm
+    if next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.__class__ = _CPUSyncBatchNorm

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 import torchvision
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -61,6 +62,10 @@ from timam.losses import (
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
 from timam.stores import WordStates, open_pixels, open_word_states
+
+# How long processes wait for another, which may be building a store or testing on its own. A lost one is noticed at
+# once by the launcher; torch's ten minutes would end a job whose first store takes longer.
+PATIENCE = timedelta(days=1)
 
 
 class RunError(RuntimeError):
@@ -290,7 +295,10 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
     output = Path(output)
-    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(config.train.mixed_precision),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:  # else each would train on its own
         raise RunError("started as one of several processes, but without GPUs: set ACCELERATE_USE_CPU=true to use CPUs")
     try:
@@ -343,12 +351,12 @@ def _fit(
         write_text(output / "config.json", json.dumps(configs.to_dict(config), indent=2) + "\n")
         for folder in (last, best):
             recover_folder(folder)
-    accelerator.wait_for_everyone()
-    if last.exists():
+    if _from_main(accelerator, last.exists):  # a process that cannot see it must not start anew beside the others
         state = load_checkpoint(last, model, optimizers, schedulers)
         for moment, digest in state.kept.items():
             if not (path := _embeddings_file(output, moment)).exists() or sha256(path) != digest:
                 raise RunError(f"{path} is damaged; remove {output} and train again")
+    broadcast(model.state_dict())  # the seed gives the same weights on machines of one kind only
     _sign(state, dataset, config, output)
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     model.text_encoder.freeze(state.unfrozen_at is None)
