@@ -1,13 +1,14 @@
 """Decoding, resizing and normalising pictures of every mode, and damaged files."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from timam.images import ImageError, any_to_pixels, find_unreadable, normalize, read_image, to_pixels
+from timam.images import ImageError, any_to_pixels, find_unreadable, normalize, prefetch, read_image, to_pixels
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -186,3 +187,25 @@ def test_normalize_constants():
     assert found[0, :, 1].abs().max() < 0.5 / (255 * 0.224) + 1e-3
     white = normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     torch.testing.assert_close(white, torch.tensor(expected) + 1 / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_prefetch_loads_one_item_ahead_and_no_more():
+    begun = [threading.Event() for _ in range(4)]
+
+    def load(i):
+        begun[i].set()
+        return torch.tensor([i])
+
+    items = prefetch(load, range(4), torch.device("cpu"))
+    assert next(items).tolist() == [0]
+    assert begun[1].wait(10)  # while the caller is at item 0
+    assert not begun[2].wait(0.2)
+    assert [int(item) for item in items] == [1, 2, 3]
+
+
+def test_prefetch_raises_in_its_turn():
+    items = prefetch(lambda i: torch.tensor(1 // (1 - i)), range(3), torch.device("cpu"))
+    assert int(next(items)) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert list(prefetch(torch.tensor, [], torch.device("cpu"))) == []

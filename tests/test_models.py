@@ -465,6 +465,16 @@ def test_unreadable_picture_and_batch_size_below_one(tiny_model, pictures, tmp_p
         tiny_model().encode_images(pictures, batch_size=0)
 
 
+def test_unreadable_pictures_are_passed_over_where_they_are_asked_for(tiny_model, pictures, tmp_path):
+    model, unreadable = tiny_model(), {}
+    mixed = [pictures[0], tmp_path / "nobody.png", pictures[1], pictures[2], tmp_path / "no.png"]
+    found = model.encode_images(mixed, batch_size=2, unreadable=unreadable)
+    torch.testing.assert_close(found[[0, 2, 3]], model.encode_images(pictures[:3]), rtol=1e-5, atol=1e-6)
+    assert found[[1, 4]].isnan().all()
+    assert sorted(unreadable) == [1, 4]
+    assert "nobody" in unreadable[1]
+
+
 def test_an_unknown_picture_of_letters_is_one_unknown_word(tiny_model):
     for words in ("tiny-bert", "none"):
         assert torch.isfinite(tiny_model(language_model=words).encode_texts(["\u200b", "😀", "x"])).all()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from timam.analysis import modality_gap
 from timam.data import Split
 from timam.files import replacing_file
-from timam.images import normalize
+from timam.images import normalize, prefetch
 from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
@@ -79,10 +79,9 @@ def embed_split(
 
 
 def _image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
-    starts = range(0, len(pixels), batch_size)
-    for start in tqdm(starts, desc="encoding images", unit="batch", disable=not progress):
-        batch = np.array(pixels[start : start + batch_size])  # a copy: the store is read-only
-        yield normalize(torch.from_numpy(batch).to(model.device))
+    starts = tqdm(range(0, len(pixels), batch_size), desc="encoding images", unit="batch", disable=not progress)
+    copy = lambda start: torch.from_numpy(np.array(pixels[start : start + batch_size]))  # noqa: E731  # read-only store
+    yield from map(normalize, prefetch(copy, starts, model.device))
 
 
 def evaluate(embeddings: Embeddings, kind: str = "identity", folds: int = 1) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,8 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"image tensor {tuple(image.shape)} {image.dtype}: expected (3, h, w) torch.uint8")
+        if image.shape[1:] == (height, width):
+            return image.cpu()
         picture = to_pil_image(image.cpu())
     else:
         picture = image if isinstance(image, Image.Image) else read_image(Path(image))
@@ -104,6 +107,24 @@ def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     for part, source in zip(lines.split(step), found.split(step), strict=True):
         part.copy_(source).sub_(mean).div_(std)
     return out
+
+
+def prefetch(load: Callable[[Any], Tensor], items: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
+    """load(item), a tensor on the CPU, on the device for each item in order; a thread works one item ahead."""
+
+    def work(item: Any) -> Tensor:
+        batch = load(item)
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in items:
+            upcoming = thread.submit(work, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = upcoming
+        if waiting is not None:
+            yield waiting.result()
 
 
 def find_unreadable(paths: Sequence[Path], progress: bool = False) -> list[str]:

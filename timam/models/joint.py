@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from timam import config as configs
 from timam.config import LONGEST_TEXT, ModelConfig
 from timam.files import check_sums, read_json
-from timam.images import any_to_pixels, normalize
+from timam.images import ImageError, any_to_pixels, normalize, prefetch
 from timam.models import weights
 from timam.models.discriminator import ModalityDiscriminator
 from timam.models.image_encoder import ImageEncoder
@@ -161,25 +163,44 @@ class TIMAM(
             word_states = self.text_encoder.word_states(token_ids, attention_mask)
         return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask)
 
-    def encode_images(self, images: Sequence[ImageInput], batch_size: int = 64, progress: bool = False) -> Tensor:
-        """Embeds pictures, in eval mode.
+    def encode_images(
+        self, images: Sequence[ImageInput], batch_size: int = 64, progress: bool = False,
+        unreadable: dict[int, str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Embeds pictures, in eval mode; the next batch is decoded in threads while the model is at one.
 
         Args:
             images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
             batch_size: pictures at a time.
             progress: shows a bar.
+            unreadable: where given, takes the position of each file that is no readable picture, and why; its row
+                of the result is NaN.
 
         Returns:
             (N, D) float32 on the CPU, not unit length: compare them by cosine similarity.
 
         Raises:
-            timam.images.ImageError: a file that is no readable picture.
+            timam.images.ImageError: a file that is no readable picture, without `unreadable`.
         """
         size = self.model_config.image_height, self.model_config.image_width
-        encode = lambda batch: self.image_encoder(  # noqa: E731
-            normalize(torch.stack([any_to_pixels(image, *size) for image in batch]).to(self.device))
-        )
-        return self._encode(images, encode, batch_size, progress, "images")
+
+        def decode(i: int) -> Tensor:
+            try:
+                return any_to_pixels(images[i], *size)
+            except ImageError as error:
+                if unreadable is None:
+                    raise
+                unreadable[i] = str(error)
+                return torch.zeros(3, *size, dtype=torch.uint8)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            everything = range(len(images))
+            load = lambda start: torch.stack(list(pool.map(decode, everything[start : start + batch_size])))  # noqa: E731
+            batches = prefetch(load, everything[:: batch_size or 1], self.device)
+            rows = self._encode(images, lambda _: self.image_encoder(normalize(next(batches))), batch_size, progress,
+                                "images")  # fmt: skip
+        rows[list(unreadable or ())] = torch.nan
+        return rows
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences, in eval mode: (N, D) float32 on the CPU, not unit length.

@@ -1,0 +1,112 @@
+"""Encoding a gallery beside the bare forward pass over the same pictures as normalised tensors in memory.
+
+    python benchmarks/encoding.py --output reports/benchmarks/encoding.md
+
+512 JPEGs of 500x375 (noise over a gradient), batches of 64, random weights. All contenders take turns in one process.
+Decoding needs the cores that the model computes on: only on a GPU can it vanish behind the forward pass.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from timing import alternate, seconds
+
+from timam.config import PRESETS, override
+from timam.evaluation import _image_batches
+from timam.images import any_to_pixels, normalize
+from timam.models import TIMAM
+from timam.models.joint import eval_mode
+from timam.search import Gallery
+from timam.stores import open_pixels
+from timam.training import provenance
+
+BATCH = 64
+SETTINGS = (  # name, backbone, height, width
+    ("MobileNetV2, 128x64 (quick)", "mobilenet_v2", 128, 64),
+    ("ResNet-50, 224x224", "resnet50", 224, 224),
+)
+
+
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    rng = np.random.default_rng(0)
+    gradient = np.linspace(0, 200, 500)[None, :, None] * np.array([1.0, 0.6, 0.3])
+    for i in range(count):
+        noise = rng.integers(0, 40, (375, 500, 3))
+        Image.fromarray((gradient + noise).astype(np.uint8)).save(folder / f"{i:04d}.jpg", quality=90)
+    return sorted(folder.glob("*.jpg"))
+
+
+@torch.no_grad()
+def forward(model: TIMAM, batches: list[torch.Tensor]) -> None:
+    for batch in batches:
+        model.image_encoder(batch).cpu()
+
+
+def stored(model: TIMAM, pixels: np.ndarray) -> None:
+    with eval_mode(model):
+        for batch in _image_batches(model, pixels, BATCH, progress=False):
+            model.image_encoder(batch).cpu()
+
+
+def decode(files: list[Path], height: int, width: int) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda file: any_to_pixels(file, height, width), files))
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option("--pictures", default=512)
+@click.option("--rounds", default=7)
+def main(output: Path, pictures: int, rounds: int) -> None:
+    """Write the table to OUTPUT."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_pictures(folder, pictures)
+        for title, backbone, height, width in SETTINGS:
+            size = [f"model.image_height={height}", f"model.image_width={width}"]
+            parts = [f"model.backbone={backbone}", "model.backbone_weights=none", "model.language_model=none"]
+            config = override(PRESETS["quick"], [*size, *parts]).model
+            model = TIMAM.pretrained(config, 2, ["a person"]).to(device).eval()
+            pixels = open_pixels(files, height, width, progress=False)
+            tensors = [torch.from_numpy(np.array(picture)) for picture in pixels]
+            batches = [normalize(torch.stack(tensors[i : i + BATCH]).to(device)) for i in range(0, pictures, BATCH)]
+            found = alternate(
+                rounds,
+                bare=partial(seconds, partial(forward, model, batches)),
+                store=partial(seconds, partial(stored, model, pixels)),
+                memory=partial(seconds, partial(model.encode_images, tensors, BATCH)),
+                decode=partial(seconds, partial(decode, files, height, width)),
+                files=partial(seconds, partial(Gallery.build, model, folder)),
+            )
+            cells = [
+                f"{found[k]:.2f} s ({found[k] / found['bare']:.2f})" for k in ("store", "memory", "decode", "files")
+            ]
+            both = found["bare"] + found["decode"]
+            cells.append(f"{found['files'] / both:.2f}")
+            rows.append(f"| {title} | {found['bare']:.2f} s | {' | '.join(cells)} |")
+    made = provenance(device)
+    lines = [
+        "# Encoding a gallery", "",
+        f"`python benchmarks/encoding.py --output {output}` at commit {made['commit']}, {made['device']}, "
+        f"{made['threads']} threads, torch {made['torch']}. {pictures} pictures, medians of {rounds}; in brackets the "
+        "ratio to the bare forward pass.", "",
+        "| | bare forward | pixel store (`embed_split`) | tensors (`encode_images`) | only decoding | files "
+        "(`Gallery.build`) | files beside bare + decoding |",
+        "|---|---|---|---|---|---|---|", *rows, "",
+    ]  # fmt: skip
+    output.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
