@@ -131,7 +131,7 @@ def picture_rows(folder: Path, size: tuple[int, int], rounds: int, name: str) ->
         rates(f"{title}: later passes, uint8 (a GPU normalises them)", found, "uint8", 20),
         rates(f"{title}: later passes, files not in memory", found, "ours_dropped", base="theirs_dropped"),
     ]
-    return [*rows, build_row(paths, size, rounds, title)]
+    return [*rows, *build_rows(paths, size, rounds, title)]
 
 
 def rates(what: str, found: dict[str, float], ours: str, target: float | None = None, base: str = "theirs") -> Row:
@@ -140,20 +140,35 @@ def rates(what: str, found: dict[str, float], ours: str, target: float | None = 
     return what, f"{found[base]:,.0f} pictures/s", f"{found[ours]:,.0f} pictures/s", ratio, *wanted
 
 
-def build_row(paths: list[Path], size: tuple[int, int], rounds: int, title: str) -> Row:
-    def decode() -> None:
-        with ThreadPoolExecutor(CORES) as pool:
-            for _ in pool.map(lambda path: Image.open(path).convert("RGB"), paths):
-                pass
+def build_rows(paths: list[Path], size: tuple[int, int], rounds: int, title: str) -> list[Row]:
+    """Building beside decoding alone, and beside decoding and resizing: what every loader does in every epoch."""
+
+    def in_threads(work: Callable[[Path], Image.Image]) -> float:
+        def all_of_them() -> None:
+            with ThreadPoolExecutor(CORES) as pool:
+                for _ in pool.map(work, paths):
+                    pass
+
+        return seconds(all_of_them)
+
+    def decode(path: Path) -> Image.Image:
+        return Image.open(path).convert("RGB")
+
+    def resize(path: Path) -> Image.Image:
+        return decode(path).resize(size[::-1], Image.Resampling.BILINEAR)
 
     def build() -> float:
         forget_stores()
         return seconds(lambda: open_pixels(paths, *size, progress=False))
 
-    found = alternate(rounds, decode=lambda: seconds(decode), build=build)
-    ratio = found["build"] / found["decode"]
-    what = f"{title}: decoding {len(paths):,} pictures / building their store"
-    return what, f"{found['decode']:.2f} s", f"{found['build']:.2f} s", ratio, "at most 1.2", ratio <= 1.2
+    found = alternate(rounds, decode=lambda: in_threads(decode), resize=lambda: in_threads(resize), build=build)
+    plain, usual = found["build"] / found["decode"], found["build"] / found["resize"]
+    what = f"{title}: {{}} {len(paths):,} pictures / building their store"
+    took = f"{found['build']:.2f} s"
+    return [
+        (what.format("decoding"), f"{found['decode']:.2f} s", took, plain, "at most 1.2", plain <= 1.2),
+        (what.format("decoding and resizing"), f"{found['resize']:.2f} s", took, usual, "", None),
+    ]
 
 
 # -- memory -----------------------------------------------------------------------------------------------------
