@@ -202,6 +202,16 @@ def test_cub_pictures_may_lie_in_images_and_text_in_the_archives_folder(tmp_path
     assert load_dataset("cub", root).image_root == root / "images"
 
 
+def test_folder_of_features_alone_says_where_the_pictures_are_published(tmp_path):
+    """Reed's archive has a folder images/, too."""
+    root = write_reed(tmp_path, CUB)
+    shutil.rmtree(root / "CUB_200_2011")
+    found = problems_of("cub", root)
+    assert found[0].startswith(f"{root / 'images'}: none of the 15 pictures; cub is published here: ")
+    assert BENCHMARKS["cub"].layout in found[0]
+    assert len(found) == 16  # each picture still has its line
+
+
 def test_flowers_are_flat_and_hold_out_classes_of_trainval(tmp_path):
     dataset = load_dataset("flowers", write_reed(tmp_path, FLOWERS, flat=True))
     found = identities(dataset)

@@ -85,14 +85,17 @@ def read_dataset(name: str, root: Path | str) -> tuple[Dataset, list[str]]:
     # Reed's archive has a folder images/ too, of features: the right folder is the one with the pictures.
     first = [r.image for r in records[:20]]
     image_root = next((f for f in folders if any(_exists(f / i) for i in first)), folders[0] if folders else root)
+    published = f"{name} is published here: {benchmark.source}; {root} must then hold {benchmark.layout}"
     if parsed.unreadable or not folders:
-        problems.append(f"{name} is published here: {benchmark.source}; {root} must then hold {benchmark.layout}")
+        problems.append(published)
         return Dataset(name, parsed.kind or reader.kind, image_root, ()), problems
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")
     kind = parsed.kind or reader.kind
     conflicts = find_conflicts(records, kind)
     records, unusable = _with_pictures(records, image_root, root)
+    if records and not any(_exists(image_root / r.image) for r in records):  # else one archive may be missing
+        problems.append(f"{image_root}: none of the {len(records):,} pictures; {published}")
     problems += unusable + conflicts
     notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
     splits = {r.split for r in records}
