@@ -2,6 +2,8 @@
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make test        lint, types, tests and every notebook on the smoke preset
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
+# make docs        the API reference -> docs/api
+# make coverage    which lines of timam the tests run
 # make env         the environment alone (.venv)
 # make lock        renew requirements/lock.txt from pyproject.toml
 # make clean       remove what the others made, the environment excepted
@@ -16,6 +18,8 @@ SEEING := 05_modality_gap 06_qualitative
 # A run of the studies takes about two minutes on one core; of the quick form, half a minute.
 STUDY := image_height=80 image_width=40 lstm_hidden=128 epochs=8 unfreeze_epoch=8
 DEPTH := $(STUDY) image_height=64 image_width=32 unfreeze_epoch=none
+# Each by name: pdoc passes over modules of a package that has __all__.
+MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py)))
 GLIMPSE := image_height=64 image_width=32 lstm_hidden=64 epochs=3 unfreeze_epoch=3 max_steps=30
 
 # Stores stay inside the clone. Torch's idle threads spin for long, which is slow as soon as another process wants a
@@ -25,7 +29,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce studies test test-browser lock clean
+.PHONY: env data reproduce studies test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -77,9 +81,15 @@ test: env
 test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py
 
+docs: env
+	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam.pedestrians $(MODULES)
+
+coverage: env
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report term-missing:skip-covered
+
 lock: env
 	$(PY) -m uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header --upgrade \
 		--quiet --output-file requirements/lock.txt pyproject.toml
 
 clean:
-	rm -rf data runs .cache reports/quick/.stamps
+	rm -rf data runs .cache docs/api reports/quick/.stamps

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import huggingface_hub
+
 TOKEN = "hf_of_the_test"
 
 
@@ -155,6 +157,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repository.commit = hashlib.sha1(repr(sorted(repository.files.items())).encode()).hexdigest()
         url = f"{self.hub.url}/{name}/commit/{repository.commit}"
         self.answer({"commitUrl": url, "commitOid": repository.commit, "success": True})
+
+
+def pretend_online(monkeypatch: object, url: str) -> None:
+    """Points this process at a hub: huggingface_hub read its environment on import, offline."""
+    for name, value in [("ENDPOINT", url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)]:
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 
 @contextmanager

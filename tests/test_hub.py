@@ -8,7 +8,7 @@ import sys
 import huggingface_hub
 import numpy as np
 import pytest
-from hub import TOKEN, Repository, running_hub
+from hub import TOKEN, Repository, pretend_online, running_hub
 from huggingface_hub import ModelCard
 from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_reed
 
@@ -34,9 +34,8 @@ def run(tmp_path_factory):
 def hub(monkeypatch, tmp_path):
     """The stand-in, also for this process: huggingface_hub reads its settings on import."""
     with running_hub() as found:
-        for name, value in [("ENDPOINT", found.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True),
-                            ("HF_TOKEN_PATH", str(tmp_path / "token"))]:  # fmt: skip
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        pretend_online(monkeypatch, found.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield found
 
@@ -183,8 +182,7 @@ def test_a_name_that_is_none_is_refused(run, hub, monkeypatch, capsys, name):
 
 
 def test_no_connection_is_one_line(run, monkeypatch, capsys):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    pretend_online(monkeypatch, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     code, printed = push(monkeypatch, capsys, run, "somebody/people")
     assert code == 1

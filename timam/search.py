@@ -287,5 +287,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise RuntimeError("approximate search needs faiss: pip install 'timam[faiss]'") from None
+        raise RuntimeError("approximate search needs faiss: pip install faiss-cpu") from None
     return faiss

@@ -232,7 +232,7 @@ def _run_on_ray(
     try:
         import ray
     except ImportError:
-        raise StudyError("engine = 'ray' needs Ray: pip install 'timam[ray]'") from None
+        raise StudyError("engine = 'ray' needs Ray: pip install 'ray[data]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RAY_RETRIES, scheduling_strategy="SPREAD")(_work)

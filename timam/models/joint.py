@@ -271,7 +271,7 @@ class TIMAM(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
-        """Reads a folder that `save_pretrained` wrote, or a repository of the hub; in eval mode, on the CPU.
+        """Reads a folder that `model.save_pretrained(folder)` wrote, or a hub repository; in eval mode, on the CPU.
 
         Args:
             pretrained_model_name_or_path: the folder or the repository's id.
