@@ -23,9 +23,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hub
+import huggingface_hub
 import nbformat
 import numpy as np
 import pytest
@@ -38,6 +41,7 @@ from timam import config as configs
 from timam import training
 from timam.files import recover_folder
 from timam.interruption import Interrupted
+from timam.models import TIMAM
 from timam.models.weights import WeightsError, load_backbone
 from timam.stores import open_pixels
 from timam.studies import grid, run_grid
@@ -257,6 +261,43 @@ def test_download_killed_at_random_moments_or_cut(slow_server, tmp_path):
     slow_server.cut = False
     load_backbone("squeezenet1_1", "IMAGENET1K_V1")
     COUNTS["a connection that ends in the middle of a download"] += 1
+
+
+class _SlowWriter:
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> None:
+        for start in range(0, len(data), 1 << 16):
+            self.file.write(data[start : start + (1 << 16)])
+            time.sleep(0.01)
+
+
+def test_model_from_the_hub_killed_at_random_moments(undisturbed, tmp_path, monkeypatch):
+    setup = hub._Handler.setup
+
+    def slow_setup(handler: Any) -> None:
+        setup(handler)
+        handler.wfile = _SlowWriter(handler.wfile)
+
+    monkeypatch.setattr(hub._Handler, "setup", slow_setup)
+    best = undisturbed.run / "checkpoints" / "best"
+    expected, rng = TIMAM.from_pretrained(best).state_dict(), np.random.default_rng(0)
+    with hub.running_hub() as served:
+        hub.pretend_online(monkeypatch, served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        files = {p.relative_to(best).as_posix(): p.read_bytes() for p in best.rglob("*") if p.is_file()}
+        served.repositories["somebody/people"] = hub.Repository(files=files)
+        for i in range(TRIES):
+            read = partial(TIMAM.from_pretrained, "somebody/people", cache_dir=tmp_path / f"{i}")
+            killed(rng.uniform(0, 0.6), signal.SIGKILL, read)
+            found = read().state_dict()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+            COUNTS["SIGKILL while a model is fetched from a hub"] += 1
 
 
 # -- disks ------------------------------------------------------------------------------------------------------

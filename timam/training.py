@@ -411,9 +411,9 @@ def _fit(
             tqdm.write(_epoch_line(state, config.train.epochs))
             for warning in training_warnings(state.history[-1]):
                 tqdm.write(f"warning: {warning}")
+        if _any_process(signals.number is not None, accelerator.device):
+            raise Interrupted(_saved(output, f"after epoch {epoch}"), signals.number or signal.SIGTERM)
         signals.held = False
-        if signals.number:
-            raise Interrupted(_saved(output, f"after epoch {epoch}"), signals.number)
 
     return _from_main(
         accelerator, lambda: _finish(output, best, config, dataset, pixels, state, accelerator.device, progress)
