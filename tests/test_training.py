@@ -989,6 +989,8 @@ def golden_losses(tmp_path: Path) -> list[float]:
         root, "model.backbone=squeezenet1_1", "data.batch_size=12", "train.epochs=7", "train.schedule=constant",
         "train.warmup_epochs=0", "train.image_optimizer=sgd", "train.text_optimizer=sgd", "train.image_lr=1e-2",
         "train.discriminator_optimizer=sgd", "train.text_lr=5e-2", "train.discriminator_lr=1e-2",
+        "train.discriminator_momentum=0.9", "train.discriminator_steps=1", "loss.adversarial_input=raw",
+        "loss.gradient_penalty=0", "loss.label_smoothing=0.1",
     )  # fmt: skip
     quiet_fit(config, tmp_path / "run")
     return pd.read_csv(tmp_path / "run" / "history.csv")["total"].tolist()
