@@ -1,5 +1,6 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
+# make adversary   notebook 10: trials and runs with and without the adversary, about an hour -> reports/adversary
 # make test        lint, types, tests and every notebook on the smoke preset
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make docs        the API reference -> docs/api
@@ -20,6 +21,11 @@ STUDY := image_height=80 image_width=40 lstm_hidden=128 epochs=8 unfreeze_epoch=
 DEPTH := $(STUDY) image_height=64 image_width=32 unfreeze_epoch=none
 # Each by name: pdoc passes over modules of a package that has __all__.
 MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py)))
+# Trials and runs of notebook 10, sized for a minute or less each; INSTANCES: another data set, in Flickr30K's layout.
+GAME := image_height=64 image_width=32 lstm_hidden=64 epochs=6 unfreeze_epoch=none
+TRIAL := lstm_hidden=64 epochs=6 max_tokens=40
+TRIALS := no adversary; as played; steadied; steadied, reversal, R1 1; steadied, warm-up
+INSTANCES ?=
 GLIMPSE := image_height=64 image_width=32 lstm_hidden=64 epochs=3 unfreeze_epoch=3 max_steps=30
 
 # Stores stay inside the clone. Torch's idle threads spin for long, which is slow as soon as another process wants a
@@ -29,7 +35,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce studies test test-browser docs coverage lock clean
+.PHONY: env data reproduce studies adversary test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -64,6 +70,12 @@ studies: env
 	$(EXECUTE) --output reports/studies -p preset quick -p root ../data/study -p runs ../runs/studies -p settings "$(STUDY)" 05_modality_gap
 	$(EXECUTE) --output reports/studies 07_results
 
+adversary: env
+	$(PY) -m timam data pedestrians --output data/adversary --identities 800 --val-identities 150 --test-identities 200
+	$(EXECUTE) --output reports/adversary -p preset quick -p seeds 5 -p workers $(WORKERS) -p settings "$(GAME)" \
+		-p trial_settings "$(TRIAL)" -p forms "$(TRIALS)" -p instances "$(INSTANCES)" \
+		-p instance_settings "image_width=64 epochs=12" 10_adversary
+
 test: env
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -77,6 +89,7 @@ test: env
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p levels "1 2" -p identities 8 09_controlled_study
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(SEEING)
 	$(EXECUTE) --output runs/smoke-reports 07_results
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p runs ../runs/adversary-smoke 10_adversary
 
 test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py

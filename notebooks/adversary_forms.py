@@ -46,7 +46,7 @@ from timam.training import cosine_factor
 
 @dataclass(frozen=True)
 class Form:
-    """One adversary. The defaults are the `quick` preset's at the time of the search."""
+    """One adversary. The defaults are the `quick` preset's before this search; `paper` plays so still."""
 
     weight: float = 1.0  # of the encoders' adversarial loss
     target: str = "flipped"  # what the encoders want: flipped labels, "confusion" (1/2 for both), or "reversal"
@@ -443,6 +443,9 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     settings = to_dict(material.config)
     settings["data"].pop("root")  # the same data in another folder are the same
+    # The form says how the adversary plays, whatever the preset does.
+    settings["loss"] = [settings["loss"][f"{name}_weight"] for name in ("matching", "identification")]
+    settings["train"] = {k: v for k, v in settings["train"].items() if not k.startswith("discriminator")}
     shared = [settings, material.fingerprint, Path(__file__).read_text(encoding="utf-8")]
     rows = []
     for seed, name in tqdm([(s, n) for s in seeds for n in names], desc="trials"):
