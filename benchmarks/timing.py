@@ -21,3 +21,10 @@ def alternate(rounds: int, **contenders: Callable[[], float]) -> dict[str, float
         for name, run in contenders.items():
             found[name].append(run())
     return {name: median(values) for name, values in found.items()}
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Of all threads of this process: other processes on the machine disturb them less than the clock's seconds."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
