@@ -237,6 +237,32 @@ def step(model: TIMAM, config: LossConfig, train: TrainConfig = PLAIN_SGD, gradi
     return train_step(model, images, text, LABELS, optimizers, config, accelerator, gradient_clip, discriminator_steps)
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_step_reads_nothing_back_from_the_device(stored, tiny_model, monkeypatch):
+    """On a GPU each such read would wait for all that was queued; what the host needs to know, it has before."""
+    model = tiny_model()
+    images, text = batch_of(model)
+    text["lengths"] = text["attention_mask"].sum(dim=1)
+    if stored:
+        text["word_states"] = model.text_encoder.word_states(text.pop("token_ids"), text["attention_mask"]).detach()
+    optimizers, accelerator = build_optimizers(model, TrainConfig()), Accelerator(cpu=True)
+    model.train()
+    for name in ("cpu", "item", "tolist", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    train_step(model, images, text, LABELS, optimizers, LossConfig(), accelerator)
+    with pytest.raises(TypeError, match="not callable"):  # as without the lengths
+        train_step(model, images, {**text, "lengths": None}, LABELS, optimizers, LossConfig(), accelerator)
+
+
+def test_lengths_from_the_host_change_nothing(tiny_model):
+    model = tiny_model().eval()
+    images, text = batch_of(model)
+    lengths = text["attention_mask"].sum(dim=1)
+    assert len(lengths.unique()) > 1
+    for with_them, without in zip(model(images, **text, lengths=lengths), model(images, **text), strict=True):
+        assert torch.equal(with_them, without)
+
+
 def parameters(model: TIMAM, *prefixes: str) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith(prefixes)}
 

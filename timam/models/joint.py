@@ -144,8 +144,9 @@ class TIMAM(
         return token_ids, (torch.arange(token_ids.shape[1])[None, :] < lengths[:, None]).long()
 
     def forward(
-        self, images: Tensor, attention_mask: Tensor, token_ids: Tensor | None = None, word_states: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, images: Tensor, attention_mask: Tensor, token_ids: Tensor | None = None,
+        word_states: Tensor | None = None, lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Both encoders in one pass.
 
         Args:
@@ -153,6 +154,7 @@ class TIMAM(
             attention_mask: (B, T) of 1 for tokens and 0 for padding.
             token_ids: (B, T) int64; or, while the language model is frozen,
             word_states: (B, T, C) its stored outputs for them.
+            lengths: as `TextEncoder.summarize`.
 
         Returns:
             image_embeddings and text_embeddings, (B, D) each, not unit length.
@@ -161,7 +163,7 @@ class TIMAM(
             if token_ids is None:
                 raise ValueError("expected token_ids or word_states")
             word_states = self.text_encoder.word_states(token_ids, attention_mask)
-        return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask)
+        return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask, lengths)
 
     def encode_images(
         self, images: Sequence[ImageInput], batch_size: int = 64, progress: bool = False,

@@ -84,16 +84,24 @@ class TextEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.language_model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
 
-    def summarize(self, word_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T, C) word states, padded on the right, and (B, T) mask -> embeddings (B, D)."""
-        lengths = attention_mask.sum(dim=1).cpu()  # packing makes the backward direction start at the last real token
-        packed = pack_padded_sequence(word_states, lengths, batch_first=True, enforce_sorted=False)
+    def summarize(self, word_states: Tensor, attention_mask: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T, C) word states, padded on the right, and (B, T) mask -> embeddings (B, D).
+
+        `lengths` (B,) is the mask's sum on the CPU. Where the caller has it, nothing here waits for a GPU.
+        """
+        if lengths is None:
+            lengths = attention_mask.sum(dim=1).cpu()
+        # Packing makes the backward direction start at the last real token. Sorted here: torch, where it sorts itself,
+        # copies the order back from the device.
+        order = lengths.argsort(descending=True)
+        by_length, back = order.to(word_states.device), order.argsort().to(word_states.device)
+        packed = pack_padded_sequence(word_states[by_length], lengths[order], batch_first=True)
         outputs, (last_states, _) = self.lstm(packed)
         if self.summary == "last":
-            return self.projection(torch.cat([last_states[0], last_states[1]], dim=1))  # forward, backward
+            return self.projection(torch.cat([last_states[0], last_states[1]], dim=1)[back])  # forward, backward
         states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=word_states.shape[1])
-        padding = attention_mask[:, :, None] == 0
-        return self.projection(states.masked_fill(padding, float("-inf")).amax(dim=1))
+        padding = attention_mask[by_length, :, None] == 0
+        return self.projection(states.masked_fill(padding, float("-inf")).amax(dim=1)[back])
 
     def forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.summarize(self.word_states(token_ids, attention_mask), attention_mask)
