@@ -1,6 +1,7 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make adversary   notebook 10: trials and runs with and without the adversary, about an hour -> reports/adversary
+# make performance notebook 08: how time and memory grow on this machine -> reports/performance
 # make test        lint, types, tests and every notebook on the smoke preset
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make docs        the API reference -> docs/api
@@ -35,7 +36,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce studies adversary test test-browser docs coverage lock clean
+.PHONY: env data reproduce studies adversary performance test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -76,6 +77,9 @@ adversary: env
 		-p trial_settings "$(TRIAL)" -p forms "$(TRIALS)" -p instances "$(INSTANCES)" \
 		-p instance_settings "image_width=64 epochs=12" 10_adversary
 
+performance: env data
+	$(EXECUTE) --output reports/performance -p preset quick -p root ../data/pedestrians 08_performance
+
 test: env
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -88,6 +92,7 @@ test: env
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p variants "MobileNetV2; ResNet-18" 04_ablation_backbone
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p levels "1 2" -p identities 8 09_controlled_study
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke $(SEEING)
+	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke 08_performance
 	$(EXECUTE) --output runs/smoke-reports 07_results
 	$(EXECUTE) --output runs/smoke-reports -p preset smoke -p root ../data/smoke -p runs ../runs/adversary-smoke 10_adversary
 

@@ -272,6 +272,34 @@ def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
     return figure
 
 
+def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, floor: str = "") -> Figure:
+    """A panel for each thing that was varied, a line a variant, both axes logarithmic.
+
+    Args:
+        frame: the columns axis, level (numbers), variant, and `value`; with `floor` also that one, drawn dashed.
+        panels: value of "axis" -> label of the x axis.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 0.6, 3.4), squeeze=False, sharey=True,
+                                layout="constrained")  # fmt: skip
+    variants = list(dict.fromkeys(frame["variant"]))
+    for axis, (panel, name) in zip(axes.flat, panels.items(), strict=True):
+        part = frame[frame["axis"] == panel]
+        for variant, colour, marker in zip(variants, _colours(len(variants)), "osD^vP*X", strict=False):
+            line = part[part["variant"] == variant].sort_values("level")
+            axis.plot(line["level"], line[value], f"-{marker}", color=colour, markersize=5, label=variant)
+            if floor:
+                axis.plot(line["level"], line[floor], "--", color=colour, linewidth=1, label=f"{variant}: floor")
+        axis.set(xscale="log", yscale="log", xlabel=name)
+        levels = sorted(part["level"].unique())
+        axis.set_xticks(levels, [f"{level:,}" for level in levels], rotation=30)
+        axis.minorticks_off()
+    axes.flat[0].set_ylabel(label)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
 def rankings(
     queries: Sequence[str | Image.Image], galleries: Sequence[Sequence[Image.Image | str]],
     scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool]] | None = None,

@@ -1,0 +1,205 @@
+"""How time and memory of a training step and of the metrics grow, each beside a floor and the peers' way (notebook 08).
+
+The floor of a time is the floating-point operations, as torch.utils.flop_counter counts them, at the rate of a large
+matrix product measured in the same run, or for what only moves data the bytes at the measured memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+import torchvision
+import transformers
+from accelerate import Accelerator
+from evaluation import test_set, usual, usual_product
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from timam.config import Config, override
+from timam.metrics import two_way_metrics
+from timam.models import TIMAM
+from timam.models.text_encoder import word_tokenizer
+from timam.training import _mixed_precision, build_optimizers, train_step
+
+VARIANTS = ("frozen, stored", "frozen, read again", "whole")  # the second is the peers' way of the first
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], Any], device: torch.device, rounds: int = 3) -> float:
+    """The median of `rounds` after one that does not count."""
+    found = []
+    for _ in range(rounds + 1):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        found.append(time.perf_counter() - started)
+    return median(found[1:])
+
+
+def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
+    """Bytes of tensors that the work holds at its peak, what was there before not counted."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with LiveBytes() as live:
+        work()
+    return live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that the storages made inside occupied at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known | given:
+                    self._hold(storage)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.now += size
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def machine(device: torch.device, size: int = 2048) -> dict[str, float]:
+    """Operations a second of a large matrix product, in the training's precision, and bytes a second of a copy."""
+    dtype = torch.bfloat16 if _mixed_precision("auto") == "bf16" and device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.empty(1 << 26, device=device)
+    target = torch.empty_like(source)
+    product, copy = seconds(lambda: a @ b, device, 5), seconds(lambda: target.copy_(source), device, 5)
+    return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * source.numel() / copy}
+
+
+def build(config: Config, identities: int, device: torch.device) -> TIMAM:
+    """The config's architecture with random weights: the times are those of any weights, and no hub is asked."""
+    torch.manual_seed(0)
+    backbone = torchvision.models.get_model(config.model.backbone, weights=None)
+    language_model = transformers.BertModel(language_shape(config.model.language_model), add_pooling_layer=False)
+    return TIMAM(config.model, identities, word_tokenizer(["a man a woman"]), backbone, language_model).to(device)
+
+
+def language_shape(name: str) -> transformers.BertConfig:
+    """BERT-base, or MiniLM's shape for MiniLM."""
+    if "MiniLM" in name:
+        return transformers.BertConfig(
+            hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+        )
+    return transformers.BertConfig()
+
+
+def step_costs(config: Config, identities: int, tokens: int, device: torch.device, peak: dict[str, float],
+               rounds: int = 3) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row a variant: seconds, floor and peak memory of `timam.training.train_step`.
+
+    Args:
+        config: gives batch and picture size.
+        identities: rows of the classifier.
+        tokens: word pieces of every caption.
+        peak: of `machine`.
+    """
+    model = build(config, identities, device)
+    optimizers = build_optimizers(model, config.train)
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
+    batch, m = config.data.batch_size, config.model
+    images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % identities
+    mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
+    words = torch.randn(batch, tokens, model.text_encoder.lstm.input_size, device=device)
+    for variant in VARIANTS:
+        model.text_encoder.freeze(variant != "whole")
+        model.train()
+        side = {"word_states": words} if variant == "frozen, stored" else {"token_ids": mask}
+        text = {**side, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
+
+        def step(text: dict[str, torch.Tensor] = text) -> None:
+            train_step(model, images, text, labels, optimizers, config.loss, accelerator)
+
+        step()  # optimizers have their state afterwards
+        with FlopCounterMode(display=False) as counted:
+            step()
+        # torch's counter knows no LSTM: two directions, four gates, forward and twice that backward.
+        hidden, width = model.text_encoder.lstm.hidden_size, model.text_encoder.lstm.input_size
+        flops = counted.get_total_flops() + 3 * 2 * 2 * 4 * hidden * (hidden + width) * batch * tokens
+        yield {"variant": variant, "seconds": seconds(step, device, rounds), "flops": flops,
+               "floor_seconds": flops / peak["flops"], "memory": peak_memory(step, device)}  # fmt: skip
+
+
+def training_growth(config: Config, axes: dict[str, list[int]], base: dict[str, int], device: torch.device,
+                    peak: dict[str, float], rounds: int = 3) -> pd.DataFrame:  # fmt: skip
+    """One thing varied at a time, the others as in `base`.
+
+    Args:
+        axes: levels of batch, height (the width keeps the preset's ratio), tokens and identities.
+    """
+    ratio = config.model.image_width / config.model.image_height
+    rows, known = [], {}
+    for axis, levels in axes.items():
+        for level in levels:
+            chosen = {**base, axis: level}
+            key = tuple(chosen.values())
+            if key not in known:
+                sized = override(config, [f"batch_size={chosen['batch']}", f"image_height={chosen['height']}",
+                                          f"image_width={round(chosen['height'] * ratio)}",
+                                          f"max_tokens={chosen['tokens']}"])  # fmt: skip
+                known[key] = list(
+                    step_costs(sized, chosen["identities"], chosen["tokens"], device, peak, rounds=rounds)
+                )
+            rows += [{"axis": axis, "level": level, **found} for found in known[key]]
+    frame = pd.DataFrame(rows)
+    frame["ratio"] = frame["seconds"] / frame["floor_seconds"]
+    return frame
+
+
+def metric_growth(galleries: list[int], width: int, device: torch.device, peak: dict[str, float]) -> pd.DataFrame:
+    """Metrics of both directions, with two captions a picture and three pictures an identity: ours, and the peers'."""
+    rows = []
+    for size in galleries:
+        images, texts, image_ids, text_ids = (t.to(device) for t in test_set(size, 2 * size, max(1, size // 3), width))
+
+        def ours(sides: tuple[torch.Tensor, ...] = (images, texts, image_ids, text_ids)) -> None:
+            two_way_metrics(*sides)
+
+        def theirs(sides: tuple[torch.Tensor, ...] = (images, texts, image_ids, text_ids)) -> None:
+            similarity = usual_product(sides[1], sides[0])
+            usual(similarity, sides[3], sides[2], True)
+            usual(similarity.T, sides[2], sides[3], True)
+
+        for variant, work in (("ours", ours), ("the peers' way", theirs)):
+            flops = 2 * len(images) * len(texts) * width
+            rows.append({"axis": "gallery", "level": size, "variant": variant, "memory": peak_memory(work, device),
+                         "seconds": seconds(work, device, 1 if variant != "ours" else 3),
+                         "floor_seconds": flops / peak["flops"]})  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["ratio"] = frame["seconds"] / frame["floor_seconds"]
+    return frame
