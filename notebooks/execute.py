@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
 import sys
@@ -30,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebooks.")
 def main(names: tuple[str, ...], output: Path, pairs: tuple[tuple[str, str], ...]) -> None:
     """Execute NAMES (notebooks beside this file, without the suffix) in the order given."""
+    if twice := sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}):
+        raise click.UsageError(f"parameter {twice[0]} is given twice")
     output.mkdir(parents=True, exist_ok=True)
     parameters = {"output": os.path.relpath(output, HERE), **dict(pairs)}
     failed = [name for name in names if not _execute(name, output.resolve(), parameters)]
@@ -41,12 +44,15 @@ def main(names: tuple[str, ...], output: Path, pairs: tuple[tuple[str, str], ...
 def _typed(name: str, text: str, declared: str) -> Any:
     """The text as what the notebook's annotation says. Exits where it is no such thing."""
     if declared not in ("int", "float", "bool"):
-        return text
+        if text.isprintable():
+            return text
+        sys.exit(f"parameter {name} = {text!r}: expected printable characters")
     try:
         value = json.loads(text.lower())
-        if type(value).__name__ == declared or (declared, type(value)) == ("float", int):
+        fits = type(value).__name__ == declared or (declared, type(value)) == ("float", int)
+        if fits and math.isfinite(value):
             return value
-    except ValueError:
+    except (OverflowError, RecursionError, ValueError):
         pass
     sys.exit(f"parameter {name} = {text!r}: expected {declared}")
 

@@ -15,6 +15,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import tiny_language_model, word_piece_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,15 +40,22 @@ from layouts import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from timam import TIMAM
+from timam import TIMAM, cli
 from timam import config as configs
 from timam.data import DATASETS, SPLITS, DataError, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
+from timam.evaluation import Embeddings, read_metrics
 from timam.files import read_json
 from timam.images import ImageError, read_image, to_pixels
 from timam.models.weights import build_backbone
+from timam.search import Gallery, open_gallery
+from timam.training import Progress, RunError, load_checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "notebooks"))
+
+import execute  # noqa: E402
+
 bounded = settings(
     max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -392,7 +402,7 @@ def test_linked_root_picture_folder_and_folders_in_it_are_followed_and_said(tmp_
     (tmp_path / "link").symlink_to(root)
     for given_root in (root, tmp_path / "link"):
         dataset = load_dataset("cuhk-pedes", given_root)
-        assert dataset.notes == (f"links lead out of {given_root} to the pictures of {given_root / 'imgs/cam_a'}",)
+        assert dataset.notes == ("links lead out of the root to the pictures of imgs/cam_a",)
     (root / "imgs").unlink()
     (root / "imgs").mkdir()
     (root / "imgs/cam_a").symlink_to(store / "imgs/cam_a")
@@ -882,3 +892,261 @@ def test_ten_megabytes_of_query_are_refused(saved_model):
         model.encode_texts(["red hat " * 1_250_000])
     short = model.encode_texts(["red hat " * 100])
     torch.testing.assert_close(model.encode_texts(["red hat " * 12_500]), short)  # both are cut to the same pieces
+
+
+# -- galleries and run directories ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved_gallery(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery")
+    rows = np.eye(3, 8, dtype=np.float32)
+    Gallery(rows, ["a.png", "b.png", "c.png"], folder, np.ones((3, 2), np.int64), "m").save(folder / "kept")
+    return folder / "kept"
+
+
+def table_of(**changes):
+    columns = {"path": pa.array([b"a.png", b"b.png", b"c.png"]), "bytes": [1, 1, 1], "changed_ns": [1, 1, 1], **changes}
+    return lambda f: pq.write_table(pa.table(columns), f / "pictures.parquet")
+
+
+def rows_of(array):
+    return lambda f: np.save(f / "embeddings.npy", array, allow_pickle=True)
+
+
+HOSTILE_GALLERIES = {
+    "a list": lambda f: (f / "gallery.json").write_text("[]"),
+    "folder a number": json_edit("gallery.json", folder=5),
+    "deep": lambda f: (f / "gallery.json").write_text("[" * 10_000),
+    "pickled": rows_of(np.array([{"a": 1}] * 3, dtype=object)),
+    "text": rows_of(np.array([["a"] * 8] * 3)),
+    "float64": rows_of(np.eye(3, 8)),
+    "complex": rows_of(np.eye(3, 8, dtype=np.complex64)),
+    "fewer rows": rows_of(np.eye(2, 8, dtype=np.float32)),
+    "no table": lambda f: (f / "pictures.parquet").write_bytes(b"PAR1" * 20),
+    "paths numbers": table_of(path=[1, 2, 3]),
+    "paths missing": table_of(path=pa.array([b"a.png", None, b"c.png"])),
+    "path outside": table_of(path=pa.array([b"a.png", b"../b.png", b"c.png"])),
+    "absolute path": table_of(path=pa.array([b"a.png", b"/etc/hostname", b"c.png"])),
+    "sizes missing": table_of(bytes=[1, None, 1]),
+    "sizes text": table_of(bytes=["1", "1", "1"]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_GALLERIES)
+def test_hostile_gallery_is_refused_by_name(saved_gallery, tmp_path, name):
+    shutil.copytree(saved_gallery, tmp_path / "kept")
+    HOSTILE_GALLERIES[name](tmp_path / "kept")
+    with pytest.raises(ValueError, match="is a damaged gallery") as caught:
+        Gallery.load(tmp_path / "kept")
+    assert str(tmp_path / "kept") in str(caught.value)
+
+
+def test_gallery_of_no_numbers_gives_no_answers(saved_gallery, tmp_path):
+    shutil.copytree(saved_gallery, tmp_path / "kept")
+    rows = np.eye(3, 8, dtype=np.float32)
+    rows[1, 1] = np.nan  # NaN would come first
+    rows_of(rows)(tmp_path / "kept")
+    with pytest.raises(ValueError, match="no numbers"):
+        Gallery.load(tmp_path / "kept").search(torch.ones(1, 8))
+
+
+@fewer
+@given(data=st.data())
+def test_damaged_gallery_is_refused_or_searched(saved_gallery, tmp_path, data):
+    folder = tmp_path / "kept"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(saved_gallery, folder)
+    path = folder / data.draw(st.sampled_from(["gallery.json", "pictures.parquet", "embeddings.npy"]))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    message = refusal(lambda: Gallery.load(folder).search(torch.ones(1, 8)))
+    assert message is None or "gallery" in message or "expected finite" in message
+
+
+RANKS = dict.fromkeys(("rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery"), 1.0)
+METRICS = {"dataset": "csv", "split": "test", "best_epoch": 1, "seconds": 1.0, "text_to_image": RANKS,
+           "image_to_text": RANKS, "modality_gap": {"alignment": math.nan}, "provenance": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text_to_image": None}, {"text_to_image": {}}, {"text_to_image": {**RANKS, "mAP": math.nan}},
+     {"image_to_text": {**RANKS, "rank_1": "1"}}, {"image_to_text": {**RANKS, "rank_1": -1}},
+     {"provenance": []}, {"best_epoch": "1"}, {"dataset": 5}],
+)  # fmt: skip
+def test_metrics_that_no_run_wrote_are_refused(tmp_path, change):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(METRICS))
+    assert read_metrics(path)["text_to_image"] == RANKS
+    path.write_text(json.dumps({**METRICS, **change}))
+    with pytest.raises(ValueError, match=re.escape(f"{path} holds no metrics of a run")):
+        read_metrics(path)
+
+
+@bounded
+@given(content=values)
+def test_any_metrics_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(content))
+    assert str(path) in refusal(read_metrics, path)
+
+
+def split_tensors(**changes) -> dict[str, torch.Tensor]:
+    labels = {"image_labels": torch.tensor([0, 1]), "text_labels": torch.tensor([0, 1, 1])}
+    tensors = {"images": torch.eye(2, 4), "texts": torch.ones(3, 4), **labels, **changes}
+    return {k: v for k, v in tensors.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": None}, {"more": torch.ones(1)}, {"texts": torch.ones(3, 5)}, {"text_labels": torch.tensor([0, 1])},
+     {"images": torch.tensor([[0.0, math.nan, 0, 0]] * 2)}, {"image_labels": torch.tensor([0.5, 1])},
+     {"images": torch.ones(2)}, {"texts": torch.ones(3, 4, dtype=torch.int64)}],
+)  # fmt: skip
+def test_embeddings_of_another_form_are_refused(tmp_path, change):
+    path = tmp_path / "test_embeddings.safetensors"
+    save_file(split_tensors(), path)
+    assert torch.equal(Embeddings.load(path).images, torch.eye(2, 4))
+    save_file(split_tensors(**change), path)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        Embeddings.load(path)
+    path.write_bytes(b"\x80\x04pickle" * 9)
+    with pytest.raises(ValueError, match="is damaged"):
+        Embeddings.load(path)
+
+
+def checkpoint(folder: Path) -> tuple[torch.nn.Module, dict, dict]:
+    """A checkpoint of one step, and what it is loaded into."""
+    model = torch.nn.Linear(2, 2)
+    model.save_pretrained = lambda target: save_file(model.state_dict(), target / "model.safetensors")
+    optimizers = {"image": torch.optim.Adam(model.parameters(), lr=1e-3)}
+    schedulers = {"image": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizers["image"], mode="max")}
+    if not folder.exists():
+        model(torch.ones(1, 2)).sum().backward()
+        optimizers["image"].step()
+        row = {"val_text_to_image_rank_1": 0.5, "seconds": 1.0}
+        save_checkpoint(folder, model, optimizers, schedulers, Progress([row], data_fingerprint="f", code=["c"]))
+    return model, optimizers, schedulers
+
+
+def optimizer_edit(slot: str, value: torch.Tensor):
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "optimizers.safetensors")
+        save_file({**tensors, slot: value}, folder / "optimizers.safetensors")
+
+    return change
+
+
+STATE = "training_state.json"
+HOSTILE_STATES = {
+    "a list": lambda f: (f / STATE).write_text("[]"),
+    "key twice": lambda f: (f / STATE).write_text('{"progress": {}, "progress": {}}'),
+    "deep": lambda f: (f / STATE).write_text("[" * 10_000),
+    "history a text": json_edit(STATE, "progress", history="abc"),
+    "history of texts": json_edit(STATE, "progress", history=["abc"]),
+    "score NaN": json_edit(STATE, "progress", history=[{"val_text_to_image_rank_1": math.nan, "seconds": 1}]),
+    "score a text": json_edit(STATE, "progress", history=[{"val_text_to_image_rank_1": "1", "seconds": 1}]),
+    "unknown progress": json_edit(STATE, "progress", colour="red"),
+    "step a text": json_edit(STATE, "progress", step="1"),
+    "step below 0": json_edit(STATE, "progress", step=-1),
+    "sums NaN": json_edit(STATE, "progress", sums={"total": math.nan}),
+    "code a text": json_edit(STATE, "progress", code="abc"),
+    "unfrozen a float": json_edit(STATE, "progress", unfrozen_at=1.5),
+    "no groups": json_edit(STATE, param_groups={}),
+    "rate a text": json_edit(STATE, "param_groups", "image", 0, lr="fast"),
+    "rate NaN": json_edit(STATE, "param_groups", "image", 0, lr=math.nan),
+    "other decay": json_edit(STATE, "param_groups", "image", 0, weight_decay=0.5),
+    "slot of another size": optimizer_edit("image/0/exp_avg", torch.ones(3)),
+    "slot NaN": optimizer_edit("image/0/exp_avg", torch.full((2, 2), math.nan)),
+    "slot of nobody": optimizer_edit("image/x/exp_avg", torch.ones(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_STATES)
+def test_hostile_training_state_is_refused_by_name(tmp_path, name):
+    folder = tmp_path / "last"
+    checkpoint(folder)
+    assert load_checkpoint(folder, *checkpoint(folder)).epoch == 1
+    HOSTILE_STATES[name](folder)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)  # whoever means harm writes its own
+    with pytest.raises(RunError, match=re.escape(f"{folder} is damaged")):
+        load_checkpoint(folder, *checkpoint(folder))
+
+
+# -- command line and notebooks ---------------------------------------------------------------------------------
+
+
+def command(monkeypatch, capfd, *arguments: object) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["timam", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, capfd.readouterr().err
+
+
+def test_command_line_refuses_what_is_not_utf8(saved_model, tmp_path, monkeypatch, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(saved_model, run / "checkpoints/best")
+    write_picture(tmp_path / "album/a.png")
+    code, message = command(monkeypatch, capfd, "search", run, "red \udcff hat", "--images", tmp_path / "album")
+    assert (code, "texts[0] = 'red \\udcff hat': expected a sentence" in message) == (1, True)
+    (tmp_path / "sentences.txt").write_bytes(b"a red hat\n\xff\n")
+    arguments = ["search", run, "--sentences", tmp_path / "sentences.txt", "--images", tmp_path / "album"]
+    code, message = command(monkeypatch, capfd, *arguments)
+    assert (code, "sentences.txt: 'utf-8' codec" in message) == (2, True)
+
+
+@pytest.mark.slow  # a new interpreter
+def test_root_that_is_not_utf8_is_checked_and_named(tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    small(root)
+    arguments = [sys.executable, "-m", "timam", "data", "check", "--dataset", "cuhk-pedes", "--root", root]
+    result = subprocess.run(arguments, capture_output=True, cwd=REPOSITORY, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"caf\xe9: 0 problem(s)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("declared", "text"),
+    [("float", "1e999"), ("float", "NaN"), ("float", "Infinity"), ("int", "1e3"), ("int", "[" * 10_000), ("int", ""),
+     ("float", "1" + "0" * 400), ("int", "1" * 5000), ("bool", "1"), ("str", "a\0b"), ("str", "\udcff"),
+     ("str", "\x1b[2J")],
+)  # fmt: skip
+def test_notebook_parameter_of_the_wrong_type_is_refused(declared, text):
+    with pytest.raises(SystemExit, match=r"parameter level = .*: expected"):
+        execute._typed("level", text, declared)
+
+
+@bounded
+@given(declared=st.sampled_from(["int", "float", "bool", "str"]), text=st.text(max_size=12))
+def test_any_notebook_parameter_is_taken_as_declared_or_refused(declared, text):
+    try:
+        value = execute._typed("level", text, declared)
+    except SystemExit as stop:
+        assert "parameter level" in str(stop.code)  # noqa: PT017
+    else:
+        assert type(value).__name__ == declared or (declared, type(value)) == ("float", int)
+        assert isinstance(value, str) or math.isfinite(value)
+
+
+def test_notebook_parameter_given_twice_is_refused(tmp_path):
+    arguments = ["--output", str(tmp_path), "-p", "seed", "1", "-p", "seed", "2", "01_data_exploration"]
+    result = CliRunner().invoke(execute.main, arguments)
+    assert (result.exit_code, "parameter seed is given twice" in result.output) == (2, True)
+
+
+# -- no network -------------------------------------------------------------------------------------------------
+
+
+def test_data_config_model_and_search_ask_for_no_network(saved_model, tmp_path, no_network):
+    for name in LAYOUTS:
+        load_dataset(LAYOUTS[name][0], LAYOUTS[name][1](tmp_path / name))
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(configs.PRESETS["quick"])))
+    assert configs.load(tmp_path / "config.json") == configs.PRESETS["quick"]
+    model = TIMAM.from_pretrained(saved_model)
+    gallery = open_gallery(model, tmp_path / "csv/p", tmp_path / "kept")
+    assert gallery.search(model.encode_texts(["a man"]), k=2)[1].shape == (1, 2)
+    with pytest.raises(AssertionError, match="asked for the network"):  # the guard itself
+        socket.create_connection(("localhost", 9))

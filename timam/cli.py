@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -181,7 +182,10 @@ def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int
     """
     if (sentence is None) == (sentences is None):
         raise click.UsageError("give a SENTENCE or --sentences FILE")
-    queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
+    try:
+        queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{sentences.name}: {error}") from error
     if not queries or not all(query.strip() for query in queries):
         raise click.UsageError("the sentence is empty")
     from timam.search import kept_in, open_gallery
@@ -278,6 +282,9 @@ def _table(metrics: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point: what a user can mend is a message, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8: they are printed as they are
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     try:
         cli(prog_name="timam", standalone_mode=False)
     except click.ClickException as error:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from timam.analysis import modality_gap
 from timam.data import Split
-from timam.files import replacing_file
+from timam.files import read_json, replacing_file
 from timam.images import normalize, prefetch
 from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
@@ -41,14 +42,46 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
-        """The inverse of `save`."""
-        return cls(**load_file(path))
+        """The inverse of `save`. Raises FileNotFoundError, or ValueError for another file, by name."""
+        try:
+            found = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        sizes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        (n, d), (m, _) = (sizes[k] if len(sizes.get(k, ())) == 2 else (0, 0) for k in ("images", "texts"))
+        if sizes != {"images": (n, d), "texts": (m, d), "image_labels": (n,), "text_labels": (m,)}:
+            raise ValueError(f"{path} holds no embeddings of a split: {sizes}")
+        if not all(t.is_floating_point() == (t.ndim == 2) and t.isfinite().all() for t in found.values()):
+            raise ValueError(f"{path}: expected finite embeddings and whole labels")
+        return cls(**found)
 
     def direction(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Query and gallery embeddings, query and gallery labels of "text_to_image" or "image_to_text"."""
         if name == "text_to_image":
             return self.texts, self.images, self.text_labels, self.image_labels
         return self.images, self.texts, self.image_labels, self.text_labels
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A finished run's metrics.json. Raises FileNotFoundError, or ValueError for another file, by name."""
+    content = read_json(path, finite=False)  # a measure of the gap may be NaN
+    kinds = {
+        "dataset": str,
+        "split": str,
+        "best_epoch": int,
+        "seconds": float,
+        "modality_gap": dict,
+        "provenance": dict,
+    }
+    numbers = ("rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery")
+    try:
+        wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
+        wrong += [f"{d}: {k}" for d in DIRECTIONS for k in numbers if not 0 <= content[d][k] < float("inf")]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no metrics of a run ({type(error).__name__}: {error})") from error
+    if wrong:
+        raise ValueError(f"{path} holds no metrics of a run: it has another value than a run's for {', '.join(wrong)}")
+    return content
 
 
 def embed_split(

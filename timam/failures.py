@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from timam.data import Split
 from timam.evaluation import Embeddings, per_query
+from timam.files import read_json
 from timam.models import TIMAM
 
 UNDECIDED, MISLED, MISTAKEN = "sentence undecided", "sentence misleads", "model mistaken"
@@ -48,20 +48,24 @@ class PedestrianTruth:
 
     Raises:
         FileNotFoundError: no attributes.json there.
+        ValueError: one that does not describe the split.
     """
 
     def __init__(self, root: Path | str, split: Split) -> None:
-        truth = json.loads((Path(root) / "attributes.json").read_text(encoding="utf-8"))
-        people = {p["id"]: p["attributes"] for p in truth["identities"]}
-        images = {i["file_path"]: i for i in truth["images"]}
-        found = [images["/".join(path.parts[-2:])] for path in split.image_paths]
-        # (N,) what can be seen in each picture; an attribute that is hidden contradicts nothing.
-        self.seen = [{k: v for k, v in people[i["id"]].items() if k not in i["hidden"]} for i in found]
-        self.stated: list[dict[str, str]] = []  # (M,) what each caption says, its mistakes included
-        for image in found:
-            for caption in image["captions"]:
-                values = {name: people[image["id"]][name] for name in caption["mentioned"]}
-                self.stated.append(values | {w["attribute"]: w["stated"] for w in caption["wrong"]})
+        truth = read_json(Path(root) / "attributes.json")
+        try:
+            people = {p["id"]: p["attributes"] for p in truth["identities"]}
+            images = {i["file_path"]: i for i in truth["images"]}
+            found = [images["/".join(path.parts[-2:])] for path in split.image_paths]
+            # (N,) what can be seen in each picture; an attribute that is hidden contradicts nothing.
+            self.seen = [{k: v for k, v in people[i["id"]].items() if k not in i["hidden"]} for i in found]
+            self.stated: list[dict[str, str]] = []  # (M,) what each caption says, its mistakes included
+            for image in found:
+                for caption in image["captions"]:
+                    values = {name: people[image["id"]][name] for name in caption["mentioned"]}
+                    self.stated.append(values | {w["attribute"]: w["stated"] for w in caption["wrong"]})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{root}/attributes.json does not describe these pictures ({error!r})") from error
 
     def contradicted(self, query: int, picture: int) -> list[str]:
         """The attributes that the sentence states and the picture shows otherwise."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from timam.files import recover_folder, replacing_folder
+from timam.files import read_json, recover_folder, replacing_folder
 from timam.images import SUFFIXES, ImageError, read_image, to_pixels
 from timam.models import TIMAM
 
@@ -122,18 +122,22 @@ class Gallery:
         folder = Path(folder)
         recover_folder(folder)
         try:
-            content = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+            content = read_json(folder / "gallery.json")
             table = pq.read_table(folder / "pictures.parquet")
             embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
             paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
             stamps = np.stack([table["bytes"].to_numpy(), table["changed_ns"].to_numpy()], axis=1)
-            if embeddings.ndim != 2 or len(embeddings) != len(paths):
-                raise ValueError(f"embeddings {embeddings.shape} of {len(paths)} pictures")
+            if embeddings.ndim != 2 or embeddings.dtype != np.float32 or len(embeddings) != len(paths):
+                raise ValueError(f"embeddings {embeddings.shape} {embeddings.dtype} of {len(paths)} pictures")
+            if stamps.dtype != np.int64 or any(os.path.isabs(p) or ".." in p.split("/") for p in paths):
+                raise ValueError("pictures without sizes, or outside their folder")
             index = _faiss().read_index(str(folder / "index.faiss")) if (folder / "index.faiss").exists() else None
+            if index is not None and (index.ntotal, index.d) != embeddings.shape:
+                raise ValueError(f"an index of {index.ntotal} pictures")
             return cls(embeddings, paths, Path(content["folder"]), stamps, content["model"], index=index)
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder}: no gallery there") from None
-        except (pa.ArrowInvalid, ValueError, KeyError, EOFError, RuntimeError) as error:
+        except Exception as error:  # NumPy, pyarrow and faiss raise many kinds
             raise ValueError(f"{folder} is a damaged gallery ({error}); remove it") from error
 
     # -- searching ----------------------------------------------------------------------------------------------
@@ -166,7 +170,9 @@ class Gallery:
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
         search = self._nearest if exact or self.index is None else self._nearest_by_index
         scores, rows = zip(*(search(part, k) for part in queries.split(256)), strict=True)
-        return np.concatenate(scores), np.concatenate(rows)
+        if np.isnan(scores := np.concatenate(scores)).any():
+            raise ValueError(f"the gallery of {self.folder} holds embeddings that are no numbers; remove it")
+        return scores, np.concatenate(rows)
 
     def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
@@ -180,6 +186,7 @@ class Gallery:
 
     def _nearest_by_index(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         _, rows = self.index.search(queries.numpy(), min(_RESCORED * k, len(self)))
+        rows = np.where(rows < len(self), rows, -1)  # a damaged index names pictures that there are not
         scores = np.einsum("qd,qcd->qc", queries.numpy(), self.embeddings[np.maximum(rows, 0)])
         scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
         scores, rows = _ordered(scores, rows)

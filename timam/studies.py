@@ -7,7 +7,6 @@ is finished and resumes the rest, and several processes (or machines on one file
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from timam import config as configs
 from timam.config import Config
 from timam.data import load_dataset
-from timam.evaluation import DIRECTIONS, Embeddings, per_query
+from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
 from timam.files import check_sums, write_text
 from timam.interruption import Interrupted, interruptible
 from timam.training import BusyError, fit
@@ -273,9 +272,9 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
             continue
         try:
             check_sums(folder)
+            metrics = read_metrics(folder / "metrics.json")
         except ValueError as error:
             raise StudyError(f"{error}; remove {folder} and run the study again") from error
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
         flat |= metrics.get("class_level", {})
         kept = {k: metrics["provenance"].get(k) for k in ("commit", "code", "device", "data_fingerprint")}

@@ -46,7 +46,7 @@ from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
 from timam.distributed import average_gradients, gather, processes, synchronize_batch_norm
-from timam.evaluation import embed_split, evaluate, gap
+from timam.evaluation import embed_split, evaluate, gap, read_metrics
 from timam.files import check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
 from timam.images import normalize
 from timam.interruption import Interrupted, Signals, interruptible
@@ -473,7 +473,7 @@ def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | Non
     if metrics.exists():
         try:
             check_sums(output)
-            return read_json(metrics, finite=False)
+            return read_metrics(metrics)
         except ValueError as error:
             raise RunError(f"{error}. Remove {metrics} and go on with --resume: the end is done again") from error
     if not resume:
@@ -740,14 +740,49 @@ def load_checkpoint(
                 owner, index, slot = key.split("/")
                 if owner == name:
                     slots.setdefault(int(index), {})[slot] = value
+            built = [_settings_of(g) for g in optimizer.param_groups]
             optimizer.load_state_dict({"state": slots, "param_groups": content["param_groups"][name]})
+            _check_optimizer(name, optimizer, built)
             for parameter, of_parameter in optimizer.state.items():
                 for slot, value in of_parameter.items():
                     if value.shape == parameter.shape and slot != "step":  # fused steps take both in one memory order
                         of_parameter[slot] = torch.empty_like(parameter).copy_(value)
             schedulers[name].load_state_dict(content["schedulers"][name])
-        return Progress(**content["progress"])
+        progress = Progress(**content["progress"])
+        _check_progress(progress)
+        return progress
     except Exception as error:  # safetensors, json and torch each raise their own
         raise RunError(
             f"{folder} is damaged ({type(error).__name__}: {error}); remove the run and train again"
         ) from error
+
+
+def _settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer's group computes with; not the rate, which schedules change, nor how torch computes it."""
+    others = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
+    return {k: v for k, v in group.items() if k not in others}
+
+
+def _check_optimizer(name: str, optimizer: Optimizer, built: list[dict[str, Any]]) -> None:
+    """torch takes any state and fails, or goes on with other settings, at the next step. Raises ValueError."""
+    for group, before in zip(optimizer.param_groups, built, strict=True):
+        # Through JSON, which makes lists of tuples; another version of torch may know other settings.
+        changed = [k for k in before if k in group and json.dumps(group[k]) != json.dumps(before[k])]
+        if changed:
+            raise ValueError(f"{name}: {', '.join(changed)} is not as config.json has it")
+        if not 0 <= float(group["lr"]) <= 1:
+            raise ValueError(f"{name}: lr = {group['lr']}")
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            if value is not None and ((value.ndim and value.shape != parameter.shape) or not value.isfinite().all()):
+                raise ValueError(f"{name}: {slot} {tuple(value.shape)} of a parameter {tuple(parameter.shape)}")
+
+
+def _check_progress(progress: Progress) -> None:
+    """Raises ValueError, KeyError or TypeError for what no run keeps."""
+    scores = [0 <= row["val_text_to_image_rank_1"] <= 1 and row["seconds"] >= 0 for row in progress.history]
+    numbers = [type(progress.step) is int, progress.step >= 0, type(progress.unfrozen_at) in (int, type(None))]
+    texts = [isinstance(t, str) for t in (progress.data_fingerprint, *progress.code)]
+    finite = [math.isfinite(v) for v in (*progress.sums.values(), progress.seconds)]
+    if not all([isinstance(progress.code, list), *scores, *numbers, *texts, *finite]):
+        raise ValueError("its progress is not that of a run")

@@ -145,6 +145,6 @@ def _linked_folders(records: list[Record], image_root: Path, root: Path) -> list
     """A note where folders of pictures are links that lead out of the root."""
     inside = root.resolve()
     parents = sorted({image_root / Path(r.image).parent for r in records})
-    linked = [str(p) for p in parents if not p.resolve().is_relative_to(inside)]
+    linked = [p.relative_to(root).as_posix() for p in parents if not p.resolve().is_relative_to(inside)]
     shown = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
-    return [f"links lead out of {root} to the pictures of {shown}"] if linked else []
+    return [f"links lead out of the root to the pictures of {shown}"] if linked else []

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from timam.files import read_json
 from timam.pedestrians.attributes import Identity, draw_identity, vary_identity
 from timam.pedestrians.captions import Noise, write_caption
 from timam.pedestrians.scene import CAMERAS, render_image
@@ -205,8 +206,8 @@ def _already_rendered(output: Path, spec: PedestrianSpec) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
-        truth = json.loads((output / "attributes.json").read_text(encoding="utf-8"))
-        found, wanted = (truth["renderer"], truth["spec"]), (RENDERER_VERSION, asdict(spec))
+        truth = read_json(output / "attributes.json")
+        found, wanted = (truth["renderer"], dict(truth["spec"])), (RENDERER_VERSION, asdict(spec))
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{output} exists and holds no rendered pedestrians; choose another output") from None
     if found == wanted:
