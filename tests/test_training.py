@@ -716,8 +716,11 @@ def test_history_holds_plain_numbers(people, tmp_path, monkeypatch):
         ([], []),
         (["train.weight_decay=300"], ["all text embeddings are nearly alike"]),  # a third of each weight in each step
         # a thousand times too fast; and the encoders outrun the discriminator
-        (["train.text_lr=1", "model.embedding_dim=512", "model.lstm_hidden=64"],
+        (["train.text_lr=1", "model.embedding_dim=512", "model.lstm_hidden=64", "loss.adversarial_input=raw",
+          "loss.gradient_penalty=0", "loss.label_smoothing=0.1", "train.discriminator_steps=1",
+          "train.discriminator_lr=2e-4", "train.discriminator_momentum=0.9"],
          ["text embeddings have exploded", "the discriminator is wrong on every embedding"]),
+        (["loss.gradient_penalty=0"], ["the discriminator tells every embedding"]),  # quick, and nothing holds it
     ],
 )  # fmt: skip
 def test_collapse_is_noticed_and_said(people, tmp_path, capsys, settings, expected):
@@ -729,7 +732,8 @@ def test_collapse_is_noticed_and_said(people, tmp_path, capsys, settings, expect
         assert bool(said) == any(text.startswith(beginning) for text in expected), lines
     assert all(any(line.startswith(f"warning: {text}") for line in lines) for text in expected)
     row = pd.read_csv(tmp_path / "run" / "history.csv").iloc[metrics["best_epoch"] - 1]
-    assert metrics["warnings"] == training_warnings(row.to_dict())
+    penalty = 0.0 if "loss.gradient_penalty=0" in settings else 10.0
+    assert metrics["warnings"] == training_warnings(row.to_dict(), penalty)
 
 
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):

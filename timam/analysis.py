@@ -47,11 +47,13 @@ def bootstrap_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def training_warnings(row: Mapping[str, Any]) -> list[str]:
+def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> list[str]:
     """What has collapsed in an epoch, in words and with what usually helps; empty where nothing has.
 
     Args:
         row: of RUN/history.csv; measures that it lacks are passed over.
+        gradient_penalty: `loss.gradient_penalty` of the run. A discriminator whose slope is penalised may be always
+            right and still tell the encoders which way to go: it is then not named.
 
     The thresholds [ours]:
         uniformity above -0.04: it is about -4 (1 - c) for a mean cosine c near 1, so c > 0.99, and all that tells one
@@ -77,11 +79,10 @@ def training_warnings(row: Mapping[str, Any]) -> list[str]:
                 f"pairs. What usually helps: a lower train.{side}_lr, train.gradient_clip, a larger train.weight_decay"
             )
     if row.get("adversarial"):
-        if row["discriminator_accuracy"] > 0.98:
+        if row["discriminator_accuracy"] > 0.98 and not gradient_penalty:
             found.append(
                 "the discriminator tells every embedding (accuracy above 0.98): the encoders learn little from it. "
-                "What usually helps: a lower train.discriminator_lr, more loss.label_smoothing, a larger "
-                "loss.adversarial_weight"
+                "What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more loss.label_smoothing"
             )
         if row["discriminator_accuracy"] < 0.02:
             found.append(

@@ -410,7 +410,7 @@ def _fit(
             save_checkpoint(last, model, optimizers, schedulers, state)
         if progress:
             tqdm.write(_epoch_line(state, config.train.epochs))
-            for warning in training_warnings(state.history[-1]):
+            for warning in training_warnings(state.history[-1], config.loss.gradient_penalty):
                 tqdm.write(f"warning: {warning}")
         if _any_process(signals.number is not None, accelerator.device):
             raise Interrupted(_saved(output, f"after epoch {epoch}"), signals.number or signal.SIGTERM)
@@ -644,7 +644,8 @@ def _finish(
         "seconds": round(epochs + time.monotonic() - started, 1),  # training, validation and test; not the stores
         **results,
         "modality_gap": gap(embeddings),
-        "warnings": training_warnings(state.history[state.best_epoch - 1]),  # of the epoch that was tested
+        # Of the epoch that was tested:
+        "warnings": training_warnings(state.history[state.best_epoch - 1], config.loss.gradient_penalty),
         "provenance": {**provenance(device), "code": "+".join(state.code), "data_fingerprint": state.data_fingerprint,
                        "data_notes": list(dataset.notes)},
     }  # fmt: skip
