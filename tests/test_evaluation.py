@@ -224,7 +224,8 @@ def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeyp
     monkeypatch.setattr(training, "gap", lambda _: {})
     monkeypatch.setattr(training, "provenance", lambda _: {})
     dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1, notes=(), split=lambda _: None)
-    sides = Config(), dataset, dict.fromkeys(("val", "test")), training.Progress(), torch.device("cpu"), False
+    state = training.Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
+    sides = Config(), dataset, dict.fromkeys(("val", "test")), state, torch.device("cpu"), False
     found = training._finish(tmp_path, tmp_path, *sides)
     assert {"class_level", "folds"} & set(found) == {key} - {None}
     assert json.loads((tmp_path / "metrics.json").read_text()) == found
