@@ -494,5 +494,6 @@ def linear_probe(images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray
     both, of_image = np.concatenate([images, texts]), np.repeat([True, False], [len(images), len(texts)])
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     groups = np.concatenate([image_labels, text_labels])
-    right = cross_val_predict(probe, both, of_image, groups=groups, cv=GroupKFold(5)) == of_image
+    folds = GroupKFold(min(5, len(np.unique(groups))))
+    right = cross_val_predict(probe, both, of_image, groups=groups, cv=folds) == of_image
     return float((right[of_image].mean() + right[~of_image].mean()) / 2)

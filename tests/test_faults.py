@@ -175,7 +175,7 @@ def test_saving_killed_at_random_moments(tmp_path, tiny_model):
             model.class_bias.fill_(value)
         for slots in optimizers["text"].state.values():
             slots["exp_avg"].fill_(value)
-        return Progress(history=[{}] * value)
+        return Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}] * value, data_fingerprint="data")
 
     def save_for_ever(first: int) -> None:
         for value in range(first, 10_000):
