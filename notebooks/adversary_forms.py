@@ -23,14 +23,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
+from timam import analysis
 from timam.config import Config, to_dict
 from timam.data import Split, load_dataset
 from timam.data.batches import epoch_order, steps_per_epoch
@@ -492,8 +489,6 @@ def what_a_probe_uses(embeddings: Embeddings, parts: Sequence[int] = (5, 10, 20,
 def linear_probe(images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray) -> float:
     """Balanced accuracy of a fresh logistic regression on unseen identities, as `modality_gap` without unit length."""
     both, of_image = np.concatenate([images, texts]), np.repeat([True, False], [len(images), len(texts)])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     groups = np.concatenate([image_labels, text_labels])
-    folds = GroupKFold(min(5, len(np.unique(groups))))
-    right = cross_val_predict(probe, both, of_image, groups=groups, cv=folds) == of_image
+    right = analysis.probe_hits(both, of_image, groups, analysis.linear_probe())
     return float((right[of_image].mean() + right[~of_image].mean()) / 2)

@@ -160,6 +160,26 @@ def modality_gap(
     return result
 
 
+def linear_probe() -> LogisticRegression:
+    """The probe behind `modality_gap`'s "probe_accuracy", not fitted."""
+    return LogisticRegression(class_weight="balanced", max_iter=1000)
+
+
+def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndarray, probe: Any) -> np.ndarray:
+    """Whether a fresh probe takes each embedding for what it is, fitted on other identities (up to 5 folds of them).
+
+    Args:
+        embeddings: (N, D), as they are; each coordinate is standardised. is_image: (N,) bool. identities: (N,).
+        probe: a scikit-learn classifier.
+
+    Returns:
+        (N,) bool.
+    """
+    folds = GroupKFold(min(5, len(np.unique(identities))))
+    pipeline = make_pipeline(StandardScaler(), probe)
+    return cross_val_predict(pipeline, embeddings, is_image, groups=identities, cv=folds) == is_image
+
+
 class _GapMeasures:
     """What `modality_gap` measures, as functions of how often each identity is counted."""
 
@@ -167,15 +187,10 @@ class _GapMeasures:
         self.sides, self.groups, self.count = sides, groups, count
         both, group = np.concatenate(sides), np.concatenate(groups)
         is_image = np.repeat([True, False], [len(sides[0]), len(sides[1])])
-        probes: dict[str, Any] = {"probe_accuracy": LogisticRegression(class_weight="balanced", max_iter=1000)}
+        probes: dict[str, Any] = {"probe_accuracy": linear_probe()}
         if nonlinear:
             probes["nonlinear_probe_accuracy"] = SVC(class_weight="balanced")
-        folds = GroupKFold(min(5, len(np.unique(group))))
-        self.right = {
-            name: cross_val_predict(make_pipeline(StandardScaler(), p), both, is_image, groups=group, cv=folds)
-            == is_image
-            for name, p in probes.items()
-        }
+        self.right = {name: probe_hits(both, is_image, group, probe) for name, probe in probes.items()}
         similarity = both @ both.T
         self.kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
         np.fill_diagonal(self.kernel, 0)

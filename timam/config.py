@@ -167,7 +167,7 @@ class Config:
 SECTIONS = ("data", "model", "loss", "train")
 
 # The adversarial game as notebook 10 found it to settle: a quick discriminator without momentum and with a small slope.
-# As the paper's text leaves it (the defaults above), the modalities run away from each other.
+# Without that, with Adam as here, the modalities run away from each other; the paper's SGD was not tried there.
 _STEADIED_LOSS = LossConfig(adversarial_input="unit", gradient_penalty=10.0, label_smoothing=0.0)
 _STEADIED: dict[str, Any] = {
     "discriminator_optimizer": "adamw", "discriminator_lr": 5e-3, "discriminator_momentum": 0.0,
