@@ -43,6 +43,7 @@ from timam.files import recover_folder
 from timam.interruption import Interrupted
 from timam.models import TIMAM
 from timam.models.weights import WeightsError, load_backbone
+from timam.search import open_gallery
 from timam.stores import open_pixels
 from timam.studies import grid, run_grid
 from timam.training import (
@@ -360,7 +361,7 @@ def test_disk_that_fills_before_a_store_is_built(tmp_path, monkeypatch, mount):
 
 
 def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
-    """A finished run is read as ever; an interrupted one says where it cannot write, and goes on elsewhere."""
+    """A finished run is read and searched as ever; an interrupted one says that it cannot write, goes on elsewhere."""
     shutil.copytree(undisturbed.run, tmp_path / "finished" / "run")
     interrupted(config, tmp_path / "begun" / "run", steps=5)
     for name in ("finished", "begun"):
@@ -370,6 +371,13 @@ def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
     assert metrics == json.loads((undisturbed.run / "metrics.json").read_text())
     with pytest.raises(OSError, match=r"Read-only file system.*begun"):
         fit(config, tmp_path / "begun" / "run", resume=True, progress=False)
+    write_picture(tmp_path / "album" / "0.png", seed=0)
+    kept = tmp_path / "finished" / "run" / "galleries" / "album"
+    model = TIMAM.from_pretrained(tmp_path / "finished" / "run" / "checkpoints" / "best")
+    gallery = open_gallery(model, tmp_path / "album", kept, approximate=False)
+    assert gallery.paths == ["0.png"]
+    assert len(gallery.problems) == 1
+    assert "not kept, to be encoded again the next time" in gallery.problems[0]
     shutil.copytree(tmp_path / "begun" / "run", tmp_path / "elsewhere" / "run")
     fit(config, tmp_path / "elsewhere" / "run", resume=True, progress=False)
     assert_same_run(undisturbed.run, tmp_path / "elsewhere" / "run")

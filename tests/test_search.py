@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from layouts import write_picture
 
 from timam import search
+from timam.models import TIMAM
 from timam.search import Gallery, open_gallery
 
 
@@ -216,3 +220,142 @@ def test_moved_folder_is_another_gallery(model, album, tmp_path):
     open_gallery(model, album, kept)
     shutil.copytree(album, tmp_path / "copy")
     assert open_gallery(model, tmp_path / "copy", kept).folder == (tmp_path / "copy").resolve()
+
+
+def test_unchanged_gallery_stays_on_disk_with_its_index(model, album, tmp_path):
+    pytest.importorskip("faiss")
+    open_gallery(model, album, tmp_path / "kept", approximate=True)
+    again = open_gallery(model, album, tmp_path / "kept")
+    assert isinstance(again.embeddings, np.memmap)
+    assert again.index is not None
+    os.utime(album / "2.png", ns=(1, 1))
+    assert open_gallery(model, album, tmp_path / "kept").index is None  # its vectors are not those of now
+
+
+# -- shards -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Names of the pictures that a model has encoded, in order."""
+    names, encode = [], TIMAM.encode_images
+
+    def spy(self, images, *arguments, **options):
+        names.extend(Path(image).name for image in images)
+        return encode(self, images, *arguments, **options)
+
+    monkeypatch.setattr(TIMAM, "encode_images", spy)
+    return names
+
+
+def test_encoding_that_was_killed_goes_on_from_its_shards(model, album, tmp_path, monkeypatch, encoded):
+    monkeypatch.setattr(search, "_SHARD", 2)
+    whole = Gallery.build(model, album)
+    encoded.clear()
+    save = Gallery.save
+
+    def killed(self, folder):
+        save(self, folder)
+        if len(encoded) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Gallery, "save", killed)  # after the second shard was written, before it had its name
+    with pytest.raises(KeyboardInterrupt):
+        open_gallery(model, album, tmp_path / "kept")
+    monkeypatch.setattr(Gallery, "save", save)
+    write_picture(album / "00.png", seed=9)  # every later picture has another place now
+    resumed = open_gallery(model, album, tmp_path / "kept")
+    assert encoded == ["0.png", "1.png", "2.png", "3.png", "00.png", "2.png", "3.png", "4.jpg"]
+    np.testing.assert_allclose(np.delete(resumed.embeddings, 1, axis=0), whole.embeddings, atol=1e-6)
+    assert resumed.encoded == 4
+    assert not (tmp_path / "kept.shards").exists()
+
+
+def test_damaged_shard_is_encoded_again(model, album, tmp_path, encoded):
+    gallery = Gallery.build(model, album, shards=tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").iterdir()
+    (shard / "embeddings.npy").write_bytes(b"")
+    encoded.clear()
+    again = Gallery.build(model, album, shards=tmp_path / "shards")
+    np.testing.assert_array_equal(again.embeddings, gallery.embeddings)
+    assert len(encoded) == 5
+    assert Gallery.load(shard).paths == gallery.paths
+
+
+def test_a_part_encoded_by_two_at_once_is_kept_once(model, album, tmp_path, monkeypatch):
+    """As by a task whose machine was thought lost, and its second try."""
+    part = [search._Picture.of(album, f"{i}.png") for i in range(4)]
+    rename = Path.rename
+
+    def late(self, target):
+        if target.parent.name == "shards" and not target.name.startswith("."):
+            monkeypatch.undo()
+            search._encode(model, album, part, tmp_path / "shards")  # is done in the meantime
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    search._encode(model, album, part, tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").iterdir()
+    assert len(Gallery.load(shard)) == 4
+
+
+def test_two_processes_wait_for_each_other(model, album, tmp_path, encoded):
+    threads = [threading.Thread(target=open_gallery, args=(model, album, tmp_path / "kept")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(encoded) == 5
+    assert len(Gallery.load(tmp_path / "kept")) == 5
+
+
+def test_other_engines_are_refused(model, album, tmp_path):
+    with pytest.raises(ValueError, match="engine = 'spark'"):
+        Gallery.build(model, album, engine="spark")
+    with pytest.raises(ValueError, match="shards = None"):
+        Gallery.build(model, album, engine="ray")
+
+
+@pytest.mark.slow
+def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatch):
+    """A node is killed in the middle: every picture is encoded, no finished shard is encoded twice."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    album = tmp_path / "album"
+    album.mkdir()
+    for i in range(48):
+        write_picture(album / f"{i:02}.png", seed=i)
+    (album / "broken.png").write_bytes(b"no picture")
+    monkeypatch.setattr(search, "_SHARD", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(search.__file__).parents[1]))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else any other process starves them
+    shards, finished = tmp_path / "shards", []
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+
+        def kill_second():
+            deadline = time.monotonic() + 200
+            while time.monotonic() < deadline and not finished:
+                if written := list(shards.glob("[!.]*")):
+                    cluster.remove_node(second, allow_graceful=False)
+                    finished.extend((path, path.stat().st_ino) for path in written)
+                time.sleep(0.01)
+
+        killer = threading.Thread(target=kill_second)
+        killer.start()
+        gallery = Gallery.build(model, album, shards=shards, engine="ray")
+        killer.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert 0 < len(finished) < 13
+    assert [(path, path.stat().st_ino) for path, _ in finished] == finished  # those of before, not written anew
+    held = [path for shard in shards.glob("[!.]*") for path in Gallery.load(shard).paths]
+    assert sorted(held) == gallery.paths == [f"{i:02}.png" for i in range(48)]  # none lost, none twice
+    assert len(gallery.problems) == 1
+    np.testing.assert_allclose(gallery.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)

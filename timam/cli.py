@@ -172,10 +172,14 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
 @click.option("--sentences", type=click.File(encoding="utf-8"), help="File with a sentence a line, instead of one.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Answers.")
 @click.option("--approximate", is_flag=True, help="Through a faiss index, made on first use; for 100,000 and more.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", help="What encodes: here, or a Ray cluster."
+)
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="Of each task on Ray.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
-def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int, approximate: bool, as_json: bool,
-           figure: Path | None) -> None:  # fmt: skip
+def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int, approximate: bool, engine: str,
+           gpus: float, as_json: bool, figure: Path | None) -> None:  # fmt: skip
     """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first.
 
     The folder is encoded once, into RUN/galleries; later only what is new or changed in it.
@@ -190,13 +194,10 @@ def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int
         raise click.UsageError("the sentence is empty")
     from timam.search import kept_in, open_gallery
 
-    model, kept = _best_model(run), kept_in(run, images)
-    gallery = open_gallery(model, images, kept, progress=not as_json)
+    model = _best_model(run)
+    gallery = open_gallery(model, images, kept_in(run, images), not as_json, approximate, engine, gpus)
     for problem in gallery.problems:
-        click.echo(f"passed over: {problem}", err=True)
-    if approximate and gallery.index is None:
-        gallery.add_index()
-        gallery.save(kept)
+        click.echo(f"warning: {problem}", err=True)
     scores, rows = gallery.search(model.encode_texts(queries), k, exact=not approximate)
     answers: list[dict[str, Any]] = [
         {"sentence": query, "answers": [{"path": str(images / gallery.paths[row]), "score": float(score)}

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from timam.files import read_json, recover_folder, replacing_folder
-from timam.images import SUFFIXES, ImageError, read_image, to_pixels
+from timam.images import SUFFIXES
 from timam.models import TIMAM
 
-_DECODED = 1024  # pictures held decoded at a time
+_SHARD = 1024  # pictures encoded between two savings
 _ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the scores, 64 MB for 256 queries
 _RESCORED = 8  # candidates of an approximate search that are compared exactly, for each answer
 
@@ -51,45 +56,63 @@ class Gallery:
     # -- making -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, model: TIMAM, folder: Path | str, known: Gallery | None = None, progress: bool = False) -> Gallery:
+    def build(
+        cls, model: TIMAM, folder: Path | str, known: Gallery | None = None, progress: bool = False,
+        shards: Path | None = None, engine: str = "local", gpus: float = 0,
+    ) -> Gallery:  # fmt: skip
         """Encodes the pictures below a folder, except those that `known` holds from the same model unchanged.
 
         Unreadable pictures are passed over and named in `problems`.
 
+        Args:
+            shards: a folder for the galleries of some 1,000 pictures that this one is put together from. One that is
+                there already is not encoded again, so that a killed build goes on where it was.
+            engine: "local", or "ray": on every machine of a Ray cluster, which must all see `folder` and `shards`.
+            gpus: of each task on Ray, which has one CPU core without any.
+
         Raises:
             FileNotFoundError: no such folder, or no readable picture in it.
+            ValueError: another engine, or Ray without `shards`.
+            RuntimeError: Ray is not installed.
         """
+        if engine not in ("local", "ray") or (engine == "ray" and shards is None):
+            raise ValueError(f"engine = {engine!r}, shards = {shards}: expected 'local', or 'ray' with a folder")
         folder = Path(folder).resolve()
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
         pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        found = sorted(p.relative_to(folder).as_posix() for p in pictures)
-        stats = [os.stat(folder / path) for path in found]
-        stamps = np.array([[s.st_size, s.st_mtime_ns] for s in stats], np.int64).reshape(-1, 2)
+        found = [_Picture.of(folder, path) for path in sorted(p.relative_to(folder).as_posix() for p in pictures)]
         fingerprint = model_fingerprint(model)
-        old = {}
-        if known is not None and known.model == fingerprint and known.folder == folder:
-            old = {path: (i, tuple(known.stamps[i])) for i, path in enumerate(known.paths)}
-        kept = [old[p][0] if p in old and old[p][1] == tuple(s) else -1 for p, s in zip(found, stamps, strict=True)]
-        new = [i for i, row in enumerate(kept) if row < 0]
-        embeddings = np.empty((len(found), model.model_config.embedding_dim), np.float32)
-        if known is not None and len(new) < len(found):
-            same = [i for i, row in enumerate(kept) if row >= 0]
-            embeddings[same] = known.embeddings[[kept[i] for i in same]]
-        problems: list[str] = []
-        unreadable: set[int] = set()
-        with tqdm(total=len(new), desc="encoding", unit="picture", disable=not progress) as bar:
-            for start in range(0, len(new), _DECODED):
-                part = new[start : start + _DECODED]
-                failed = _encode(model, [folder / found[i] for i in part], part, embeddings)
-                unreadable |= failed.keys()
-                problems += failed.values()
+
+        def lacking() -> list[_Picture]:
+            return [picture for picture in found if picture not in rows]
+
+        rows = _rows([known, *_shards(shards)], folder, fingerprint)
+        before = len(lacking())
+        if engine == "ray" and shards is not None:
+            _encode_on_ray(model, folder, lacking(), shards, gpus, progress)
+            rows = _rows([known, *_shards(shards)], folder, fingerprint)
+        # On Ray, what is left are the unreadable ones.
+        left, problems = lacking(), list[str]()
+        with tqdm(total=len(left), desc="encoding", unit="picture", disable=not progress) as bar:
+            for part in _parts(left):
+                piece = _encode(model, folder, part, shards)
+                rows |= _rows([piece], folder, fingerprint)
+                problems += piece.problems
                 bar.update(len(part))
-        readable = [i for i in range(len(found)) if i not in unreadable]
+        readable = [picture for picture in found if picture in rows]
         if not readable:
             raise FileNotFoundError(f"{folder}: no readable pictures ({', '.join(SUFFIXES)}) in it")
-        return cls(embeddings[readable], [found[i] for i in readable], folder, stamps[readable], fingerprint,
-                   problems, len(new) - len(unreadable))  # fmt: skip
+        encoded = before - (len(found) - len(readable))
+        if known is not None and not encoded and readable == list(_rows([known], folder, fingerprint)):
+            return dataclasses.replace(known, problems=problems, encoded=0)  # still on disk
+        embeddings = np.empty((len(readable), model.model_config.embedding_dim), np.float32)
+        for row, picture in enumerate(readable):
+            piece, position = rows[picture]
+            embeddings[row] = piece.embeddings[position]
+        stamps = np.array([picture[1:] for picture in readable], np.int64)
+        return cls(embeddings, [picture.path for picture in readable], folder, stamps, fingerprint, problems,
+                   encoded)  # fmt: skip
 
     def update(self, model: TIMAM, progress: bool = False) -> Gallery:
         """The gallery of the same folder as it is now. Raises as `build`."""
@@ -248,40 +271,138 @@ def kept_in(run: Path, folder: Path | str) -> Path:
     return run / "galleries" / f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
 
 
-def open_gallery(model: TIMAM, folder: Path | str, kept: Path, progress: bool = False) -> Gallery:
+def open_gallery(
+    model: TIMAM, folder: Path | str, kept: Path, progress: bool = False, approximate: bool = False,
+    engine: str = "local", gpus: float = 0,
+) -> Gallery:  # fmt: skip
     """The gallery of a folder as it is now, kept in KEPT: a damaged or older one there is brought up to date.
 
+    Encoding that was killed goes on from its shards of some 1,000 pictures; several processes wait for each other.
+    Where nothing can be written, the gallery is made all the same, and a line in `problems` says that it is not kept.
+
+    Args:
+        approximate: with an index, as `Gallery.add_index` makes it where there is none yet.
+        engine, gpus: as `Gallery.build`.
+
     Raises:
-        FileNotFoundError: as `Gallery.build`.
+        FileNotFoundError, RuntimeError: as `Gallery.build` and `Gallery.add_index`.
+        OSError: Ray where nothing can be written.
     """
+    lock = FileLock(kept.with_name(f".{kept.name}.lock"))
+    shards = kept.with_name(f"{kept.name}.shards")
     try:
-        known = Gallery.load(kept)
-    except (FileNotFoundError, ValueError):
-        known = None
-    gallery = Gallery.build(model, folder, known, progress)
-    if known is not None and not gallery.encoded and gallery.paths == known.paths and gallery.model == known.model:
-        gallery.index = known.index
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:  # of a run that can only be read
+        gallery, is_kept = _up_to_date(model, folder, kept, progress, approximate, None, engine, gpus)
+        if not is_kept:
+            gallery.problems.append(f"{kept}: not kept, to be encoded again the next time ({error})")
         return gallery
-    gallery.save(kept)
-    return gallery
+    try:
+        gallery, is_kept = _up_to_date(model, folder, kept, progress, approximate, shards, engine, gpus)
+        if not is_kept:
+            gallery.save(kept)
+        shutil.rmtree(shards, ignore_errors=True)
+        return gallery
+    finally:
+        lock.release()
 
 
-def _encode(model: TIMAM, paths: list[Path], rows: list[int], out: np.ndarray) -> dict[int, str]:
-    """Writes unit-length embeddings into the rows of `out`; a line for each row whose picture cannot be read."""
-    size = model.model_config.image_height, model.model_config.image_width
+def _up_to_date(
+    model: TIMAM, folder: Path | str, kept: Path, progress: bool, approximate: bool, *how: Any
+) -> tuple[Gallery, bool]:
+    """The gallery, and whether KEPT holds it as it is."""
+    known = None
+    with suppress(FileNotFoundError, ValueError):
+        known = Gallery.load(kept)
+    gallery = Gallery.build(model, folder, known, progress, *how)
+    is_kept = known is not None and gallery.embeddings is known.embeddings
+    if approximate and gallery.index is None:
+        gallery.add_index()
+        is_kept = False
+    return gallery, is_kept
 
-    def decode(path: Path) -> Tensor | str:
+
+class _Picture(NamedTuple):
+    path: str  # relative to the gallery's folder
+    bytes: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> _Picture:
+        stat = os.stat(folder / path)
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _rows(pieces: Iterable[Gallery | None], folder: Path, model: str) -> dict[_Picture, tuple[Gallery, int]]:
+    """Where the embedding of each picture is, among galleries of this folder by this model."""
+    return {
+        _Picture(path, *stamp): (piece, row)
+        for piece in pieces
+        if piece is not None and (piece.folder, piece.model) == (folder, model)
+        for row, (path, stamp) in enumerate(zip(piece.paths, piece.stamps.tolist(), strict=True))
+    }
+
+
+def _parts(pictures: list[_Picture]) -> list[list[_Picture]]:
+    return [pictures[start : start + _SHARD] for start in range(0, len(pictures), _SHARD)]
+
+
+def _shards(folder: Path | None) -> Iterator[Gallery]:
+    """The whole ones; what is damaged is encoded again."""
+    for path in sorted(folder.glob("[!.]*")) if folder is not None else ():
+        with suppress(FileNotFoundError, ValueError):
+            yield Gallery.load(path)
+
+
+def _encode(model: TIMAM, folder: Path, part: list[_Picture], shards: Path | None) -> Gallery:
+    """The gallery of some pictures of a folder, kept as a shard where there is a folder for them."""
+    fingerprint = model_fingerprint(model)
+    name = hashlib.sha256(json.dumps([str(folder), fingerprint, part]).encode()).hexdigest()[:32]
+    if shards is not None:
+        with suppress(FileNotFoundError, ValueError):
+            return Gallery.load(shards / name)  # by a task that was lost with its machine after its work
+        shutil.rmtree(shards / name, ignore_errors=True)
+    problems: dict[int, str] = {}
+    embeddings = model.encode_images([folder / picture.path for picture in part], unreadable=problems)
+    readable = [row for row in range(len(part)) if row not in problems]
+    stamps = np.array([part[row][1:] for row in readable], np.int64).reshape(-1, 2)
+    unit = F.normalize(embeddings[readable], dim=1).numpy()
+    piece = Gallery(unit, [part[row].path for row in readable], folder, stamps, fingerprint, list(problems.values()))
+    if shards is not None and readable:
+        new = shards / f".{uuid.uuid4().hex}"  # a lost machine may still be writing
+        piece.save(new)
         try:
-            return torch.from_numpy(to_pixels(read_image(path), *size).copy())
-        except ImageError as error:
-            return str(error)
+            new.rename(shards / name)
+        except OSError:  # the other one was first
+            shutil.rmtree(new)
+    return piece
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = dict(zip(rows, pool.map(decode, paths), strict=True))
-    pixels = {row: found for row, found in decoded.items() if isinstance(found, Tensor)}
-    if pixels:
-        out[list(pixels)] = F.normalize(model.encode_images(list(pixels.values())), dim=1).numpy()
-    return {row: found for row, found in decoded.items() if isinstance(found, str)}
+
+def _encode_on_ray(
+    model: TIMAM, folder: Path, pictures: list[_Picture], shards: Path, gpus: float, progress: bool
+) -> None:
+    """Ray Data's batch inference, a task a shard. Ray itself tries a task again whose worker or machine is lost."""
+    try:
+        import ray.data
+    except ImportError:
+        raise RuntimeError("engine = 'ray' needs Ray: pip install 'ray[data]'") from None
+    if not pictures:
+        return
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
+    shared = ray.put(copy.deepcopy(model).cpu())
+
+    def encode(part: dict[str, Any]) -> dict[str, Any]:
+        device = "cuda" if gpus else "cpu"
+        pictures = [_Picture(*picture) for picture in json.loads(part["pictures"])]
+        return {"encoded": len(_encode(ray.get(shared).to(device), folder, pictures, shards.resolve()))}
+
+    parts = [{"pictures": json.dumps(part)} for part in _parts(pictures)]
+    found = ray.data.from_items(parts, override_num_blocks=len(parts)).map(encode, num_cpus=1, num_gpus=gpus or None)
+    with tqdm(total=len(pictures), desc="encoding", unit="picture", disable=not progress) as bar:
+        for row in found.iter_rows():
+            bar.update(row["encoded"])
 
 
 def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
