@@ -1,0 +1,114 @@
+"""Same seed, machine and versions, same bytes: metrics.json, history.csv and weights, whichever way a run was made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search
+
+from timam.studies import Experiment, run_grid
+from timam.training import fit
+
+# Everything random switched on; the language model is unfrozen in the third epoch of 3 steps.
+SETTINGS = (
+    "train.epochs=4", "train.unfreeze_epoch=3", "train.early_stop=none", "data.horizontal_flip=true", "data.pad_crop=2",
+    "data.random_erasing=0.5",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> list[str]:
+    language_model = write_language_model(tmp_path_factory.mktemp("language_model"))
+    return [*SETTINGS, f"model.language_model={language_model}"]
+
+
+def started(people: Path, output: Path, settings: list[str], cache: Path, *more: str) -> subprocess.Popen:
+    """`timam train` in a process of its own, with stores of its own."""
+    settings = [part for setting in (*TINY_SETTINGS, *settings) for part in ("--set", setting)]
+    environment = os.environ | {"TIMAM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people)]
+    return subprocess.Popen(
+        [sys.executable, *command, "--output", str(output), *settings, *more],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def trained(*arguments) -> None:
+    process = started(*arguments)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+
+
+def content(run: Path) -> dict[str, bytes | str]:
+    """The bytes of metrics.json and history.csv but for the seconds that they took; hashes of what is large."""
+    metrics, count = re.subn(rb'\n  "seconds": [\d.]+,', b"", (run / "metrics.json").read_bytes())
+    assert count == 1
+    header, *rows = (run / "history.csv").read_text().splitlines()
+    column = header.split(",").index("seconds")
+    history = [",".join(v for i, v in enumerate(row.split(",")) if i != column) for row in (header, *rows)]
+    files = [*sorted((run / "val_embeddings").iterdir()), run / "test_embeddings.safetensors"]
+    if (run / "checkpoints").exists():  # studies keep no models
+        files.append(run / "checkpoints/best/model.safetensors")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {"metrics.json": metrics, "history.csv": "\n".join(history), **hashes}
+
+
+@pytest.fixture(scope="module")
+def first(people, settings, tmp_path_factory) -> dict[str, bytes | str]:
+    place = tmp_path_factory.mktemp("first")
+    trained(people, place / "run", settings, place / "cache")
+    return content(place / "run")
+
+
+@pytest.mark.slow
+def test_a_second_fresh_process_gives_the_same_bytes(people, settings, first, tmp_path):
+    trained(people, tmp_path / "run", settings, tmp_path / "cache")
+    assert content(tmp_path / "run") == first
+
+
+@pytest.mark.slow
+def test_another_seed_gives_others(people, settings, first, tmp_path):
+    fit(tiny_config(people, *settings, "train.seed=1"), tmp_path / "run", progress=False)
+    assert {name for name, value in content(tmp_path / "run").items() if value != first[name]} == set(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_resumed_run_has_the_same_bytes(people, settings, first, tmp_path, number):
+    arguments = people, tmp_path / "run", settings, tmp_path / "cache"
+    process, deadline = started(*arguments), time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/last").exists():  # the first epoch is finished
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode in (-number, 128 + number)
+    assert not (tmp_path / "run/metrics.json").exists()
+    trained(*arguments, "--resume")
+    assert content(tmp_path / "run") == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_of_a_study_give_the_same_bytes(people, settings, first, tmp_path, monkeypatch, workers):
+    """In this process, after whatever other tests drew, and in one of two that share the grid."""
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # shared out: a thread a worker
+    config = tiny_config(people, *settings)
+    run_grid([Experiment("full", config)], tmp_path / "runs", max(1, workers), progress=False, keep_models=True)
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    assert content(run) == first
