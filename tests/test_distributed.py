@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -211,6 +212,48 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_
     done = subprocess.run(last, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(pd.read_csv(run / "history.csv")) == finished + 1
+
+
+SLOW_STEPS = """
+import os, sys, time
+if os.environ.get("RANK"):
+    import timam.training as training
+    step = training.train_step
+    def slow(*arguments, **options):
+        found = step(*arguments, **options)
+        open(sys.argv[sys.argv.index("--output") + 1] + "/step", "w").close()
+        time.sleep(0.2)
+        return found
+    training.train_step = slow
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_job_saves_the_step_on_which_all_processes_agree(tmp_path):
+    """As a batch system sends it, to the launcher, which passes it on. They look at every tenth step."""
+    people = write_person_search(tmp_path / "data", train=20)
+    run, settings = tmp_path / "run", ("train.epochs=1", "data.batch_size=2")
+    command = launch(people, run, 2, *settings)
+    script = tmp_path / "sitecustomize.py"  # a step takes long enough to be interrupted in the middle of the epoch
+    script.write_text(SLOW_STEPS)
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(NOTEBOOK.parents[1])])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as job:
+        wait_until(lambda: (run / "step").exists(), job)
+        job.send_signal(signal.SIGTERM)
+        _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert errors.count("interrupted: the step is finished and saved") == 2
+    progress = json.loads((run / "checkpoints/last/training_state.json").read_text())["progress"]
+    assert progress["history"] == []
+    assert progress["step"] == 10
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    undisturbed = launch(people, tmp_path / "undisturbed", 2, *settings)
+    subprocess.run(undisturbed, capture_output=True, check=True, env=ENVIRONMENT)
+    one, two = (
+        pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (run, tmp_path / "undisturbed")
+    )
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
 def two_draws(rank: int, count: int, people: Path, output: Path) -> list[float]:
