@@ -9,6 +9,7 @@ states) of the same batches in memory. Works on a GPU where there is one.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
@@ -185,7 +186,7 @@ def profiled(setting: Setting, rows: int = 18) -> str:
     return found.key_averages().table(sort_by=by, row_limit=rows, max_name_column_width=45)
 
 
-def measure(setting: Setting, rounds: int, trials: bool) -> tuple[list[str], list[str]]:
+def measure(setting: Setting, rounds: int) -> tuple[list[str], list[str]]:
     """Rows of the table of overheads, and of what was tried."""
     device, steps = setting.accelerator.device, setting.steps
     inputs = [setting.inputs(batch) for batch in setting.batches()]
@@ -199,16 +200,58 @@ def measure(setting: Setting, rounds: int, trials: bool) -> tuple[list[str], lis
         f"| {name} | {bare / steps:.3f} | {ours / steps:.3f} | {100 * (ours / bare - 1):+.1f} % | "
         f"{100 * (ours_cpu / bare_cpu - 1):+.1f} % | {beyond} |"
     ]
-    if not trials:
-        return overheads, []
+    kept = tried(setting, inputs[:1], rounds)
+    return overheads, [f"| {what} | {name} | {wall:.2f} | {cpu:.2f} |" for what, (wall, cpu) in kept.items()]
+
+
+def tried(setting: Setting, inputs: list[dict[str, torch.Tensor]], rounds: int) -> dict[str, tuple[float, float]]:
+    """How many times as fast each switch makes what it is for, by the clock and by processor time: without / with."""
+    device, model = setting.accelerator.device, setting.model
+    encoder, images = model.image_encoder, inputs[0]["images"]
 
     def fused(value: bool) -> None:
         set_fused(setting.optimizers, value)
-        setting.bare(inputs[:1])
+        setting.bare(inputs)
 
-    tried = costs(rounds, device, plain=partial(fused, False), fused=partial(fused, True))
-    ratio = [tried["plain"][i] / tried["fused"][i] for i in range(2)]
-    return overheads, [f"| fused optimizers | {name} | {ratio[0]:.2f} | {ratio[1]:.2f} |"]
+    def twice() -> None:  # another pass for the discriminator, instead of the encoders' own, detached
+        with torch.no_grad(), setting.accelerator.autocast():
+            model(**inputs[0])
+        setting.bare(inputs)
+
+    def step(encoder: torch.nn.Module, images: torch.Tensor, low: bool = False) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            loss = encoder(images).float().square().mean()
+        loss.backward()
+        encoder.zero_grad(set_to_none=True)
+
+    def ratios(without: Callable[[], Any], with_: Callable[[], Any]) -> tuple[float, float]:
+        found = costs(rounds, device, without=without, with_=with_)
+        return found["without"][0] / found["with_"][0], found["without"][1] / found["with_"][1]
+
+    plain = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
+    ours = partial(step, encoder, images)
+    results = {
+        "fused optimizers: a bare step": ratios(partial(fused, False), partial(fused, True)),
+        "one encoder pass for both players: a bare step": ratios(twice, partial(setting.bare, inputs)),
+        "channels_last: the image encoder": ratios(partial(step, plain, images.contiguous()), ours),
+        "bf16: the image encoder": ratios(ours, partial(step, encoder, images, True)),
+    }
+    compiled = copy.deepcopy(encoder)
+    compiled.compile(dynamic=False)
+    started = time.perf_counter()
+    step(compiled, images)
+    waited = time.perf_counter() - started
+    results[f"torch.compile ({waited:.0f} s to compile): the image encoder"] = ratios(
+        ours, partial(step, compiled, images)
+    )
+    if setting.words is None:
+        captions, by_length = setting.split.captions[:512], model.encode_texts
+        parts = [captions[start : start + 64] for start in range(0, len(captions), 64)]
+        results["batches of alike lengths: encode_texts"] = ratios(
+            lambda: [by_length(part) for part in parts], partial(by_length, captions)
+        )
+    torch._dynamo.reset()
+    return results
 
 
 @click.command()
@@ -226,7 +269,7 @@ def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> No
             for frozen in (True, False):
                 size = 32 if preset == "quick" else batch
                 setting = prepare(preset, frozen, size, steps, Path(folder) / preset, settings.split())
-                more, trials = measure(setting, rounds, trials=True)
+                more, trials = measure(setting, rounds)
                 overheads, tried = overheads + more, tried + trials
                 print(*more, *trials, sep="\n", flush=True)
                 stage = "frozen" if frozen else "whole"
@@ -240,7 +283,7 @@ def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> No
              "in one process.", "",
              "| preset, stage | batch | bare step, s | ours, s | overhead | of processor time | beyond, alone (ms) |",
              "|---|---|---|---|---|---|---|", *overheads, "",
-             "| tried | preset, stage | batch | times as fast, a bare step | by processor time |",
+             "| tried: what it is for | preset, stage | batch | times as fast | by processor time |",
              "|---|---|---|---|---|", *tried, ""]  # fmt: skip
     output.write_text("\n".join(lines))
 

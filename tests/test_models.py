@@ -428,6 +428,16 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, lear
     assert images.dtype == torch.float32
 
 
+def test_sentences_of_alike_lengths_share_a_batch_and_keep_their_places(tiny_model, monkeypatch):
+    model, widths, tokenize = tiny_model(), [], TIMAM.tokenize
+    monkeypatch.setattr(TIMAM, "tokenize", lambda self, texts: widths.append(len(texts[0])) or tokenize(self, texts))
+    texts = ["a man in a long red coat with a hood", "a man", "a woman in a blue coat", "a bag"]
+    found = model.encode_texts(texts, batch_size=1)
+    assert widths == sorted(map(len, texts))
+    for row, text in zip(found, texts, strict=True):
+        torch.testing.assert_close(row[None], model.encode_texts([text]))
+
+
 def test_forward_equals_the_encoders(tiny_model, pictures):
     model = tiny_model().eval()
     images = normalize(torch.stack([torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1) for p in pictures]))

@@ -207,6 +207,8 @@ class TIMAM(
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences, in eval mode: (N, D) float32 on the CPU, not unit length.
 
+        Batches hold sentences of alike lengths, for little padding.
+
         Raises:
             ValueError: a text that is not a string, blank, or longer than `timam.config.LONGEST_TEXT`.
         """
@@ -222,7 +224,9 @@ class TIMAM(
             token_ids, attention_mask = self.tokenize(batch)
             return self.text_encoder(token_ids.to(self.device), attention_mask.to(self.device))
 
-        return self._encode(texts, encode, batch_size, progress, "texts")
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows = self._encode([texts[i] for i in order], encode, batch_size, progress, "texts")
+        return torch.empty_like(rows).index_copy_(0, torch.tensor(order, dtype=torch.int64), rows)
 
     def _encode(self, items: Sequence[Any], encode: Any, batch_size: int, progress: bool, unit: str) -> Tensor:
         if batch_size < 1:
