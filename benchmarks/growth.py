@@ -6,14 +6,18 @@ matrix product measured in the same run, or for what only moves data the bytes a
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.multiprocessing as multiprocessing
 import torchvision
 import transformers
 from accelerate import Accelerator
@@ -23,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from timam.config import Config, override
+from timam.distributed import synchronize_batch_norm
 from timam.metrics import two_way_metrics
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer
@@ -36,8 +41,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], Any], device: torch.device, rounds: int = 3) -> float:
-    """The median of `rounds` after one that does not count."""
+def seconds(work: Callable[[], Any], device: torch.device, rounds: int = 3, best: bool = False) -> float:
+    """The median of `rounds`, or the best of them, after one that does not count."""
     found = []
     for _ in range(rounds + 1):
         _wait(device)
@@ -45,7 +50,7 @@ def seconds(work: Callable[[], Any], device: torch.device, rounds: int = 3) -> f
         work()
         _wait(device)
         found.append(time.perf_counter() - started)
-    return median(found[1:])
+    return min(found[1:]) if best else median(found[1:])
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
@@ -91,12 +96,16 @@ class LiveBytes(TorchDispatchMode):
 
 
 def machine(device: torch.device, size: int = 2048) -> dict[str, float]:
-    """Operations a second of a large matrix product, in the training's precision, and bytes a second of a copy."""
+    """Operations a second of a large matrix product, in the training's precision, and bytes a second of a copy.
+
+    The best of several rounds, as a floor must be: others may use the machine at the same time.
+    """
     dtype = torch.bfloat16 if _mixed_precision("auto") == "bf16" and device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty(1 << 26, device=device)
     target = torch.empty_like(source)
-    product, copy = seconds(lambda: a @ b, device, 5), seconds(lambda: target.copy_(source), device, 5)
+    product = seconds(lambda: a @ b, device, 9, best=True)
+    copy = seconds(lambda: target.copy_(source), device, 9, best=True)
     return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * source.numel() / copy}
 
 
@@ -127,24 +136,11 @@ def step_costs(config: Config, identities: int, tokens: int, device: torch.devic
         tokens: word pieces of every caption.
         peak: of `machine`.
     """
-    model = build(config, identities, device)
-    optimizers = build_optimizers(model, config.train)
+    model, batch = build(config, identities, device), config.data.batch_size
     accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision))
-    batch, m = config.data.batch_size, config.model
-    images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) % identities
-    mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
-    words = torch.randn(batch, tokens, model.text_encoder.lstm.input_size, device=device)
+    optimizers = build_optimizers(model, config.train)
     for variant in VARIANTS:
-        model.text_encoder.freeze(variant != "whole")
-        model.train()
-        side = {"word_states": words} if variant == "frozen, stored" else {"token_ids": mask}
-        text = {**side, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
-
-        def step(text: dict[str, torch.Tensor] = text) -> None:
-            train_step(model, images, text, labels, optimizers, config.loss, accelerator)
-
+        step = stepper(model, variant, config, identities, tokens, optimizers, accelerator, device)
         step()  # optimizers have their state afterwards
         with FlopCounterMode(display=False) as counted:
             step()
@@ -153,6 +149,66 @@ def step_costs(config: Config, identities: int, tokens: int, device: torch.devic
         flops = counted.get_total_flops() + 3 * 2 * 2 * 4 * hidden * (hidden + width) * batch * tokens
         yield {"variant": variant, "seconds": seconds(step, device, rounds), "flops": flops,
                "floor_seconds": flops / peak["flops"], "memory": peak_memory(step, device)}  # fmt: skip
+
+
+def stepper(model: TIMAM, variant: str, config: Config, identities: int, tokens: int, optimizers: dict[str, Any],
+            accelerator: Accelerator, device: torch.device) -> Callable[[], Any]:  # fmt: skip
+    """`train_step` on drawn inputs of the config's sizes."""
+    batch, m = config.data.batch_size, config.model
+    images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % identities
+    mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
+    words = torch.randn(batch, tokens, model.text_encoder.lstm.input_size, device=device)
+    model.text_encoder.freeze(variant != "whole")
+    model.train()
+    side = {"word_states": words} if variant == "frozen, stored" else {"token_ids": mask}
+    text = {**side, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
+    return partial(train_step, model, images, text, labels, optimizers, config.loss, accelerator)
+
+
+def process_growth(config: Config, identities: int, tokens: int, counts: list[int], rounds: int = 3) -> pd.DataFrame:
+    """Several processes share the config's batch, each with a GPU, or without any with one core.
+
+    Returns:
+        A row a number of processes and variant; the floor is the time of the first number, shared out.
+    """
+    rows = []
+    for count in counts:
+        with multiprocessing.get_context("spawn").Manager() as manager, socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            probe.close()
+            found = manager.dict()
+            multiprocessing.spawn(_process, (count, port, config, identities, tokens, rounds, found), nprocs=count)
+            rows += [{"axis": "processes", "level": count, "variant": v, "seconds": s} for v, s in found.items()]
+    frame = pd.DataFrame(rows)
+    first = frame[frame["level"] == counts[0]].set_index("variant")["seconds"]
+    frame["floor_seconds"] = frame["variant"].map(first) * counts[0] / frame["level"]
+    frame["ratio"] = frame["seconds"] / frame["floor_seconds"]
+    return frame
+
+
+def _process(rank: int, count: int, port: int, config: Config, identities: int, tokens: int, rounds: int,
+             found: Any) -> None:  # fmt: skip
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
+                       "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        torch.set_num_threads(1)
+    config = override(config, [f"batch_size={config.data.batch_size // count}"])
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision), cpu=not cuda)
+    model = build(config, identities, accelerator.device)
+    synchronize_batch_norm(model)
+    optimizers = build_optimizers(model, config.train)
+    for variant in ("frozen, stored", "whole"):
+        step = stepper(model, variant, config, identities, tokens, optimizers, accelerator, accelerator.device)
+        taken = seconds(step, accelerator.device, rounds)
+        if rank == 0:
+            found[variant] = taken
+    if count > 1:
+        torch.distributed.destroy_process_group()
 
 
 def training_growth(config: Config, axes: dict[str, list[int]], base: dict[str, int], device: torch.device,

@@ -97,7 +97,7 @@ def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, i
     Raises:
         ValueError: shapes that do not fit, an empty batch, or a label outside [0, C).
     """
-    return softmax_loss(embeddings, F.normalize(full_precision(class_weights), dim=-1), bias, identity_labels)
+    return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=True)
 
 
 def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
@@ -105,6 +105,12 @@ def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identi
 
     A classifier can then lower its loss by longer rows alone, which does nothing for the embeddings' angles.
     """
+    return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=False)
+
+
+def _identification(
+    embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor, unit_rows: bool
+) -> Tensor:
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.ndim != 2 or class_weights.shape[1] != embeddings.shape[1]:
         raise ValueError(
@@ -120,8 +126,11 @@ def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identi
         found = f"{int(identity_labels.min())} to {int(identity_labels.max())}"
         raise ValueError(f"identity_labels: expected 0 to {len(class_weights) - 1}, found {found}")
     with torch.autocast(embeddings.device.type, enabled=False):
-        logits = F.linear(full_precision(embeddings), full_precision(class_weights), full_precision(bias))
-        return F.cross_entropy(logits, identity_labels)
+        weights = full_precision(class_weights)
+        logits = F.linear(full_precision(embeddings), weights)
+        if unit_rows:  # the logits are divided, not the rows: these are many times larger, as are their gradients
+            logits = logits / torch.linalg.vector_norm(weights, dim=1).clamp_min(1e-12)
+        return F.cross_entropy(logits + full_precision(bias), identity_labels)
 
 
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
