@@ -186,7 +186,7 @@ def profiled(setting: Setting, rows: int = 18) -> str:
     return found.key_averages().table(sort_by=by, row_limit=rows, max_name_column_width=45)
 
 
-def measure(setting: Setting, rounds: int) -> tuple[list[str], list[str]]:
+def measure(setting: Setting, rounds: int, trials: bool) -> tuple[list[str], list[str]]:
     """Rows of the table of overheads, and of what was tried."""
     device, steps = setting.accelerator.device, setting.steps
     inputs = [setting.inputs(batch) for batch in setting.batches()]
@@ -200,7 +200,7 @@ def measure(setting: Setting, rounds: int) -> tuple[list[str], list[str]]:
         f"| {name} | {bare / steps:.3f} | {ours / steps:.3f} | {100 * (ours / bare - 1):+.1f} % | "
         f"{100 * (ours_cpu / bare_cpu - 1):+.1f} % | {beyond} |"
     ]
-    kept = tried(setting, inputs[:1], rounds)
+    kept = tried(setting, inputs[:1], rounds) if trials else {}
     return overheads, [f"| {what} | {name} | {wall:.2f} | {cpu:.2f} |" for what, (wall, cpu) in kept.items()]
 
 
@@ -244,12 +244,6 @@ def tried(setting: Setting, inputs: list[dict[str, torch.Tensor]], rounds: int) 
     results[f"torch.compile ({waited:.0f} s to compile): the image encoder"] = ratios(
         ours, partial(step, compiled, images)
     )
-    if setting.words is None:
-        captions, by_length = setting.split.captions[:512], model.encode_texts
-        parts = [captions[start : start + 64] for start in range(0, len(captions), 64)]
-        results["batches of alike lengths: encode_texts"] = ratios(
-            lambda: [by_length(part) for part in parts], partial(by_length, captions)
-        )
     torch._dynamo.reset()
     return results
 
@@ -260,8 +254,9 @@ def tried(setting: Setting, inputs: list[dict[str, torch.Tensor]], rounds: int) 
 @click.option("--batch", default=8, help="Pictures a step for paper and modern.")
 @click.option("--steps", default=3)
 @click.option("--rounds", default=3)
-def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> None:
-    """Writes the tables to OUTPUT and the profiles beside it."""
+@click.option("--trials", is_flag=True, help="What each switch brings, instead of profiles; many more steps.")
+def main(output: Path, settings: str, batch: int, steps: int, rounds: int, trials: bool) -> None:
+    """Writes the tables to OUTPUT, and the profiles beside it."""
     overheads, tried = [], []
     with tempfile.TemporaryDirectory(prefix="timam-benchmark-") as folder:
         os.environ["TIMAM_CACHE"] = f"{folder}/cache"
@@ -269,11 +264,11 @@ def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> No
             for frozen in (True, False):
                 size = 32 if preset == "quick" else batch
                 setting = prepare(preset, frozen, size, steps, Path(folder) / preset, settings.split())
-                more, trials = measure(setting, rounds)
-                overheads, tried = overheads + more, tried + trials
-                print(*more, *trials, sep="\n", flush=True)
+                more, switches = measure(setting, rounds, trials)
+                overheads, tried = overheads + more, tried + switches
+                print(*more, *switches, sep="\n", flush=True)
                 stage = "frozen" if frozen else "whole"
-                if preset != "modern":
+                if preset != "modern" and not trials:
                     table = profiled(setting)
                     output.with_name(f"training_profile_{preset}_{stage}.txt").write_text(table)
     made = provenance(setting.accelerator.device)
@@ -282,9 +277,10 @@ def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> No
              f"torch {made['torch']}. Medians of {rounds} rounds of {steps} steps in which the contenders take turns "
              "in one process.", "",
              "| preset, stage | batch | bare step, s | ours, s | overhead | of processor time | beyond, alone (ms) |",
-             "|---|---|---|---|---|---|---|", *overheads, "",
-             "| tried: what it is for | preset, stage | batch | times as fast | by processor time |",
-             "|---|---|---|---|---|", *tried, ""]  # fmt: skip
+             "|---|---|---|---|---|---|---|", *overheads, ""]  # fmt: skip
+    if trials:
+        lines += ["| tried: what it is for | preset, stage | batch | times as fast | by processor time |",
+                  "|---|---|---|---|---|", *tried, ""]  # fmt: skip
     output.write_text("\n".join(lines))
 
 

