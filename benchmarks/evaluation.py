@@ -16,7 +16,7 @@ import torch
 from timing import alternate, processor_seconds, seconds
 
 from timam.metrics import retrieval_metrics, two_way_metrics
-from timam.training import provenance
+from timam.provenance import provenance
 
 DIRECTIONS = ("text to image", "image to text")
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from timing import alternate, seconds
 
+from timam.provenance import provenance
 from timam.search import Gallery
-from timam.training import provenance
 
 
 def clustered(count: int, width: int, seed: int = 0) -> np.ndarray:

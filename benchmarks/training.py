@@ -30,6 +30,7 @@ import transformers
 from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
+from timam.checkpoints import Progress
 from timam.config import PRESETS, Config, override
 from timam.data import Split, load_dataset
 from timam.data.augment import augment
@@ -40,8 +41,9 @@ from timam.losses import cmpm_loss, norm_softmax_loss
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer
 from timam.pedestrians import PedestrianSpec, render_pedestrians
+from timam.provenance import provenance
 from timam.stores import WordStates, open_pixels, open_word_states
-from timam.training import Progress, _mixed_precision, _text_inputs, _train_epoch, build_optimizers, provenance
+from timam.training import _mixed_precision, _text_inputs, _train_epoch, build_optimizers
 
 IDENTITIES = 11_003  # of CUHK-PEDES' training split: the identity classifier's rows
 

@@ -106,7 +106,7 @@ def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
     import torch
 
     from timam.data import load_dataset
-    from timam.training import commit, provenance
+    from timam.provenance import commit, provenance
 
     made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     made |= {"commit": commit(HERE, HERE.parent / "timam"), "seconds": round(seconds), "parameters": parameters}

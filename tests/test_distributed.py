@@ -25,12 +25,13 @@ from conftest import tiny_language_model, word_piece_tokenizer
 from layouts import TINY_SETTINGS, tiny_config, write_person_search
 
 from timam import training
+from timam.checkpoints import RunError
 from timam.config import LossConfig, ModelConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.distributed import synchronize_batch_norm
 from timam.models import TIMAM
 from timam.models.weights import load_backbone
-from timam.training import RunError, build_optimizers, train_step
+from timam.training import build_optimizers, train_step
 
 BATCH = 8
 BACKBONE = "shufflenet_v2_x0_5"  # small, with BatchNorm

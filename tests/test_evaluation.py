@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from timam import cli, evaluation, stores, training
+from timam.checkpoints import Progress
 from timam.config import Config
 from timam.data import Split
 from timam.evaluation import (
@@ -224,7 +225,7 @@ def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeyp
     monkeypatch.setattr(training, "gap", lambda _: {})
     monkeypatch.setattr(training, "provenance", lambda _: {})
     dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1, notes=(), split=lambda _: None)
-    state = training.Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
+    state = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
     sides = Config(), dataset, dict.fromkeys(("val", "test")), state, torch.device("cpu"), False
     found = training._finish(tmp_path, tmp_path, *sides)
     assert {"class_level", "folds"} & set(found) == {key} - {None}

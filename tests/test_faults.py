@@ -39,6 +39,7 @@ from test_training import assert_same_run, signalled_step
 
 from timam import config as configs
 from timam import training
+from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 from timam.files import recover_folder
 from timam.interruption import Interrupted
 from timam.models import TIMAM
@@ -46,16 +47,7 @@ from timam.models.weights import WeightsError, load_backbone
 from timam.search import open_gallery
 from timam.stores import open_pixels
 from timam.studies import grid, run_grid
-from timam.training import (
-    BusyError,
-    Progress,
-    RunError,
-    build_optimizers,
-    build_schedulers,
-    fit,
-    load_checkpoint,
-    save_checkpoint,
-)
+from timam.training import BusyError, build_optimizers, build_schedulers, fit
 
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
 COUNTS: Counter[str] = Counter()

@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from timam import TIMAM, cli
 from timam import config as configs
+from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 from timam.data import DATASETS, SPLITS, DataError, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
 from timam.evaluation import Embeddings, read_metrics
@@ -49,7 +50,6 @@ from timam.files import read_json
 from timam.images import ImageError, read_image, to_pixels
 from timam.models.weights import build_backbone
 from timam.search import Gallery, open_gallery
-from timam.training import Progress, RunError, load_checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "notebooks"))

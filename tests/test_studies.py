@@ -20,9 +20,11 @@ from layouts import person_search_records, tiny_config, write_person_search
 
 from timam import config as configs
 from timam import studies
+from timam.checkpoints import RunError
 from timam.evaluation import Embeddings
+from timam.provenance import code_fingerprint
 from timam.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
-from timam.training import BusyError, RunError, code_fingerprint, fit
+from timam.training import BusyError, fit
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 

@@ -24,17 +24,16 @@ from accelerate import Accelerator
 from layouts import tiny_config, write_language_model, write_person_search
 from safetensors.torch import load_file
 
+from timam import checkpoints, training
 from timam import config as configs
-from timam import training
 from timam.analysis import training_warnings
+from timam.checkpoints import Progress, RunError
 from timam.config import PRESETS, LossConfig, TrainConfig
 from timam.evaluation import Embeddings, gap
 from timam.interruption import Interrupted
 from timam.losses import cmpm_loss, discriminator_loss, norm_softmax_loss
 from timam.models import TIMAM
 from timam.training import (
-    Progress,
-    RunError,
     build_optimizers,
     build_schedulers,
     cosine_factor,
@@ -845,7 +844,7 @@ KILLS = {
     "epoch 4, step 2": ("plateau", training, "train_step", 11, 3),
     "validation of epoch 2": ("cosine", training, "evaluate", 2, 1),
     "before the checkpoint of epoch 3": ("cosine", training, "save_checkpoint", 3, 2),
-    "optimizers of epoch 2": ("cosine", training, "save_file", 2, 1),
+    "optimizers of epoch 2": ("cosine", checkpoints, "save_file", 2, 1),
     "first checkpoint's renaming": ("cosine", Path, "rename", 1, 0),  # of best; the second is of last
     "old checkpoint moved away": ("plateau", Path, "rename", 3, 1),  # of last: under this schedule, epoch 1 stays best
     "new checkpoint moved in": ("plateau", Path, "rename", 4, 1),

@@ -7,40 +7,32 @@ CPU; a GPU's kernels may differ in rounding).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import platform
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import torchvision
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from tqdm import tqdm
 
-import timam
 from timam import config as configs
 from timam.analysis import training_warnings
+from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 from timam.config import Config, LossConfig, TrainConfig
 from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment
@@ -61,6 +53,7 @@ from timam.losses import (
 )
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
+from timam.provenance import code_fingerprint, provenance
 from timam.stores import WordStates, open_pixels, open_word_states
 
 # How long processes wait for another, which may be building a store or testing on its own. A lost one is noticed at
@@ -68,43 +61,8 @@ from timam.stores import WordStates, open_pixels, open_word_states
 PATIENCE = timedelta(days=1)
 
 
-class RunError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
-
-
 class BusyError(RunError):
     """Another process is at this run."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: a row of history for each finished epoch, and what cannot be derived from the rows."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    unfrozen_at: int | None = None  # the first epoch that trained the language model
-    data_fingerprint: str = ""  # of what it was trained on
-    code: list[str] = field(default_factory=list)  # `code_fingerprint` of every version that trained a part of it
-    config: dict[str, Any] = field(default_factory=dict)  # of the run
-    kept: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files in val_embeddings/, by moment
-    # Of the epoch that a signal interrupted: steps done, the sums of their terms, and the seconds that they took.
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return len(self.history)
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the highest validation score; 0 before any."""
-        scores = [row["val_text_to_image_rank_1"] for row in self.history]
-        return int(np.argmax(scores)) + 1 if scores else 0
-
-    def waited(self) -> int:
-        """Epochs since the best one or, if later, since the epoch before the language model was unfrozen."""
-        return self.epoch - max(self.best_epoch, (self.unfrozen_at or 1) - 1)
 
 
 # -- schedules --------------------------------------------------------------------------------------------------
@@ -484,9 +442,10 @@ def _prepare(output: Path, config: Config, resume: bool) -> dict[str, Any] | Non
 def _known_configs(output: Path) -> tuple[list[Config], str | None]:
     """A run's config by config.json and by its last checkpoint, those that can be read, and what is wrong with one."""
     known, problem = [], None
+    last = output / "checkpoints" / "last"
     for read in (
         lambda: configs.load(output / "config.json"),
-        lambda: configs.from_dict(_training_state(output / "checkpoints" / "last")["progress"]["config"]),
+        lambda: configs.from_dict(read_json(last / "training_state.json", finite=False)["progress"]["config"]),
     ):
         try:
             known.append(read())
@@ -495,10 +454,6 @@ def _known_configs(output: Path) -> tuple[list[Config], str | None]:
         except (ValueError, KeyError, TypeError) as error:
             problem = problem or str(error)
     return known, problem
-
-
-def _training_state(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "training_state.json", finite=False)
 
 
 def _sign(state: Progress, dataset: Dataset, config: Config, output: Path) -> None:
@@ -653,137 +608,3 @@ def _finish(
     write_sums(output, [p for p in output.glob("*") if p.suffix in (".json", ".csv", ".safetensors")]
                + list((output / "val_embeddings").iterdir()))  # fmt: skip
     return metrics
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What computes here: commit, versions, device."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()} CPU"
-    )
-    return {
-        "timam": timam.__version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
-        "device": name,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def code_fingerprint() -> str:
-    """8 hex digits over the package's sources: unlike the commit, the same until what computes changes."""
-    folder = Path(timam.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-def commit(*folders: Path) -> str | None:
-    """The commit of the checkout that holds the folders, with "-dirty" where one of them differs from it."""
-    package = Path(timam.__file__).parent
-    folders = folders or (package,)
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside another repository
-        differs = git("status", "--porcelain", "--", *map(str, folders))
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-# -- checkpoints: safetensors and JSON, nothing pickled ---------------------------------------------------------
-
-
-def save_checkpoint(
-    folder: Path, model: TIMAM, optimizers: dict[str, Any], schedulers: dict[str, Any], state: Progress
-) -> None:
-    """A saved model with optimizers, schedulers and progress beside it; replaces the previous one as a whole."""
-    with replacing_folder(folder) as new:
-        model.save_pretrained(new)
-        tensors, plain = {}, {}
-        for name, optimizer in optimizers.items():
-            content = optimizer.state_dict()
-            plain[name] = content["param_groups"]
-            for index, slots in content["state"].items():
-                for slot, value in slots.items():
-                    if value is not None:  # SGD keeps None before its first momentum
-                        tensors[f"{name}/{index}/{slot}"] = torch.as_tensor(value).cpu().contiguous()
-        save_file(tensors, new / "optimizers.safetensors")
-        content = {
-            "param_groups": plain,
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in schedulers.items()},
-            "progress": asdict(state),
-        }
-        (new / "training_state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-        write_sums(new)
-
-
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizers: dict[str, Optimizer], schedulers: dict[str, Any]
-) -> Progress:
-    """The inverse of `save_checkpoint`. Raises RunError for a damaged checkpoint, naming it."""
-    try:
-        check_sums(folder)
-        content = _training_state(folder)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        tensors = load_file(folder / "optimizers.safetensors")
-        for name, optimizer in optimizers.items():
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                owner, index, slot = key.split("/")
-                if owner == name:
-                    slots.setdefault(int(index), {})[slot] = value
-            built = [_settings_of(g) for g in optimizer.param_groups]
-            optimizer.load_state_dict({"state": slots, "param_groups": content["param_groups"][name]})
-            _check_optimizer(name, optimizer, built)
-            for parameter, of_parameter in optimizer.state.items():
-                for slot, value in of_parameter.items():
-                    if value.shape == parameter.shape and slot != "step":  # fused steps take both in one memory order
-                        of_parameter[slot] = torch.empty_like(parameter).copy_(value)
-            schedulers[name].load_state_dict(content["schedulers"][name])
-        progress = Progress(**content["progress"])
-        _check_progress(progress)
-        return progress
-    except Exception as error:  # safetensors, json and torch each raise their own
-        raise RunError(
-            f"{folder} is damaged ({type(error).__name__}: {error}); remove the run and train again"
-        ) from error
-
-
-def _settings_of(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer's group computes with; not the rate, which schedules change, nor how torch computes it."""
-    others = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
-    return {k: v for k, v in group.items() if k not in others}
-
-
-def _check_optimizer(name: str, optimizer: Optimizer, built: list[dict[str, Any]]) -> None:
-    """torch takes any state and fails, or goes on with other settings, at the next step. Raises ValueError."""
-    for group, before in zip(optimizer.param_groups, built, strict=True):
-        # Through JSON, which makes lists of tuples; another version of torch may know other settings.
-        changed = [k for k in before if k in group and json.dumps(group[k]) != json.dumps(before[k])]
-        if changed:
-            raise ValueError(f"{name}: {', '.join(changed)} is not as config.json has it")
-        if not 0 <= float(group["lr"]) <= 1:
-            raise ValueError(f"{name}: lr = {group['lr']}")
-    for parameter, slots in optimizer.state.items():
-        for slot, value in slots.items():
-            if value is not None and ((value.ndim and value.shape != parameter.shape) or not value.isfinite().all()):
-                raise ValueError(f"{name}: {slot} {tuple(value.shape)} of a parameter {tuple(parameter.shape)}")
-
-
-def _check_progress(progress: Progress) -> None:
-    """Raises ValueError, KeyError or TypeError for what no run keeps."""
-    scores = [0 <= row["val_text_to_image_rank_1"] <= 1 and row["seconds"] >= 0 for row in progress.history]
-    numbers = [type(progress.step) is int, progress.step >= 0, type(progress.unfrozen_at) in (int, type(None))]
-    texts = [isinstance(t, str) for t in (progress.data_fingerprint, *progress.code)]
-    finite = [math.isfinite(v) for v in (*progress.sums.values(), progress.seconds)]
-    if not all([isinstance(progress.code, list), *scores, *numbers, *texts, *finite]):
-        raise ValueError("its progress is not that of a run")

@@ -1,0 +1,60 @@
+"""What computed a result: commit, code, versions, device."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import torchvision
+import transformers
+
+import timam
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What computes here: commit, versions, device."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()} CPU"
+    )
+    return {
+        "timam": timam.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
+        "device": name,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def code_fingerprint() -> str:
+    """8 hex digits over the package's sources: unlike the commit, the same until what computes changes."""
+    folder = Path(timam.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def commit(*folders: Path) -> str | None:
+    """The commit of the checkout that holds the folders, with "-dirty" where one of them differs from it."""
+    package = Path(timam.__file__).parent
+    folders = folders or (package,)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside another repository
+        differs = git("status", "--porcelain", "--", *map(str, folders))
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
