@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything here is made on the spot
@@ -131,18 +132,30 @@ def cost(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - processor
 
 
-def costs(rounds: int, device: torch.device, **contenders: Callable[[], Any]) -> dict[str, tuple[float, float]]:
-    """The best of each contender's `cost`, taking turns after a first time that does not count.
-
-    The best, not the median: what is looked for is a few percent, and others on the machine only ever add to it.
-    """
+def turns(rounds: int, device: torch.device, **contenders: Callable[[], Any]) -> dict[str, list[tuple[float, float]]]:
+    """The `cost` of each contender in each round, taking turns after a first time that does not count."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, work in contenders.items():
             taken = cost(work, device)
             if number:
                 found[name].append(taken)
-    return {name: (min(t[0] for t in v), min(t[1] for t in v)) for name, v in found.items()}
+    return found
+
+
+def costs(rounds: int, device: torch.device, **contenders: Callable[[], Any]) -> dict[str, tuple[float, float]]:
+    """The medians of `turns`."""
+    found = turns(rounds, device, **contenders)
+    return {name: (median(t[0] for t in v), median(t[1] for t in v)) for name, v in found.items()}
+
+
+def overhead(bare: list[tuple[float, float]], ours: list[tuple[float, float]], clock: int) -> str:
+    """Ours beyond the bare step of the same round, in percent: median over the rounds, and quartiles.
+
+    Neighbours in time share the machine's mood, which changes by more than the few percent that are looked for.
+    """
+    low, middle, high = quantiles([100 * (o[clock] / b[clock] - 1) for b, o in zip(bare, ours, strict=True)], n=4)
+    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
 def set_fused(optimizers: dict[str, Any], fused: bool) -> None:
@@ -196,14 +209,12 @@ def measure(setting: Setting, rounds: int, trials: bool) -> tuple[list[str], lis
     inputs = [setting.inputs(batch) for batch in setting.batches()]
     stage = "frozen" if setting.words else "whole"
     name = f"{setting.config.preset}, {stage} | {setting.config.data.batch_size}"
-    found = costs(rounds, device, bare=partial(setting.bare, inputs), ours=setting.ours)
-    (bare, bare_cpu), (ours, ours_cpu) = found["bare"], found["ours"]
+    found = turns(rounds, device, bare=partial(setting.bare, inputs), ours=setting.ours)
+    bare, ours = (median(t[0] for t in found[who]) / steps for who in ("bare", "ours"))
     pieces = costs(5, device, **parts(setting))
     beyond = ", ".join(f"{what} {1000 * wall:.1f}" for what, (wall, _) in pieces.items())
-    overheads = [
-        f"| {name} | {bare / steps:.3f} | {ours / steps:.3f} | {100 * (ours / bare - 1):+.1f} % | "
-        f"{100 * (ours_cpu / bare_cpu - 1):+.1f} % | {beyond} |"
-    ]
+    beyond_bare = " | ".join(overhead(found["bare"], found["ours"], clock) for clock in (0, 1))
+    overheads = [f"| {name} | {bare:.3f} | {ours:.3f} | {beyond_bare} | {beyond} |"]
     kept = tried(setting, inputs[:1], rounds) if trials else {}
     return overheads, [f"| {what} | {name} | {wall:.2f} | {cpu:.2f} |" for what, (wall, cpu) in kept.items()]
 
@@ -278,8 +289,8 @@ def main(output: Path, settings: str, batch: int, steps: int, rounds: int, trial
     made = provenance(setting.accelerator.device)
     command = " ".join(["python", "benchmarks/training.py", *sys.argv[1:]])
     lines = ["# Training", "", f"`{command}` at commit {made['commit']}, {made['device']}, {made['threads']} threads, "
-             f"torch {made['torch']}. Best of {rounds} rounds of {steps} steps in which the contenders take turns "
-             "in one process.", "",
+             f"torch {made['torch']}. Medians of {rounds} rounds of {steps} steps in which the contenders take "
+             "turns in one process; overheads are of the pairs, with quartiles.", "",
              "| preset, stage | batch | bare step, s | ours, s | overhead | of processor time | beyond, alone (ms) |",
              "|---|---|---|---|---|---|---|", *overheads, ""]  # fmt: skip
     if trials:
