@@ -8,6 +8,7 @@ Decoding needs the cores that the model computes on: only on a GPU can it vanish
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -125,7 +126,7 @@ def main(output: Path, pictures: int, rounds: int) -> None:
     made = provenance(device)
     lines = [
         "# Encoding a gallery", "",
-        f"`python benchmarks/encoding.py --output {output}` at commit {made['commit']}, {made['device']}, "
+        f"`{' '.join(['python', 'benchmarks/encoding.py', *sys.argv[1:]])}` at commit {made['commit']}, {made['device']}, "
         f"{made['threads']} threads, torch {made['torch']}. {pictures} pictures, medians of {rounds}; in brackets the "
         "ratio to the bare forward pass.", "",
         "| | bare forward | pixel store (`embed_split`) | tensors (`encode_images`) | only decoding | files "
