@@ -123,10 +123,10 @@ def main(output: Path, pictures: int, rounds: int) -> None:
             cells.append(f"{found['files'] / both:.2f}")
             rows.append(f"| {title} | {found['bare']:.2f} s | {' | '.join(cells)} |")
     captions, taken = sentences(device, rounds)
-    made = provenance(device)
+    made, command = provenance(device), " ".join(["python", "benchmarks/encoding.py", *sys.argv[1:]])
     lines = [
         "# Encoding a gallery", "",
-        f"`{' '.join(['python', 'benchmarks/encoding.py', *sys.argv[1:]])}` at commit {made['commit']}, {made['device']}, "
+        f"`{command}` at commit {made['commit']}, {made['device']}, "
         f"{made['threads']} threads, torch {made['torch']}. {pictures} pictures, medians of {rounds}; in brackets the "
         "ratio to the bare forward pass.", "",
         "| | bare forward | pixel store (`embed_split`) | tensors (`encode_images`) | only decoding | files "
