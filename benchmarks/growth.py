@@ -196,6 +196,7 @@ def _process(rank: int, count: int, port: int, config: Config, identities: int, 
                        "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
     cuda = torch.cuda.is_available()
     if not cuda:
+        os.environ["OMP_NUM_THREADS"] = "1"  # Accelerate sets what several processes have
         torch.set_num_threads(1)
     config = override(config, [f"batch_size={config.data.batch_size // count}"])
     accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.mixed_precision), cpu=not cuda)
