@@ -10,6 +10,7 @@ Kills at chosen moments, one for each step of saving, are in test_training.py, t
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import json
@@ -232,7 +233,7 @@ def slow_server(monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.cut, server.state = False, network.state_dict()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    digest = training.hashlib.sha256(content).hexdigest()[:8]
+    digest = hashlib.sha256(content).hexdigest()[:8]
     weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value
     monkeypatch.setattr(weights, "url", f"http://127.0.0.1:{server.server_port}/squeezenet1_1-{digest}.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
