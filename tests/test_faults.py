@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -522,9 +523,12 @@ def test_interrupted_papermill_saves_the_step(people, tmp_path):
     command = [sys.executable, "-m", "papermill", str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb")]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "run" / "history.csv", process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    for _ in range(4):  # papermill loses one that comes while it is inside its message loop's own callbacks
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
+            break
+    assert process.returncode not in (0, None)
     epochs = len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1
     state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "training_state.json").read_text())["progress"]
     assert len(state["history"]) == epochs
