@@ -59,9 +59,8 @@ def content(run: Path) -> dict[str, bytes | str]:
     header, *rows = (run / "history.csv").read_text().splitlines()
     column = header.split(",").index("seconds")
     history = [",".join(v for i, v in enumerate(row.split(",")) if i != column) for row in (header, *rows)]
-    files = [*sorted((run / "val_embeddings").iterdir()), run / "test_embeddings.safetensors"]
-    if (run / "checkpoints").exists():  # studies keep no models
-        files.append(run / "checkpoints/best/model.safetensors")
+    files = [*sorted((run / "val_embeddings").iterdir()), run / "test_embeddings.safetensors",
+             run / "checkpoints/best/model.safetensors"]  # fmt: skip
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return {"metrics.json": metrics, "history.csv": "\n".join(history), **hashes}
 
