@@ -21,7 +21,7 @@ SEEING := 05_modality_gap 06_qualitative
 STUDY := image_height=80 image_width=40 lstm_hidden=128 epochs=8 unfreeze_epoch=8
 DEPTH := $(STUDY) image_height=64 image_width=32 unfreeze_epoch=none
 # Each by name: pdoc passes over modules of a package that has __all__.
-MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py)))
+MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py timam_lab/[a-z]*.py timam_lab/*/[a-z]*.py)))
 # Trials and runs of notebook 10, sized for a minute or less each; INSTANCES: another data set, in Flickr30K's layout.
 GAME := image_height=64 image_width=32 lstm_hidden=64 epochs=6 unfreeze_epoch=none
 TRIAL := lstm_hidden=64 epochs=6 max_tokens=40
@@ -100,7 +100,7 @@ test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py
 
 docs: env
-	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam.pedestrians $(MODULES)
+	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam_lab timam_lab.pedestrians $(MODULES)
 
 coverage: env
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report term-missing:skip-covered

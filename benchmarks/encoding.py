@@ -29,10 +29,10 @@ from timam.images import any_to_pixels, normalize
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
 from timam.models.text_encoder import word_tokenizer
-from timam.pedestrians import PedestrianSpec, render_pedestrians
 from timam.provenance import provenance
 from timam.search import Gallery
 from timam.stores import open_pixels
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 BATCH = 64
 SETTINGS = (  # name, backbone, height, width

@@ -41,9 +41,9 @@ from timam.files import cache_folder
 from timam.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer
-from timam.pedestrians import PedestrianSpec, render_pedestrians
 from timam.stores import WordStates, open_pixels, open_word_states
 from timam.training import _train_epoch, build_optimizers
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 BATCH, CORES = 64, os.cpu_count() or 1
 Row = tuple[str, str, str, float, str, bool | None]  # what, theirs, ours, ratio, target, met

@@ -40,10 +40,10 @@ from timam.interruption import Signals
 from timam.losses import cmpm_loss, norm_softmax_loss
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer
-from timam.pedestrians import PedestrianSpec, render_pedestrians
 from timam.provenance import provenance
 from timam.stores import WordStates, open_pixels, open_word_states
 from timam.training import _mixed_precision, _text_inputs, _train_epoch, build_optimizers
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 IDENTITIES = 11_003  # of CUHK-PEDES' training split: the identity classifier's rows
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
-from timam import analysis
+from timam import gap as modality_gap_measures
 from timam.config import Config, to_dict
 from timam.data import Split, load_dataset
 from timam.data.batches import epoch_order, steps_per_epoch
@@ -490,5 +490,5 @@ def linear_probe(images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray
     """Balanced accuracy of a fresh logistic regression on unseen identities, as `modality_gap` without unit length."""
     both, of_image = np.concatenate([images, texts]), np.repeat([True, False], [len(images), len(texts)])
     groups = np.concatenate([image_labels, text_labels])
-    right = analysis.probe_hits(both, of_image, groups, analysis.linear_probe())
+    right = modality_gap_measures.probe_hits(both, of_image, groups, modality_gap_measures.linear_probe())
     return float((right[of_image].mean() + right[~of_image].mean()) / 2)

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from timam.analysis import bootstrap_interval, linear_baseline, modality_gap, training_warnings, tsne
+from timam.collapse import training_warnings
+from timam.gap import modality_gap
+from timam.metrics import bootstrap_interval
+from timam_lab.baselines import linear_baseline, tsne
 
 
 def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):

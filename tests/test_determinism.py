@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search
 
-from timam.studies import Experiment, run_grid
 from timam.training import fit
+from timam_lab.studies import Experiment, run_grid
 
 # Everything random switched on; the language model is unfrozen in the third epoch of 3 steps.
 SETTINGS = (

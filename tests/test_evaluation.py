@@ -19,11 +19,11 @@ from timam.evaluation import (
     embed_split,
     evaluate,
     evaluate_folds,
-    frozen_features,
     gap,
     per_query,
 )
 from timam.metrics import class_retrieval_metrics
+from timam_lab.baselines import frozen_features
 
 
 def unit(*degrees: float) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from timam.data import load_dataset
 from timam.evaluation import Embeddings, per_query
-from timam.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, occlusion_map, word_effects, wrong_answers
-from timam.pedestrians import PedestrianSpec, render_pedestrians
+from timam_lab.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, occlusion_map, word_effects, wrong_answers
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 
 def random_embeddings(images: int = 40, texts: int = 90, identities: int = 12, seed: int = 0) -> Embeddings:

@@ -48,8 +48,8 @@ from timam.models import TIMAM
 from timam.models.weights import WeightsError, load_backbone
 from timam.search import open_gallery
 from timam.stores import open_pixels
-from timam.studies import grid, run_grid
 from timam.training import BusyError, build_optimizers, build_schedulers, fit
+from timam_lab.studies import grid, run_grid
 
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
 COUNTS: Counter[str] = Counter()

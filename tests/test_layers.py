@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "timam"
+ROOT = Path(__file__).parents[1]
 MODULES = {
-    ".".join(("timam", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("timam", "timam_lab")
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
 
 
@@ -43,7 +44,7 @@ def all_imports_of(prefix: str) -> set[str]:
     return set().union(*(IMPORTS[m] for m in sources))
 
 
-@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.analysis"])
+@pytest.mark.parametrize("module", ["timam.losses", "timam.metrics", "timam.gap"])
 def test_pure_functions_import_no_module_of_ours(module):
     assert within(all_imports_of(module), "timam") == set()
 
@@ -63,8 +64,8 @@ FORBIDDEN = {
     "timam.stores": ["timam.training", "timam.evaluation", "timam.losses", "timam.cli"],
     "timam.evaluation": ["timam.training", "timam.losses", "timam.cli"],
     "timam.search": ["timam.training", "timam.data", "timam.losses", "timam.cli"],
-    "timam.statistics": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
-    "timam.pedestrians": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
+    "timam_lab.statistics": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
+    "timam_lab.pedestrians": ["timam.data", "timam.models", "timam.training", "timam.evaluation", "timam.stores"],
 }
 
 
@@ -75,7 +76,17 @@ def test_arrow_points_one_way(source, target):
 
 def test_only_the_command_line_and_the_studies_import_training():
     importers = {m for m, names in IMPORTS.items() if within(names, "timam.training") and m != "timam.training"}
-    assert importers == {"timam.cli", "timam.studies"}
+    assert importers == {"timam.cli", "timam_lab.studies"}
+
+
+def test_the_core_imports_the_lab_inside_commands_only():
+    importers = {m for m, names in IMPORTS.items() if within({m}, "timam") and within(names, "timam_lab")}
+    assert importers <= {"timam.cli"}
+    tree = ast.parse(MODULES["timam.cli"].read_text(encoding="utf-8"))
+    inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
+              for node in ast.walk(function) if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    lab = {node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("timam_lab")}
+    assert lab <= inside
 
 
 def test_only_the_entry_point_imports_the_command_line():

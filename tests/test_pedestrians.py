@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timam.pedestrians import PedestrianSpec, captions, dataset, lexicon, render_pedestrians
-from timam.pedestrians.attributes import COLOURS, NONE, Identity, draw_identity, vary_identity
-from timam.pedestrians.canvas import NEUTRAL, Canvas, View
-from timam.pedestrians.figure import Figure, Pose
-from timam.pedestrians.scene import CAMERAS, render_image
+from timam_lab.pedestrians import PedestrianSpec, captions, dataset, lexicon, render_pedestrians
+from timam_lab.pedestrians.attributes import COLOURS, NONE, Identity, draw_identity, vary_identity
+from timam_lab.pedestrians.canvas import NEUTRAL, Canvas, View
+from timam_lab.pedestrians.figure import Figure, Pose
+from timam_lab.pedestrians.scene import CAMERAS, render_image
 
 SPEC = PedestrianSpec(9, 3, 2, images_per_identity=2.6, height=64, width=32, seed=3, occlusion=0.4, near_duplicate=0.4)
 EXACT = captions.Noise(omission=0, mistake=0, misspelling=0, remark=0)

@@ -1,10 +1,10 @@
-"""timam.statistics: textbook values, coverage on distributions that are known, and inputs that cannot be."""
+"""timam_lab.statistics: textbook values, coverage on distributions that are known, and inputs that cannot be."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from timam.statistics import compare, mean_interval, paired_over_identities, paired_over_seeds, trend
+from timam_lab.statistics import compare, mean_interval, paired_over_identities, paired_over_seeds, trend
 
 
 def test_mean_interval_by_hand():
@@ -112,7 +112,7 @@ def test_holm_by_hand(monkeypatch):
     """0.01, 0.03, 0.02 -> 0.03, then 2 x 0.02 = 0.04, then max(0.04, 0.03) = 0.04."""
     ps = iter([0.01, 0.03, 0.02])
     one = {"difference": 0.0, "seeds_low": 0.0, "seeds_high": 0.0, "effect_size": 0.0}
-    monkeypatch.setattr("timam.statistics.paired_over_seeds", lambda *_: {**one, "p": next(ps)})
+    monkeypatch.setattr("timam_lab.statistics.paired_over_seeds", lambda *_: {**one, "p": next(ps)})
     hits, identities = made_up(np.random.default_rng(0), {"base": 0, "a": 0, "b": 0, "c": 0})
     frame = compare(hits, [(name, "base") for name in "abc"], identities)
     assert frame["p_holm"].tolist() == pytest.approx([0.03, 0.04, 0.04])

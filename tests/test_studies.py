@@ -1,4 +1,4 @@
-"""timam.studies: each run once, failures said at the end, shared by processes, resumed after a kill, on Ray too."""
+"""timam_lab.studies: each run once, failures said at the end, shared by processes, resumed after a kill, on Ray too."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
 
 from timam import config as configs
-from timam import studies
 from timam.checkpoints import RunError
 from timam.evaluation import Embeddings
 from timam.provenance import code_fingerprint
-from timam.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
 from timam.training import BusyError, fit
+from timam_lab import studies
+from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 
@@ -254,7 +254,8 @@ def test_hits_of_other_queries_are_refused(experiments, tmp_path):
 
 SCRIPT = """
 import sys, torch
-from timam import config as configs, studies
+from timam import config as configs
+from timam_lab import studies
 if __name__ == "__main__":
     root, runs, workers, engine = sys.argv[1:5]
     torch.set_num_threads(1)

@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 
 from timam import checkpoints, training
 from timam import config as configs
-from timam.analysis import training_warnings
 from timam.checkpoints import Progress, RunError
+from timam.collapse import training_warnings
 from timam.config import PRESETS, LossConfig, TrainConfig
 from timam.evaluation import Embeddings, gap
 from timam.interruption import Interrupted

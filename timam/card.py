@@ -10,9 +10,9 @@ import numpy as np
 from huggingface_hub import EvalResult
 
 from timam import config as configs
-from timam.analysis import bootstrap_interval
 from timam.data.benchmarks import BENCHMARKS
 from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
+from timam.metrics import bootstrap_interval
 
 _VALUES = {"rank_1": "R@1", "rank_5": "R@5", "rank_10": "R@10", "mAP": "mAP"}
 

@@ -16,7 +16,6 @@ from timam import __version__
 from timam import config as configs
 from timam.data import DATASETS, DataError, load_dataset
 from timam.interruption import Interrupted
-from timam.pedestrians import PedestrianSpec, render_pedestrians
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 dataset_option = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
@@ -55,6 +54,8 @@ def data() -> None:
 def pedestrians(output: Path, identities: int, val_identities: int | None, test_identities: int | None,
                 workers: int | None, **options: Any) -> None:  # fmt: skip
     """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""
+    from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+
     options = {name: value for name, value in options.items() if value is not None}
     spec = PedestrianSpec.of_size(identities, **options)
     val, test = val_identities or spec.val_identities, test_identities or spec.test_identities
@@ -239,12 +240,12 @@ def push(run: Path, repo_id: str, public: bool) -> None:
 
 
 def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
-    from timam import plots
+    from timam.drawing import rankings
     from timam.images import read_image
 
     pictures = [[read_image(Path(found["path"])) for found in answer["answers"]] for answer in answers]
     scores = [[found["score"] for found in answer["answers"]] for answer in answers]
-    drawn = plots.rankings([answer["sentence"] for answer in answers], pictures, scores)
+    drawn = rankings([answer["sentence"] for answer in answers], pictures, scores)
     drawn.savefig(figure, dpi=110, bbox_inches="tight")
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from timam.analysis import modality_gap
 from timam.data import Split
 from timam.files import read_json, replacing_file
+from timam.gap import modality_gap
 from timam.images import normalize, prefetch
 from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
-from timam.stores import WordStates, open_word_states
+from timam.stores import WordStates
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -97,7 +97,7 @@ def embed_split(
     """
     with eval_mode(model):
         images = [
-            model.image_encoder(batch).float().cpu() for batch in _image_batches(model, pixels, batch_size, progress)
+            model.image_encoder(batch).float().cpu() for batch in image_batches(model, pixels, batch_size, progress)
         ]
         texts = [] if word_states is None else [
             model.text_encoder.summarize(*(side.to(model.device) for side in word_states.gather(batch))).float().cpu()
@@ -111,7 +111,7 @@ def embed_split(
     )
 
 
-def _image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
+def image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
     starts = tqdm(range(0, len(pixels), batch_size), desc="encoding images", unit="batch", disable=not progress)
     copy = lambda start: torch.from_numpy(np.array(pixels[start : start + batch_size]))  # noqa: E731  # read-only store
     yield from map(normalize, prefetch(copy, starts, model.device))
@@ -182,7 +182,7 @@ def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
 
 
 def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
-    """`timam.analysis.modality_gap` of a split, with its options."""
+    """`timam.gap.modality_gap` of a split, with its options."""
     return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)
 
 
@@ -193,18 +193,3 @@ def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:
     drawn = torch.arange(min(k, len(gallery)), dtype=torch.float64)
     miss = ((len(gallery) - positives[:, None] - drawn) / (len(gallery) - drawn)).clamp(min=0).prod(dim=1)
     return float((1 - miss).mean())
-
-
-def frozen_features(
-    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a model's pretrained parts give before any training: the input of the linear baseline.
-
-    Returns:
-        (N, C) float32 pooled picture features and (M, C') float32 means of the captions' word states.
-    """
-    with eval_mode(model):
-        images = [model.image_encoder.features(batch) for batch in _image_batches(model, pixels, batch_size, False)]
-    words = open_word_states(model, split.captions)
-    sums = np.add.reduceat(words.states, words.offsets[:-1], axis=0, dtype=np.float32)
-    return torch.cat(images).float().cpu().numpy(), sums / np.diff(words.offsets)[:, None].astype(np.float32)

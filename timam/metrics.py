@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 _CHUNK = 1 << 25  # similarities held at a time: 128 MB in float32, twice that for both directions at once
@@ -212,6 +213,37 @@ def summarize(per_query: dict[str, np.ndarray], ranks: Sequence[int] = (1, 5, 10
     summary["mAP"] = float(per_query["average_precision"].mean())
     summary["mINP"] = float(per_query["inverse_penalty"].mean())
     return summary
+
+
+def bootstrap_interval(
+    values: np.ndarray, identities: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over queries that resamples whole identities.
+
+    Captions of one identity are not independent; resampling single queries would give too narrow an interval.
+
+    Args:
+        values: (Q,) one result a query, for example 1.0 where the first answer is right.
+        identities: (Q,) the identity of each query.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: lengths that differ, or fewer than two identities.
+    """
+    if values.shape != identities.shape:
+        raise ValueError(f"values {values.shape} and identities {identities.shape}: expected the same length")
+    _, index = np.unique(identities, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    if len(sums) < 2:
+        raise ValueError("one identity: expected at least two to resample")
+    result = stats.bootstrap(
+        (sums, counts), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True, vectorized=True,
+        confidence_level=confidence, n_resamples=resamples, method="percentile",
+        random_state=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 # -- classes: the protocol of CUB and Oxford Flowers -------------------------------------------------------------

@@ -31,8 +31,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from tqdm import tqdm
 
 from timam import config as configs
-from timam.analysis import training_warnings
 from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
+from timam.collapse import training_warnings
 from timam.config import Config, LossConfig, TrainConfig
 from timam.data import DataError, Dataset, Split, load_dataset
 from timam.data.augment import augment

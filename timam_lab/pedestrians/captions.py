@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from timam.pedestrians import lexicon
-from timam.pedestrians.attributes import NONE, THINGS, Identity
+from timam_lab.pedestrians import lexicon
+from timam_lab.pedestrians.attributes import NONE, THINGS, Identity
 
 _UNREMARKABLE = {"build": "average", "height": "average", "upper_pattern": "plain"}  # nobody writes these
 _ORDERS = (  # in which people go through a person

@@ -300,7 +300,7 @@ def versions(frame: pd.DataFrame) -> pd.DataFrame:
 def hits(
     experiments: Sequence[Experiment], runs: Path | str, direction: str = "text_to_image", k: int = 1
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Whether each test query had a right answer among its first k, for `timam.statistics.compare`.
+    """Whether each test query had a right answer among its first k, for `timam_lab.statistics.compare`.
 
     Returns:
         {variant: (S, Q) of 1.0 and 0.0, seeds ascending}, and the queries' identities (Q,).

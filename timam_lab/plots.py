@@ -16,9 +16,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from timam.statistics import mean_interval
+from timam.drawing import RIGHT, WRONG
+from timam_lab.statistics import mean_interval
 
-RIGHT, WRONG = sns.color_palette("colorblind")[2], sns.color_palette("colorblind")[3]
 LOSS_NAMES = {
     "total": "total, as weighted",
     "matching": "matching (CMPM)",
@@ -193,7 +193,7 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
     """A row a comparison: difference of two variants, its interval over seeds and the one over query identities.
 
     Args:
-        frame: of `timam.statistics.compare` (fractions).
+        frame: of `timam_lab.statistics.compare` (fractions).
         label: of what is compared.
     """
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.46 * len(frame)), layout="constrained")
@@ -300,58 +300,12 @@ def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, 
     return figure
 
 
-def rankings(
-    queries: Sequence[str | Image.Image], galleries: Sequence[Sequence[Image.Image | str]],
-    scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool]] | None = None,
-    ranks: Sequence[str] | None = None,
-) -> Figure:  # fmt: skip
-    """A row a query: its best answers in order, framed and marked as right or wrong, with the similarity below.
-
-    Args:
-        queries: R sentences or pictures.
-        galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may be of unequal length.
-        right: whether each answer is relevant; nothing is marked where it is not known.
-        ranks: what stands above the columns instead of 1, 2, ...
-    """
-    k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
-    figure, axes = plt.subplots(
-        len(queries), k + 1, figsize=((1.55 if sentences else 0.95) * k + 2.3, 2.0 * len(queries)), squeeze=False,
-        layout="constrained", gridspec_kw={"width_ratios": [1.0 if sentences else 2.0] + [1.3 if sentences else 1] * k},
-    )  # fmt: skip
-    for axis in axes.flat:
-        axis.axis("off")
-    for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
-        _show(row[0], query, 34, align="left")
-        for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False), 1):
-            hit = None if right is None else right[number][rank - 1]
-            colour = "grey" if hit is None else RIGHT if hit else WRONG
-            axis.axis("on")
-            _show(axis, answer, 20)
-            axis.set(xticks=[], yticks=[], xlabel=f"{score:.2f}")
-            title = str(rank) if ranks is None else ranks[rank - 1]
-            axis.set_title(title if hit is None else f"{title}  {'✓' if hit else '✗'}", fontsize=9, color=colour)
-            for spine in axis.spines.values():  # dashed: told apart without colour too
-                spine.set(
-                    color=colour, linewidth=1 if hit is None else 2.5, linestyle=(0, (3, 2)) if hit is False else "-"
-                )
-    return figure
-
-
-def _show(axis: Axes, content: str | Image.Image, width: int, align: str = "center") -> None:
-    if isinstance(content, str):
-        x = 0.0 if align == "left" else 0.5
-        axis.text(x, 0.5, textwrap.fill(content, width), va="center", ha=align, fontsize=8 if align == "left" else 6,
-                  transform=axis.transAxes, wrap=True)  # fmt: skip
-    else:
-        axis.imshow(content)
-
-
 def tsne(maps: dict[str, tuple[np.ndarray, np.ndarray]], image_labels: np.ndarray, text_labels: np.ndarray,
          caption_image: np.ndarray, shown: int = 8) -> Figure:  # fmt: skip
     """A column a variant: above by modality, below some identities with a line from each caption to its picture.
 
     Args:
-        maps: title -> (N, 2) pictures and (M, 2) captions, of `timam.analysis.tsne`.
+        maps: title -> (N, 2) pictures and (M, 2) captions, of `timam_lab.baselines.tsne`.
         image_labels, text_labels: (N,) and (M,) identities.
         caption_image: (M,) the picture that each caption describes.
         shown: identities in the lower row, the ones with most captions.
@@ -466,7 +420,7 @@ def confusions(frame: pd.DataFrame) -> Figure:
     """A row an attribute: how often retrieved pictures contradict it, beside pictures at random.
 
     Args:
-        frame: of `timam.failures.PedestrianTruth.confusions`.
+        frame: of `timam_lab.failures.PedestrianTruth.confusions`.
     """
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.3 * len(frame)), layout="constrained")
     rows = np.arange(len(frame))
@@ -486,7 +440,7 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """A line of bars a sentence, one for each word.
 
     Args:
-        rows: (title, frame of `timam.failures.word_effects`).
+        rows: (title, frame of `timam_lab.failures.word_effects`).
     """
     figure, axes = plt.subplots(len(rows), 1, figsize=(11, 2.3 * len(rows)), squeeze=False, layout="constrained")
     for axis, (title, frame) in zip(axes.flat, rows, strict=True):
@@ -504,7 +458,7 @@ def heat_maps(images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles:
 
     Args:
         images: of any sizes.
-        maps: (rows, columns) each, of `timam.failures.occlusion_map`.
+        maps: (rows, columns) each, of `timam_lab.failures.occlusion_map`.
     """
     figure, axes = plt.subplots(1, len(images), figsize=(2.1 * len(images), 4.2), squeeze=False, layout="constrained")
     bound = max(float(np.abs(m).max()) for m in maps) or 1.0

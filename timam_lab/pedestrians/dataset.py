@@ -25,9 +25,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from timam.files import read_json
-from timam.pedestrians.attributes import Identity, draw_identity, vary_identity
-from timam.pedestrians.captions import Noise, write_caption
-from timam.pedestrians.scene import CAMERAS, render_image
+from timam_lab.pedestrians.attributes import Identity, draw_identity, vary_identity
+from timam_lab.pedestrians.captions import Noise, write_caption
+from timam_lab.pedestrians.scene import CAMERAS, render_image
 
 RENDERER_VERSION = 1  # raise whenever the same spec would give other bytes
 CUHK_PEDES_IDENTITIES = (11_003, 1_000, 1_000)

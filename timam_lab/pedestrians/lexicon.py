@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 Table = dict[str, list[str]]
-_WORDS: dict[str, Any] = json.loads((resources.files("timam.pedestrians") / "lexicon.json").read_text("utf-8"))
+_WORDS: dict[str, Any] = json.loads((resources.files("timam_lab.pedestrians") / "lexicon.json").read_text("utf-8"))
 
 NOUNS: Table = _WORDS["nouns"]  # by gender
 PRONOUNS: dict[str, dict[str, str]] = _WORDS["pronouns"]

@@ -14,8 +14,8 @@ from itertools import compress
 
 import numpy as np
 
-from timam.pedestrians.attributes import COLOURS, DENIM_COLOURS, HAIR_COLOURS, NONE, SKIN_COLOURS, TABLES, Identity
-from timam.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
+from timam_lab.pedestrians.attributes import COLOURS, DENIM_COLOURS, HAIR_COLOURS, NONE, SKIN_COLOURS, TABLES, Identity
+from timam_lab.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
 
 
 @dataclass(frozen=True)

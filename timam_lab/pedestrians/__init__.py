@@ -3,6 +3,6 @@
 It is ours, for exercising the machinery and for controlled studies; it says nothing about results on real data.
 """
 
-from timam.pedestrians.dataset import PedestrianSpec, render_pedestrians
+from timam_lab.pedestrians.dataset import PedestrianSpec, render_pedestrians
 
 __all__ = ["PedestrianSpec", "render_pedestrians"]

@@ -18,7 +18,7 @@ import numpy as np
 NONE = "none"  # the person has no such thing: no bag, no second colour, ...
 Weights = dict[str, float]
 
-TABLES: dict[str, Any] = json.loads((resources.files("timam.pedestrians") / "people.json").read_text("utf-8"))
+TABLES: dict[str, Any] = json.loads((resources.files("timam_lab.pedestrians") / "people.json").read_text("utf-8"))
 COLOURS, DENIM_COLOURS, HAIR_COLOURS, SKIN_COLOURS = (
     {name: (red, green, blue) for name, (red, green, blue) in TABLES[table].items()}
     for table in ("colours", "denim_colours", "hair_colours", "skin_colours")

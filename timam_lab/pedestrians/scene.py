@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from timam.pedestrians.attributes import COLOURS, NONE, THINGS, Identity, draw_identity
-from timam.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
-from timam.pedestrians.figure import Figure, draw_pose
+from timam_lab.pedestrians.attributes import COLOURS, NONE, THINGS, Identity, draw_identity
+from timam_lab.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
+from timam_lab.pedestrians.figure import Figure, draw_pose
 
 SUPERSAMPLE = 2
 _WIDTH, _HEIGHT = _PLACE = (900, 520)  # pixels of a camera's place

@@ -1,97 +1,15 @@
-"""What embeddings say beyond the metrics: intervals, the modality gap, a linear baseline. Arrays in, numbers out."""
+"""The modality gap: how far apart picture and text embeddings lie. Arrays in, numbers out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.manifold import TSNE
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-
-
-def bootstrap_interval(
-    values: np.ndarray, identities: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over queries that resamples whole identities.
-
-    Captions of one identity are not independent; resampling single queries would give too narrow an interval.
-
-    Args:
-        values: (Q,) one result a query, for example 1.0 where the first answer is right.
-        identities: (Q,) the identity of each query.
-
-    Returns:
-        (low, high).
-
-    Raises:
-        ValueError: lengths that differ, or fewer than two identities.
-    """
-    if values.shape != identities.shape:
-        raise ValueError(f"values {values.shape} and identities {identities.shape}: expected the same length")
-    _, index = np.unique(identities, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if len(sums) < 2:
-        raise ValueError("one identity: expected at least two to resample")
-    result = stats.bootstrap(
-        (sums, counts), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True, vectorized=True,
-        confidence_level=confidence, n_resamples=resamples, method="percentile",
-        random_state=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> list[str]:
-    """What has collapsed in an epoch, in words and with what usually helps; empty where nothing has.
-
-    Args:
-        row: of RUN/history.csv; measures that it lacks are passed over.
-        gradient_penalty: `loss.gradient_penalty` of the run. A discriminator whose slope is penalised may be always
-            right and still tell the encoders which way to go: it is then not named.
-
-    The thresholds [ours]:
-        uniformity above -0.04: it is about -4 (1 - c) for a mean cosine c near 1, so c > 0.99, and all that tells one
-            sample from another is in the last hundredth. Pretrained encoders are below from the first epoch on (the
-            quick preset at 0.79 and 0.96); a network with random weights begins there.
-        norm above 256: the matching loss's logits are cosines times the norm, so cosines 0.02 apart are 5 nats apart,
-            where a softmax keeps less than 1 % for the lower one, and with it of the gradient; and bfloat16, which has
-            8 bits, is off by up to half a nat.
-        discriminator accuracy above 0.98 or below 0.02 over an epoch, where it is played against: 1 in 50 is about
-            one embedding of each modality in a batch of 64. A discriminator that only watches may be as good as it can.
-    """
-    found = []
-    for side in ("image", "text"):
-        if row.get(f"val_{side}_uniformity", -1.0) > -0.04:
-            found.append(
-                f"all {side} embeddings are nearly alike (val_{side}_uniformity above -0.04): their encoder has "
-                "collapsed, or hardly begun to learn. What usually helps: more steps, a lower "
-                f"train.{side}_lr, a longer train.warmup_epochs, a smaller loss.adversarial_weight"
-            )
-        if row.get(f"val_{side}_norm", 0.0) > 256:
-            found.append(
-                f"{side} embeddings have exploded (val_{side}_norm above 256): the matching loss sees only its nearest "
-                f"pairs. What usually helps: a lower train.{side}_lr, train.gradient_clip, a larger train.weight_decay"
-            )
-    if row.get("adversarial"):
-        if row["discriminator_accuracy"] > 0.98 and not gradient_penalty:
-            found.append(
-                "the discriminator tells every embedding (accuracy above 0.98): the encoders learn little from it. "
-                "What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more loss.label_smoothing"
-            )
-        if row["discriminator_accuracy"] < 0.02:
-            found.append(
-                "the discriminator is wrong on every embedding (accuracy below 0.02): the encoders have swapped sides, "
-                "which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a smaller "
-                "loss.adversarial_weight"
-            )
-    return found
-
 
 GAP_MEASURES = {  # of `modality_gap`, with what each is where the modalities cannot be told apart
     "centroid_distance": "distance of the two means; 0",
@@ -246,42 +164,3 @@ class _GapMeasures:
             result["alignment"] = identity_weights @ self.pair_distances / (identity_weights @ self.pairs)
             result |= {"image_uniformity": np.log(images), "text_uniformity": np.log(texts)}
         return result
-
-
-def tsne(
-    image_embeddings: np.ndarray, text_embeddings: np.ndarray, perplexity: float = 30.0, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """One t-SNE map of both modalities' unit-length embeddings, by scikit-learn, starting from principal components.
-
-    Args:
-        image_embeddings: (N, D); text_embeddings: (M, D).
-        perplexity: at most a third of the samples are looked at.
-
-    Returns:
-        (N, 2) and (M, 2).
-    """
-    both = np.concatenate([image_embeddings, text_embeddings])
-    both = both / np.linalg.norm(both, axis=1, keepdims=True)
-    found = TSNE(perplexity=min(perplexity, (len(both) - 1) / 3), random_state=seed).fit_transform(both)
-    return found[: len(image_embeddings)], found[len(image_embeddings) :]
-
-
-def linear_baseline(
-    image_features: np.ndarray, text_features: np.ndarray, components: int, alpha: float
-) -> tuple[Pipeline, Pipeline]:
-    """Text and image maps of a ridge regression from frozen text features to frozen image features. Source: ours.
-
-    Image features are standardised and reduced by whitened principal components; the texts' standardised
-    features are regressed onto them. Retrieval is then by cosine similarity in that space.
-
-    Args:
-        image_features: (P, C) of paired training examples; text_features: (P, C').
-        components: principal components kept of the images.
-        alpha: ridge penalty.
-
-    Returns:
-        (image_map, text_map), fitted estimators: image_map.transform(images) and text_map.predict(texts).
-    """
-    image_map = make_pipeline(StandardScaler(), PCA(components, whiten=True, random_state=0)).fit(image_features)
-    text_map = make_pipeline(StandardScaler(), Ridge(alpha)).fit(text_features, image_map.transform(image_features))
-    return image_map, text_map

@@ -1,0 +1,71 @@
+"""A linear baseline on frozen features, and t-SNE maps of embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.manifold import TSNE
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from timam.data import Split
+from timam.evaluation import image_batches
+from timam.models import TIMAM
+from timam.models.joint import eval_mode
+from timam.stores import open_word_states
+
+
+def tsne(
+    image_embeddings: np.ndarray, text_embeddings: np.ndarray, perplexity: float = 30.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """One t-SNE map of both modalities' unit-length embeddings, by scikit-learn, starting from principal components.
+
+    Args:
+        image_embeddings: (N, D); text_embeddings: (M, D).
+        perplexity: at most a third of the samples are looked at.
+
+    Returns:
+        (N, 2) and (M, 2).
+    """
+    both = np.concatenate([image_embeddings, text_embeddings])
+    both = both / np.linalg.norm(both, axis=1, keepdims=True)
+    found = TSNE(perplexity=min(perplexity, (len(both) - 1) / 3), random_state=seed).fit_transform(both)
+    return found[: len(image_embeddings)], found[len(image_embeddings) :]
+
+
+def linear_baseline(
+    image_features: np.ndarray, text_features: np.ndarray, components: int, alpha: float
+) -> tuple[Pipeline, Pipeline]:
+    """Text and image maps of a ridge regression from frozen text features to frozen image features. Source: ours.
+
+    Image features are standardised and reduced by whitened principal components; the texts' standardised
+    features are regressed onto them. Retrieval is then by cosine similarity in that space.
+
+    Args:
+        image_features: (P, C) of paired training examples; text_features: (P, C').
+        components: principal components kept of the images.
+        alpha: ridge penalty.
+
+    Returns:
+        (image_map, text_map), fitted estimators: image_map.transform(images) and text_map.predict(texts).
+    """
+    image_map = make_pipeline(StandardScaler(), PCA(components, whiten=True, random_state=0)).fit(image_features)
+    text_map = make_pipeline(StandardScaler(), Ridge(alpha)).fit(text_features, image_map.transform(image_features))
+    return image_map, text_map
+
+
+def frozen_features(
+    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model's pretrained parts give before any training: the input of the linear baseline.
+
+    Returns:
+        (N, C) float32 pooled picture features and (M, C') float32 means of the captions' word states.
+    """
+    with eval_mode(model):
+        images = [model.image_encoder.features(batch) for batch in image_batches(model, pixels, batch_size, False)]
+    words = open_word_states(model, split.captions)
+    sums = np.add.reduceat(words.states, words.offsets[:-1], axis=0, dtype=np.float32)
+    return torch.cat(images).float().cpu().numpy(), sums / np.diff(words.offsets)[:, None].astype(np.float32)
