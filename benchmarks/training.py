@@ -68,8 +68,7 @@ class Setting:
 
     def batches(self) -> list[Batch]:
         """Those of `ours`."""
-        data, seed = self.config.data, self.config.train.seed
-        found = epoch_batches(self.split, self.pixels, data.batch_size, data.images_per_identity, seed, 1)
+        found = epoch_batches(self.split, self.pixels, self.config.data, self.config.train.seed, 1)
         return [batch for _, batch in zip(range(self.steps), found, strict=False)]
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from timam.config import DataConfig
 from timam.data import Split
 from timam.data.batches import epoch_batches, epoch_order, steps_per_epoch
 
@@ -33,8 +34,8 @@ def numbered_pixels(count: int) -> np.ndarray:
 
 
 def run_epoch(split: Split, batch_size: int, images_per_identity: int = 0, seed: int = 0, epoch: int = 1):
-    pixels = numbered_pixels(len(split.image_paths))
-    return list(epoch_batches(split, pixels, batch_size, images_per_identity, seed, epoch))
+    config = DataConfig(batch_size=batch_size, images_per_identity=images_per_identity)
+    return list(epoch_batches(split, numbered_pixels(len(split.image_paths)), config, seed, epoch))
 
 
 def pictures(batches) -> list[int]:
@@ -161,7 +162,7 @@ def test_what_is_dropped_changes_between_epochs():
 def test_batch_is_a_writable_copy_of_a_read_only_store(tmp_path):
     np.save(tmp_path / "pixels.npy", numbered_pixels(18))
     pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    batch = next(epoch_batches(make_split(RAGGED), pixels, 4, 0, 0, 1))
+    batch = next(epoch_batches(make_split(RAGGED), pixels, DataConfig(batch_size=4), 0, 1))
     assert batch.pixels.dtype == torch.uint8
     assert batch.identity_labels.dtype == torch.int64
     batch.pixels.fill_(255)

@@ -26,7 +26,7 @@ from layouts import TINY_SETTINGS, tiny_config, write_person_search
 
 from timam import training
 from timam.checkpoints import RunError
-from timam.config import LossConfig, ModelConfig, TrainConfig
+from timam.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.distributed import synchronize_batch_norm
 from timam.models import TIMAM
@@ -116,8 +116,9 @@ def test_parts_of_a_batch_are_the_batch():
     of_image = [np.array([i]) for i in range(23)]
     split = SimpleNamespace(image_labels=labels, captions_of_image=of_image)
     pixels = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1).repeat(3, axis=1)
-    whole = list(epoch_batches(split, pixels, 6, 2, 0, 1))
-    parts = [list(epoch_batches(split, pixels, 6, 2, 0, 1, (i, 3))) for i in range(3)]
+    config = DataConfig(batch_size=6, images_per_identity=2)
+    whole = list(epoch_batches(split, pixels, config, 0, 1))
+    parts = [list(epoch_batches(split, pixels, config, 0, 1, (i, 3))) for i in range(3)]
     for batch, *its in zip(whole, *parts, strict=True):
         assert torch.equal(torch.cat([p.pixels for p in its]), batch.pixels)
         assert torch.equal(torch.cat([p.identity_labels for p in its]), batch.identity_labels)

@@ -506,9 +506,7 @@ def _train_epoch(
     model.train()
     device, data, seed, epoch, first = accelerator.device, config.data, config.train.seed, state.epoch + 1, state.step
     index, count = accelerator.process_index, accelerator.num_processes
-    batches = epoch_batches(
-        split, pixels, data.batch_size, data.images_per_identity, seed, epoch, (index, count), first
-    )
+    batches = epoch_batches(split, pixels, data, seed, epoch, (index, count), first)
     bar = tqdm(total=steps, initial=first, desc=f"epoch {epoch}/{config.train.epochs}", unit="step", leave=False,
                disable=not progress)  # fmt: skip
     sums = {name: torch.tensor(value, device=device) for name, value in state.sums.items()}

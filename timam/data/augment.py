@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device: every picture has its own draw from torch's global generator."""
+"""Augmentation of whole batches on their device; every picture has its own random draw (torch's global generator)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from timam.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def augment(images: Tensor, config: DataConfig) -> Tensor:
-    """Applies what the config switches on, in the field's usual order: colour jitter, flip, pad and crop, erase.
+    """Applies what the config switches on, in the usual order: colour jitter, flip, pad and crop, erase.
 
     Args:
         images: (B, 3, H, W), normalised floating point; zero is the mean colour.
 
     Returns:
-        The same shape and dtype; the input is left as it is.
+        The same shape and dtype; the input is not changed.
     """
-    if config.color_jitter:  # before padding, so that what is padded keeps the mean colour
+    if config.color_jitter:  # before padding, so that the padding keeps the mean colour
         images = color_jitter(images, config.color_jitter)
     if config.horizontal_flip:
         images = flip(images)
@@ -32,12 +32,12 @@ def augment(images: Tensor, config: DataConfig) -> Tensor:
 def color_jitter(images: Tensor, strength: float) -> Tensor:
     """Changes brightness, contrast and saturation, in this order, by factors uniform in [1 - strength, 1 + strength].
 
-    Each step is torchvision's on colours in [0, 1], with its clamping; torchvision's ColorJitter also shuffles the
-    steps. Hue stays: captions name colours.
+    Each step equals torchvision's on colours in [0, 1], clamping included, but the order is fixed. The hue is not
+    changed, as captions name colours.
 
     Args:
         images: (B, 3, H, W), normalised floating point.
-        strength: in [0, 1); 0 changes nothing but rounding.
+        strength: in [0, 1).
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
     brightness, contrast, saturation = factors
@@ -62,7 +62,7 @@ def flip(images: Tensor) -> Tensor:
 
 
 def pad_crop(images: Tensor, padding: int) -> Tensor:
-    """Shifts each picture by up to `padding` pixels in both axes: a random crop of the zero-padded picture."""
+    """A random crop, of the original size, of each zero-padded picture."""
     batch, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     top, left = torch.randint(2 * padding + 1, (2, batch, 1), device=images.device)
@@ -74,9 +74,9 @@ def pad_crop(images: Tensor, padding: int) -> Tensor:
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Blanks, with the probability, a rectangle of 2 to 40 % of the area and aspect ratio 0.3 to 3.3 in each picture.
+    """Random erasing (Zhong et al., AAAI 2020): sets a rectangle to the mean colour, with this probability.
 
-    After Zhong et al., AAAI 2020; the fill is the mean colour. A rectangle too tall or wide is cut to the picture.
+    Its area is 2 to 40 % of the picture's, its aspect ratio 0.3 to 3.3. It is cropped to the picture.
     """
     batch, _, height, width = images.shape
     area, ratio, y, x, drawn = torch.rand(5, batch, device=images.device)

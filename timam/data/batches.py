@@ -1,4 +1,4 @@
-"""Batches: pictures with one caption each and their identity, in an order that depends on seed and epoch only."""
+"""Batches: pictures with one caption each and their identities. Their order depends on seed and epoch only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timam.config import DataConfig
 from timam.data.records import Split
 
 
@@ -32,8 +33,8 @@ def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.rand
 
     Args:
         image_labels: (N,) identity labels.
-        images_per_identity: 0 shuffles all; K keeps up to K different pictures of an identity next to each other,
-            so that batches hold several positives.
+        images_per_identity: 0 shuffles all pictures. K places up to K different pictures of an identity next to each
+            other, so that a batch holds several positives.
 
     Returns:
         (N,) int64, a permutation.
@@ -49,25 +50,32 @@ def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.rand
 
 
 def epoch_batches(
-    split: Split, pixels: np.ndarray, batch_size: int, images_per_identity: int, seed: int, epoch: int,
-    part: tuple[int, int] = (0, 1), first: int = 0,
-) -> Iterator[Batch]:  # fmt: skip
-    """One epoch: every picture once with one of its captions, drawn anew each epoch.
+    split: Split,
+    pixels: np.ndarray,
+    config: DataConfig,
+    seed: int,
+    epoch: int,
+    part: tuple[int, int] = (0, 1),
+    first: int = 0,
+) -> Iterator[Batch]:
+    """One epoch: every picture once, each with one of its captions, drawn anew in every epoch.
 
-    The last batch is dropped where it is not full, as its loss is not comparable and a batch of one has no
-    negatives; a split smaller than one batch is one batch.
+    An incomplete last batch is dropped: its loss is not comparable, and a batch of one has no negatives. A split
+    smaller than one batch is one batch.
 
     Args:
-        pixels: (N, 3, H, W) uint8, as from `timam.data.stores.open_pixels`.
-        seed, epoch: the only source of randomness.
-        part: (i, n): the i-th of n equal parts of every batch, for the processes of a job.
-        first: batches that are passed over, for an epoch that goes on.
+        pixels: (N, 3, H, W) uint8, as from `timam.stores.open_pixels`.
+        config: `batch_size` and `images_per_identity` are used.
+        seed, epoch: the order depends on nothing else.
+        part: (i, n) yields the i-th of n equal parts of every batch, for the processes of a job.
+        first: the number of batches to skip, when an interrupted epoch is resumed.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = epoch_order(split.image_labels, images_per_identity, rng)
+    order = epoch_order(split.image_labels, config.images_per_identity, rng)
     captions = np.array([rng.choice(of_image) for of_image in split.captions_of_image])
-    for start in range(first * batch_size, steps_per_epoch(len(order), batch_size) * batch_size, batch_size):
-        chosen = np.array_split(order[start : start + batch_size], part[1])[part[0]]
+    size = config.batch_size
+    for step in range(first, steps_per_epoch(len(order), size)):
+        chosen = np.array_split(order[step * size : (step + 1) * size], part[1])[part[0]]
         yield Batch(
             pixels=torch.from_numpy(pixels[chosen]),
             identity_labels=torch.from_numpy(split.image_labels[chosen]),
