@@ -20,7 +20,17 @@ from timam import cli, training
 from timam.interruption import Interrupted
 from timam.search import kept_in
 
-COMMANDS = [[], ["data"], ["data", "pedestrians"], ["data", "check"], ["train"], ["evaluate"], ["search"], ["push"]]
+COMMANDS = [
+    [],
+    ["data"],
+    ["data", "pedestrians"],
+    ["data", "oracle"],
+    ["data", "check"],
+    ["train"],
+    ["evaluate"],
+    ["search"],
+    ["push"],
+]
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
 
 

@@ -74,7 +74,8 @@ def test_truth_says_what_the_files_say(pedestrians):
         assert set(truth.stated[query]) == set(caption["mentioned"])
         wrong = {w["attribute"]: w["stated"] for w in caption["wrong"]}
         assert sorted(truth.contradicted(query, picture)) == sorted(wrong)
-        assert truth.stated[query] == {n: wrong.get(n, people[image["id"]][n]) for n in caption["mentioned"]}
+        expected = {n: (wrong.get(n, people[image["id"]][n]),) for n in caption["mentioned"]}
+        assert truth.stated[query] == expected
         mistakes += len(wrong)
     assert mistakes > 5
 
@@ -82,7 +83,7 @@ def test_truth_says_what_the_files_say(pedestrians):
 def test_hidden_attributes_contradict_nothing(pedestrians):
     _, _, truth = pedestrians
     truth.seen.append({"bag": "none"})
-    truth.stated.append({"bag": "handbag", "shoes": "boots"})
+    truth.stated.append({"bag": ("handbag",), "shoes": ("boots",)})
     try:
         assert truth.contradicted(-1, -1) == ["bag"]
     finally:
@@ -103,7 +104,9 @@ def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians):
     assert frame["kind"].tolist() == frame["expected"].tolist()
     assert frame["contradicted"].iloc[0] == truth.contradicted(clean[0], other)
     query = untrue[0]
-    truth.seen.append(dict(truth.stated[query]))  # a person exactly as the mistaken sentence has it
+    truth.seen.append(
+        {name: values[0] for name, values in truth.stated[query].items()}
+    )  # a person exactly as the mistaken sentence has it
     try:
         row = truth.sort(pd.DataFrame([{"query": query, "retrieved": len(truth.seen) - 1}]), split).iloc[0]
         assert row["kind"] == MISLED

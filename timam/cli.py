@@ -67,6 +67,24 @@ def pedestrians(output: Path, identities: int, val_identities: int | None, test_
 
 
 @data.command()
+@root_option
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Pictures and captions.")
+@click.option("--json", "as_json", is_flag=True, help="Fractions in [0, 1], for programs.")
+def oracle(root: Path, split: str, as_json: bool) -> None:
+    """The ceiling of rendered pedestrians: the ranking of a reader who knows what pictures show and captions state."""
+    from timam_lab.pedestrians.oracle import oracle
+
+    results = oracle(root, split)
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+        return
+    for direction, rows in results.items():
+        click.echo(f"{direction}, {split} split (percent)")
+        for name, row in rows.items():
+            click.echo(f"  {name:15}" + "".join(f"  {key} {100 * value:5.1f}" for key, value in row.items()))
+
+
+@data.command()
 @dataset_option
 @root_option
 @click.option("--max-words", type=click.IntRange(1), default=120, help="A caption with more words is named.")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from timam.data import Split
 from timam.evaluation import Embeddings, per_query
-from timam.files import read_json
 from timam.models import TIMAM
+from timam_lab.pedestrians import oracle
 
 UNDECIDED, MISLED, MISTAKEN = "sentence undecided", "sentence misleads", "model mistaken"
 
@@ -52,25 +52,16 @@ class PedestrianTruth:
     """
 
     def __init__(self, root: Path | str, split: Split) -> None:
-        truth = read_json(Path(root) / "attributes.json")
-        try:
-            people = {p["id"]: p["attributes"] for p in truth["identities"]}
-            images = {i["file_path"]: i for i in truth["images"]}
-            found = [images["/".join(path.parts[-2:])] for path in split.image_paths]
-            # (N,) what can be seen in each picture; an attribute that is hidden contradicts nothing.
-            self.seen = [{k: v for k, v in people[i["id"]].items() if k not in i["hidden"]} for i in found]
-            self.stated: list[dict[str, str]] = []  # (M,) what each caption says, its mistakes included
-            for image in found:
-                for caption in image["captions"]:
-                    values = {name: people[image["id"]][name] for name in caption["mentioned"]}
-                    self.stated.append(values | {w["attribute"]: w["stated"] for w in caption["wrong"]})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{root}/attributes.json does not describe these pictures ({error!r})") from error
+        pictures = {picture.file_path: picture for picture in oracle.read_truth(root)}
+        names = ["/".join(path.parts[-2:]) for path in split.image_paths]
+        if absent := [name for name in names if name not in pictures]:
+            raise ValueError(f"{root}/attributes.json does not describe {len(absent)} pictures, such as {absent[0]}")
+        self.seen = [pictures[name].seen for name in names]  # N, what can be seen in each picture
+        self.stated = [stated for name in names for stated in pictures[name].stated]  # M, what each caption says
 
     def contradicted(self, query: int, picture: int) -> list[str]:
         """The attributes that the sentence states and the picture shows otherwise."""
-        seen = self.seen[picture]
-        return [name for name, value in self.stated[query].items() if seen.get(name, value) != value]
+        return oracle.contradicted(self.stated[query], self.seen[picture])
 
     def sort(self, wrong: pd.DataFrame, split: Split) -> pd.DataFrame:
         """Adds to `wrong_answers` whose fault each one is.
@@ -98,14 +89,15 @@ class PedestrianTruth:
             that show it otherwise), chance (that share of all pictures), ratio; near 1 the attribute had no say, near
             0 it is hardly ever confused. Most stated first.
         """
-        shares: dict[tuple[str, str], float] = {}  # of all pictures that contradict a value
+        shares: dict[tuple[str, tuple[str, ...]], float] = {}  # of all pictures that contradict a statement
         rows: dict[str, list[tuple[bool, float]]] = {}
         for query, picture in zip(wrong["query"].tolist(), wrong["retrieved"].tolist(), strict=True):
             against = set(self.contradicted(query, picture))
-            for name, value in self.stated[query].items():
-                if (name, value) not in shares:
-                    shares[name, value] = float(np.mean([seen.get(name, value) != value for seen in self.seen]))
-                rows.setdefault(name, []).append((name in against, shares[name, value]))
+            for name, values in self.stated[query].items():
+                if (name, values) not in shares:
+                    every = [bool(oracle.contradicted({name: values}, seen)) for seen in self.seen]
+                    shares[name, values] = float(np.mean(every))
+                rows.setdefault(name, []).append((name in against, shares[name, values]))
         table = [{"attribute": name, "stated": len(found), "retrieved": float(np.mean([hit for hit, _ in found])),
                   "chance": float(np.mean([share for _, share in found]))} for name, found in rows.items()]  # fmt: skip
         frame = pd.DataFrame(table, columns=["attribute", "stated", "retrieved", "chance"])

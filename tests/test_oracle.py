@@ -1,0 +1,125 @@
+"""The ceiling of rendered data: rankings worked out by hand, and every order of the tied items as a slow reference."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from timam.cli import cli
+from timam_lab.pedestrians.oracle import caption_scores, contradicted, oracle, ranking_metrics, read_truth
+
+
+def person(number, split="test", **attributes):
+    return {"id": number, "split": split, "attributes": attributes}
+
+
+def picture(number, name, *captions, hidden=()):
+    return {"id": number, "file_path": name, "hidden": list(hidden), "captions": list(captions)}
+
+
+def says(**stated):
+    return {"text": "", "stated": stated}
+
+
+def write(folder, identities, images):
+    (folder / "attributes.json").write_text(json.dumps({"identities": identities, "images": images}))
+    return folder
+
+
+PEOPLE = [
+    person(1, hat="cap", bag="none", coat="red"),
+    person(2, hat="none", bag="case", coat="red"),
+    person(3, hat="none", bag="case", coat="blue"),
+    person(4, "train", hat="cap", bag="case", coat="red"),
+]
+PICTURES = [
+    picture(1, "a", says(coat=["red"]), says(hat=["cap"], bag=["none"])),
+    picture(1, "b", says(hat=["cap", "hat"]), hidden=["hat"]),
+    picture(2, "c", says(coat=["red"], bag=["case"]), hidden=["bag"]),
+    picture(3, "d", says(coat=["blue", "green"], hat=["none"])),
+    picture(4, "e", says(coat=["red"])),
+]
+
+
+def test_rankings_by_hand(tmp_path):
+    """Test captions against pictures a, b (person 1), c (2), d (3); (contradictions, agreements) of each pair:
+
+    1 red coat         a (0,1)  b (0,1)  c (0,1)  d (1,0)   three tie at the top, two of them right
+    1 cap, no bag      a (0,2)  b (0,1)  c (1,0)  d (2,0)   a, then b: right
+    1 cap or hat       a (0,1)  b (0,0)  c (1,0)  d (1,0)   a, then b: right (b hides the head)
+    2 red coat, case   a (1,1)  b (1,1)  c (0,1)  d (1,1)   c: right
+    3 blue or green, bareheaded  a (2,0)  b (1,0)  c (1,1)  d (0,2)   d: right
+    """
+    found = oracle(write(tmp_path, PEOPLE, PICTURES))["text_to_image"]
+    against, at_random, chance = found["ties_against"], found["ties_at_random"], found["chance"]
+    assert against["rank_1"] == pytest.approx(4 / 5)
+    assert against["rank_5"] == 1
+    assert against["mAP"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 4) / 5)
+    assert at_random["rank_1"] == pytest.approx((2 / 3 + 4) / 5)
+    # Right ones at places 1 and 2, 1 and 3, 2 and 3, each in a third of the orders.
+    assert at_random["mAP"] == pytest.approx(((1 + 5 / 6 + 7 / 12) / 3 + 4) / 5)
+    assert chance["rank_1"] == pytest.approx((3 * 2 / 4 + 2 * 1 / 4) / 5)
+
+
+def test_other_direction_and_other_split(tmp_path):
+    root = write(tmp_path, PEOPLE, PICTURES)
+    found = oracle(root)["image_to_text"]
+    # Best captions (the pairs above, by column). a: "cap, no bag", right. b: "red coat" and "cap, no bag" tie, both
+    # right. c: "red coat" of person 1 ties with the right one. d: "blue or green", right.
+    assert found["ties_against"]["rank_1"] == pytest.approx(3 / 4)
+    assert found["ties_at_random"]["rank_1"] == pytest.approx(3.5 / 4)
+    assert oracle(root, "train")["text_to_image"]["ties_against"]["mAP"] == 1
+    with pytest.raises(ValueError, match="no pictures in its val split"):
+        oracle(root, "val")
+
+
+def test_contradictions_count_before_agreements():
+    stated = {"a": ("1",), "b": ("1",), "c": ("1",), "d": ("1",)}
+    fits_one, fits_three_but_one = {"a": "1"}, {"a": "1", "b": "1", "c": "1", "d": "2"}
+    assert contradicted(stated, fits_three_but_one) == ["d"]
+    ((hidden, one, three),) = caption_scores([stated], [{}, fits_one, fits_three_but_one])
+    assert one > hidden > three
+
+
+def test_expected_metrics_are_the_mean_over_all_orders():
+    generator = np.random.default_rng(0)
+    labels = np.array([0, 0, 1, 1, 1, 2, 2])
+    for seed in range(6):
+        scores = np.random.default_rng(seed).integers(3, size=(1, 7))
+        query = np.array([int(generator.integers(3))])
+        hits = []
+        for order in itertools.permutations(range(7)):
+            ranked = sorted(order, key=lambda item: -scores[0, item])  # stable: ties stay in this order
+            right = labels[ranked] == query[0]
+            precision = np.cumsum(right) / np.arange(1, 8)
+            hits.append([right[0], right[:5].any(), 1.0, precision[right].mean()])
+        found = ranking_metrics(scores, query, labels)
+        np.testing.assert_allclose(list(found["ties_at_random"].values()), np.mean(hits, axis=0), rtol=1e-12)
+        np.testing.assert_allclose(list(found["ties_against"].values()), np.min(hits, axis=0), rtol=1e-12)
+
+
+def test_version_1_is_read(tmp_path):
+    caption = {"text": "", "mentioned": ["hat", "coat"], "omitted": ["bag"],
+               "wrong": [{"attribute": "coat", "true": "red", "stated": "pink"}]}  # fmt: skip
+    (found,) = read_truth(write(tmp_path, PEOPLE, [picture(1, "a", caption, hidden=["bag"])]))
+    assert found.stated == [{"hat": ("cap",), "coat": ("pink",)}]
+    assert found.seen == {"hat": "cap", "coat": "red"}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"identities": [{}], "images": []}', '{"identities": [], "images": [{}]}'])
+def test_foreign_files_are_refused(tmp_path, content):
+    (tmp_path / "attributes.json").write_text(content)
+    with pytest.raises(ValueError, match=r"attributes\.json does not describe rendered pedestrians"):
+        read_truth(tmp_path)
+
+
+def test_command(tmp_path):
+    write(tmp_path, PEOPLE, PICTURES)
+    run = CliRunner().invoke(cli, ["data", "oracle", "--root", str(tmp_path), "--json"])
+    assert json.loads(run.output) == oracle(tmp_path)
+    text = CliRunner().invoke(cli, ["data", "oracle", "--root", str(tmp_path)]).output
+    assert "ties_at_random   rank_1  93.3" in text
