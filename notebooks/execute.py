@@ -1,9 +1,11 @@
-"""Executes notebooks headless with papermill: up-to-date ones are passed over, failed ones leave no report.
+"""Executes notebooks headless with papermill, named one by one or as a report of reports.yaml.
 
-    python notebooks/execute.py --output reports/quick -p preset quick 01_data_exploration 02_training
+    python notebooks/execute.py --report quick
+    python notebooks/execute.py --output reports/mine -p preset quick 01_data_exploration 02_training
 
-A report is up to date while its notebook, its parameters, the package and the data's annotation file are what they
-were when it was written on this machine (OUTPUT/.stamps, which is not committed).
+An executed notebook that is up to date is skipped: its source, its parameters, the packages and the data's annotation
+file are what they were when it was written on this machine (OUTPUT/.stamps, which is not committed).
+A notebook that fails leaves no executed copy.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import os
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,28 +24,75 @@ from typing import Any
 import click
 import nbformat
 import papermill
+import yaml
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+REPORTS = HERE / "reports.yaml"
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the executed notebooks.")
+@click.argument("names", nargs=-1)
+@click.option("--report", help="Makes this report of reports.yaml, with its data; NAMES select some of its notebooks.")
+@click.option("--data-only", is_flag=True, help="Renders the report's data and stops.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the executed notebooks.")
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebooks.")
-def main(names: tuple[str, ...], output: Path, pairs: tuple[tuple[str, str], ...]) -> None:
-    """Execute NAMES (notebooks beside this file, without the suffix) in the order given."""
-    if twice := sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}):
-        raise click.UsageError(f"parameter {twice[0]} is given twice")
+def main(
+    names: tuple[str, ...], report: str | None, data_only: bool, output: Path | None, pairs: tuple[tuple[str, str], ...]
+) -> None:
+    """Executes NAMES (notebooks beside this file, without the suffix), or a report, in the order given."""
+    given: dict[str, str] = {}
+    for key, value in pairs:
+        if given.setdefault(key, value) is not value:
+            raise click.UsageError(f"parameter {key} is given twice")
+    if report:
+        entry = read_reports().get(report) or sys.exit(f"{REPORTS.name} has no report {report}")
+        _render(entry["data"])
+        output = output or ROOT / entry["output"]
+        jobs = [] if data_only else plan(entry, given, names)
+    elif names and output and not data_only:
+        jobs = [(name, given) for name in names]
+    else:
+        raise click.UsageError("expected --report NAME, or --output FOLDER and the names of notebooks")
     output.mkdir(parents=True, exist_ok=True)
-    parameters = {"output": os.path.relpath(output, HERE), **dict(pairs)}
-    failed = [name for name in names if not _execute(name, output.resolve(), parameters)]
-    if failed:
+    place = {"output": os.path.relpath(output, HERE)}
+    if failed := [name for name, texts in jobs if not _execute(name, output.resolve(), place | texts)]:
         sys.exit(f"failed: {', '.join(failed)}")
-    click.echo(f"done: the executed notebooks and their figures are in {output}/")
+    click.echo(f"done: the executed notebooks and their figures are in {os.path.relpath(output)}/")
+
+
+def read_reports() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(REPORTS.read_text(encoding="utf-8"))
+
+
+def plan(
+    report: dict[str, Any], given: dict[str, str], names: tuple[str, ...] = ()
+) -> list[tuple[str, dict[str, str]]]:
+    """The notebooks of a report, each with its parameters as text; `given` wins over the file."""
+    root = os.path.relpath(ROOT / report["data"]["output"], HERE)
+    jobs, used = [], set()
+    for name, own in report["notebooks"].items():
+        if names and name not in names:
+            continue
+        known = papermill.inspect_notebook(str(HERE / f"{name}.ipynb"))
+        shared = {"root": root, **report["parameters"]}
+        values = {k: v for k, v in shared.items() if k in known} | (own or {})
+        values |= {k: v for k, v in given.items() if k in known}
+        used |= values.keys()
+        jobs.append((name, {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}))
+    if unknown := [*(set(given) - used), *(set(names) - set(report["notebooks"]))]:
+        sys.exit(f"not in this report: {', '.join(sorted(unknown))}")
+    return jobs
+
+
+def _render(data: dict[str, Any]) -> None:
+    """Renders the pedestrians of a report, unless they are there."""
+    options = [part for key, value in data.items() for part in (f"--{key}", str(value))]
+    subprocess.run([sys.executable, "-m", "timam", "data", "pedestrians", *options], cwd=ROOT, check=True)
 
 
 def _typed(name: str, text: str, declared: str) -> Any:
-    """The text as what the notebook's annotation says. Exits where it is no such thing."""
+    """The text as the type that the notebook's annotation names. Exits where it is no such value."""
     if declared not in ("int", "float", "bool"):
         if text.isprintable():
             return text
@@ -59,14 +109,15 @@ def _typed(name: str, text: str, declared: str) -> Any:
 
 def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     """Executes one notebook; False where it failed."""
-    source, report, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
+    source, executed, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
     known = papermill.inspect_notebook(str(source))
-    unknown = sorted(set(texts) - set(known))
-    if unknown:  # papermill itself only warns, and the notebook would run with its default
+    if unknown := sorted(set(texts) - set(known)):  # papermill only warns, and the notebook would run with its default
         sys.exit(f"{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
     parameters = {key: _typed(key, text, known[key]["inferred_type_name"]) for key, text in texts.items()}
-    wanted = _fingerprint(source, parameters)
-    if report.exists() and stamp.exists() and stamp.read_text() == wanted:
+    default = known["root"]["default"].strip("'\"") if "root" in known else ""
+    root = parameters.get("root") or default or "../data/pedestrians"  # what the notebooks take an empty one for
+    wanted = _fingerprint(source, parameters, HERE / root)
+    if executed.exists() and stamp.exists() and stamp.read_text() == wanted:
         click.echo(f"{name}: up to date")
         return True
     started, temporary = time.monotonic(), output / f".{name}.ipynb"  # moved only on success
@@ -80,7 +131,7 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     finally:
         _tidy(temporary)
     _sign(temporary, parameters, time.monotonic() - started)
-    os.replace(temporary, report)
+    os.replace(temporary, executed)
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(wanted)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
@@ -89,7 +140,7 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
 
 
 def _tidy(path: Path) -> None:
-    """Takes progress bars (stderr) out of an executed notebook, and papermill's paths of this machine."""
+    """Removes progress bars (stderr) from an executed notebook, and papermill's paths of this machine."""
     if not path.exists():
         return
     notebook = nbformat.read(path, as_version=4)
@@ -102,14 +153,15 @@ def _tidy(path: Path) -> None:
 
 
 def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
-    """Adds a last cell that says what produced this report: commit, versions, hardware, data, parameters, time."""
+    """Adds a last cell that says what produced this copy: commit, versions, hardware, data, parameters, time."""
     import torch
 
     from timam.data import load_dataset
     from timam.provenance import commit, provenance
 
     made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    made |= {"commit": commit(HERE, HERE.parent / "timam"), "seconds": round(seconds), "parameters": parameters}
+    made |= {"commit": commit(HERE, ROOT / "timam", ROOT / "timam_lab"), "seconds": round(seconds)}
+    made["parameters"] = parameters
     if root := parameters.get("root"):
         made["data_fingerprint"] = load_dataset(parameters.get("dataset", "pedestrians"), HERE / root).fingerprint()
     notebook = nbformat.read(path, as_version=4)
@@ -120,13 +172,10 @@ def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
     nbformat.write(notebook, path)
 
 
-def _fingerprint(source: Path, parameters: dict[str, Any]) -> str:
-    """Of everything that a report is made from."""
-    files = [source, *sorted((HERE.parent / "timam").rglob("*.py"))]
-    root = parameters.get("root") or papermill.inspect_notebook(str(source)).get("root", {}).get("default", "''").strip(
-        "'\""
-    )
-    files += sorted(f for f in (HERE / root).glob("*") if f.suffix in (".json", ".csv", ".parquet", ".txt"))
+def _fingerprint(source: Path, parameters: dict[str, Any], root: Path) -> str:
+    """SHA-256 of everything that an executed notebook is made from."""
+    files = [source, *sorted((ROOT / "timam").rglob("*.py")), *sorted((ROOT / "timam_lab").rglob("*.py"))]
+    files += sorted(f for f in root.glob("*") if f.suffix in (".json", ".csv", ".parquet", ".txt"))
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in files:
         digest.update(file.read_bytes())

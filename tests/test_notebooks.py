@@ -1,5 +1,6 @@
 """The notebooks run headless on other data than the defaults, and their runner keeps its promises."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,7 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
-def execute(*arguments, timeout=600):
+SPEC = importlib.util.spec_from_file_location("execute", ROOT / "notebooks/execute.py")
+execute = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(execute)
+REPORTS = execute.read_reports()
+
+
+def run_notebooks(*arguments, timeout=600):
     command = [sys.executable, str(ROOT / "notebooks/execute.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
@@ -47,6 +54,34 @@ def test_parameters_are_those_of_every_notebook_and_explained(path):
     assert all(parameter["help"] for parameter in parameters.values())
     cell = next(c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
     assert len(parameters) == len(cell.source.splitlines())  # papermill passes over a line that it cannot parse
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report_is_made_of_notebooks_and_parameters_that_exist(name):
+    report = REPORTS[name]
+    assert set(report) == {"output", "data", "parameters", "notebooks"}
+    assert set(report["data"]) == {"output", "identities", "val-identities", "test-identities"}
+    used = set()
+    for notebook, texts in execute.plan(report, {}):
+        known = papermill.inspect_notebook(str(ROOT / f"notebooks/{notebook}.ipynb"))
+        assert set(texts) <= set(known), notebook
+        for key, text in texts.items():
+            execute._typed(key, text, known[key]["inferred_type_name"])
+        used |= set(texts)
+    assert set(report["parameters"]) <= used
+
+
+def test_smoke_report_has_every_notebook():
+    assert set(REPORTS["smoke"]["notebooks"]) == {path.stem for path in NOTEBOOKS}
+
+
+def test_parameters_of_the_caller_win_over_the_report_and_must_exist():
+    plan = dict(execute.plan(REPORTS["quick"], {"workers": "3", "preset": "smoke"}, ("03_ablation_modules",)))
+    assert [*plan] == ["03_ablation_modules"]
+    chosen = {"workers": "3", "preset": "smoke", "seeds": "2", "root": "../data/pedestrians"}
+    assert chosen.items() <= plan["03_ablation_modules"].items()
+    with pytest.raises(SystemExit, match="not in this report: levle"):
+        execute.plan(REPORTS["quick"], {"levle": "3"})
 
 
 def write_coco(root):
@@ -77,7 +112,7 @@ def test_every_notebook_runs_on_data_of_the_other_kinds(name, write, tmp_path):
             del chosen["dataset"]  # the tables of all benchmarks
         known = papermill.inspect_notebook(str(path))
         parameters = [part for key in chosen.keys() & known.keys() for part in ("-p", key, chosen[key])]
-        result = execute("--output", tmp_path / "reports", *parameters, path.stem)
+        result = run_notebooks("--output", tmp_path / "reports", *parameters, path.stem)
         print(result.stdout)
         if result.returncode:
             failures[path.stem] = result.stderr[-2000:]
@@ -117,7 +152,7 @@ def test_ablations_of_the_paper_preset(name, tmp_path):
     chosen = {"preset": "paper", "dataset": name, "root": root, "runs": tmp_path / "runs", "variants": variants,
               "settings": settings}  # fmt: skip
     parameters = [part for key, value in chosen.items() for part in ("-p", key, value)]
-    result = execute("--output", tmp_path / "reports", *parameters, notebook)
+    result = run_notebooks("--output", tmp_path / "reports", *parameters, notebook)
     assert result.returncode == 0, result.stderr[-3000:]
     finished = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/config.json")]
     assert {c["preset"] for c in finished} == {"paper"}
@@ -131,7 +166,7 @@ def test_a_failed_run_of_a_study_fails_the_notebook_after_all_others(tmp_path):
     chosen = {"preset": "smoke", "dataset": "cuhk-pedes", "root": root, "runs": tmp_path / "runs",
               "variants": "MobileNetV2, pretrained;ResNet-18", "settings": "backbone_weights=NO_SUCH"}  # fmt: skip
     parameters = [part for key, value in chosen.items() for part in ("-p", key, value)]
-    bad = execute("--output", tmp_path / "reports", *parameters, "04_ablation_backbone")
+    bad = run_notebooks("--output", tmp_path / "reports", *parameters, "04_ablation_backbone")
     assert bad.returncode == 1
     assert "1 of 2 runs did not finish" in bad.stderr
     assert "NO_SUCH" in bad.stderr
@@ -140,7 +175,9 @@ def test_a_failed_run_of_a_study_fails_the_notebook_after_all_others(tmp_path):
 
 
 def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
-    result = execute("--output", tmp_path, "-p", "dataset", "cub", "-p", "root", tmp_path / "none", NOTEBOOKS[0].stem)
+    result = run_notebooks(
+        "--output", tmp_path, "-p", "dataset", "cub", "-p", "root", tmp_path / "none", NOTEBOOKS[0].stem
+    )
     assert result.returncode == 1
     assert f"SystemExit: cub: {tmp_path}/none/text_c10: no such folder of captions (get it here: " in result.stderr
 
@@ -152,7 +189,7 @@ def test_exploration_of_a_tiny_table_of_ones_own(tmp_path):
     (tmp_path / "captions.csv").write_text("\n".join(rows))
     for i in range(3):
         write_picture(tmp_path / f"{i}.png", seed=i)
-    result = execute("--output", tmp_path / "reports", "-p", "dataset", "csv", "-p", "root", tmp_path,
+    result = run_notebooks("--output", tmp_path / "reports", "-p", "dataset", "csv", "-p", "root", tmp_path,
                      "-p", "preset", "smoke", NOTEBOOKS[0].stem)  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "reports/figures/01_examples.png").exists()

@@ -1,0 +1,97 @@
+"""What the notebooks share: their folders and configs, the choice of variants, and comparisons put into sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from timam import config as configs
+from timam.config import Config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FROZEN = "unfreeze_epoch=none unfreeze_patience=none"  # the language model is never trained
+# The adversarial game as the paper's text leaves it. Notebook 10 compares it with the regularised game of `quick`.
+UNREGULARISED = (
+    "adversarial_input=raw gradient_penalty=0 label_smoothing=0.1 "
+    "discriminator_steps=1 discriminator_lr=2e-4 discriminator_momentum=0.9"
+)
+T = TypeVar("T")
+
+
+def folder(given: str, default: str) -> Path:
+    """The folder that a parameter names, relative to the working directory; if it is empty, `default` in the clone.
+
+    Without a clone around the package (installed from a wheel), the default is below the working directory.
+    """
+    clone = REPOSITORY if (REPOSITORY / "notebooks").is_dir() else Path.cwd()
+    return Path(given) if given else Path(os.path.relpath(clone / default))
+
+
+def folders(root: str, runs: str, output: str, study: str = "") -> tuple[Path, Path, Path]:
+    """Folders of the data, of the run directories and of the figures, and prints where the last two are.
+
+    The defaults in the clone are data/pedestrians, runs/STUDY and reports/local.
+    """
+    found = folder(root, "data/pedestrians"), folder(runs, f"runs/{study}"), folder(output, "reports/local") / "figures"
+    print(f"Runs: {found[1]}. Figures and their numbers: {found[2]}.")
+    return found
+
+
+def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Config:
+    """The preset's config for a data set.
+
+    Args:
+        settings: overrides as after `timam train --set`; one text may hold several, separated by blanks.
+
+    Raises:
+        ValueError: as `timam.config.override`.
+    """
+    overrides = [setting for text in settings for setting in text.split()]
+    base = [f"dataset={dataset}", f"root={Path(root).resolve()}"]
+    return configs.override(configs.PRESETS[preset], [*base, *overrides])
+
+
+def choose(names: str, known: Mapping[str, T]) -> dict[str, T]:
+    """The entries that `names` lists, separated by semicolons; all if it is empty. Raises ValueError for another."""
+    listed = [name.strip() for name in names.split(";") if name.strip()] or list(known)
+    if unknown := [name for name in listed if name not in known]:
+        raise ValueError(f"no variant {', '.join(unknown)}; there are {'; '.join(known)}")
+    return {name: known[name] for name in listed}
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """The numbers in a parameter's text, separated by blanks; also of a number that papermill parsed as one."""
+    try:
+        return [float(part) for part in str(text).split()]
+    except ValueError:
+        raise ValueError(f"parameter {name} = {text!r}: expected numbers separated by blanks") from None
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """A fraction and its symmetric interval as "12.3 ± 0.4"; without the interval where it is NaN (a single seed)."""
+    return f"{100 * mean:.1f}" + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
+
+
+def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
+    """A sentence for each row of `timam_lab.statistics.compare`.
+
+    A difference counts as shown where both intervals exclude 0 and the corrected p is below `level`. With one seed
+    there is no interval over seeds, and the sentence says so.
+    """
+    for row in compared.to_dict("records"):
+        points = {key: f"{100 * value:+.1f}" for key, value in row.items() if key not in ("variant", "baseline")}
+        pair = f"**{row['variant']}** against *{row['baseline']}*: {points['difference']} points"
+        over_identities = f"{points['identities_low']} to {points['identities_high']} over identities"
+        if pd.isna(row["seeds_low"]):
+            yield f"{pair} ({over_identities}). One seed, so nothing is shown."
+            continue
+        excluded = row["seeds_low"] * row["seeds_high"] > 0 and row["identities_low"] * row["identities_high"] > 0
+        shown = excluded and row["p_holm"] < level
+        verdict = ("A gain" if row["difference"] > 0 else "A loss") if shown else "No difference is shown"
+        p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
+        over_seeds = f"{points['seeds_low']} to {points['seeds_high']} over seeds"
+        yield f"{pair} ({over_seeds}, {over_identities}, corrected {p}). {verdict}."
