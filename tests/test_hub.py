@@ -93,9 +93,9 @@ def test_push_sends_a_model_with_its_card_and_nothing_of_this_machine(run, hub, 
 
     metrics = json.loads((run / "metrics.json").read_text())
     results = {r.metric_name: r.metric_value for r in ModelCard(text).data.eval_results}
-    assert len(results) == 8
+    assert len(results) == 10
     for direction in ("text_to_image", "image_to_text"):
-        for key, label in [("rank_1", "R@1"), ("rank_5", "R@5"), ("rank_10", "R@10"), ("mAP", "mAP")]:
+        for key, label in {"rank_1": "R@1", "rank_5": "R@5", "rank_10": "R@10", "mAP": "mAP", "mINP": "mINP"}.items():
             assert results[f"{direction} {label}"] == pytest.approx(100 * metrics[direction][key], abs=0.005)
     assert ModelCard(text).data.model_name == "TIMAM, trained on cuhk-pedes"
     tested = f"{metrics['text_to_image']['queries']} captions"
@@ -112,7 +112,8 @@ def test_the_table_of_the_card_holds_values_and_intervals(run):
     row = next(line for line in text.splitlines() if line.startswith("| text to image |"))
     cells = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", row)
     found = per_query(Embeddings.load(run / "test_embeddings.safetensors"), "text_to_image")
-    values = [found["rank"] <= 1, found["rank"] <= 5, found["rank"] <= 10, found["average_precision"]]
+    values = [found["rank"] <= 1, found["rank"] <= 5, found["rank"] <= 10]
+    values += [found["average_precision"], found["inverse_penalty"]]
     assert len(cells) == len(values)
     rng = np.random.default_rng(1)
     members = [np.flatnonzero(found["identity"] == i) for i in np.unique(found["identity"])]
@@ -121,7 +122,7 @@ def test_the_table_of_the_card_holds_values_and_intervals(run):
         assert mean == pytest.approx(100 * np.mean(value), abs=0.051)
         drawn = [value[np.concatenate([members[i] for i in rng.integers(0, 8, 8)])].mean() for _ in range(4000)]
         assert (low, high) == pytest.approx(tuple(100 * np.percentile(drawn, [2.5, 97.5])), abs=4)
-    assert "\n| percent | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n| text to image |" in text
+    assert "\n| percent | R@1 | R@5 | R@10 | mAP | mINP |\n|---|---|---|---|---|---|\n| text to image |" in text
 
 
 def test_card_of_a_class_benchmark_has_its_protocol(tmp_path):

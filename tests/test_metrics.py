@@ -12,6 +12,7 @@ from timam import metrics
 from timam.metrics import (
     CLASS_OPTIONS,
     class_retrieval_metrics,
+    open_set_metrics,
     query_metrics,
     retrieval_metrics,
     summarize,
@@ -77,7 +78,7 @@ def random_case(queries: int, gallery: int, identities: int, dtype=torch.float64
 )
 @pytest.mark.parametrize("counted", [0, 128])  # by a sort, and by counting, where no query has more positives
 def test_equals_brute_force(queries, gallery, identities, dtype, counted, monkeypatch):
-    monkeypatch.setattr(metrics, "_COUNTED", counted)
+    monkeypatch.setattr(metrics, "_MOST_COMPARED", counted)
     case = random_case(queries, gallery, identities, dtype)  # 30 identities: some queries without a positive
     found = query_metrics(*case)
     for key, expected in slow_metrics(case[0].double(), case[1].double(), *case[2:]).items():
@@ -87,7 +88,7 @@ def test_equals_brute_force(queries, gallery, identities, dtype, counted, monkey
 
 @pytest.mark.parametrize("counted", [0, 128])
 def test_equals_brute_force_with_ties(counted, monkeypatch):
-    monkeypatch.setattr(metrics, "_COUNTED", counted)
+    monkeypatch.setattr(metrics, "_MOST_COMPARED", counted)
     # Coordinates of -1, 0 and 1 in three dimensions: many equal similarities, and vectors of zero length.
     generator = torch.Generator().manual_seed(1)
     queries, gallery = (torch.randint(-1, 2, (n, 3), generator=generator).double() for n in (30, 40))
@@ -244,8 +245,8 @@ def test_chunked_equals_full(chunk, monkeypatch):
 def test_compared_piece_by_piece_equals_full(piece, counted, monkeypatch):
     case = random_case(20, 31, 6)
     full = query_metrics(*case)
-    monkeypatch.setattr(metrics, "_SLICE", piece)
-    monkeypatch.setattr(metrics, "_COUNTED", counted)
+    monkeypatch.setattr(metrics, "_BLOCK", piece)
+    monkeypatch.setattr(metrics, "_MOST_COMPARED", counted)
     for key, values in query_metrics(*case).items():
         np.testing.assert_array_equal(values, full[key])
 
@@ -410,6 +411,82 @@ def test_ap_at_k_agrees_with_torchmetrics_precision(k):
     sides = as_torchmetrics_takes_them(means, images, labels(3, 5, 8), image_classes)
     expected = float(RetrievalPrecision(top_k=k, adaptive_k=True)(*sides[:2], indexes=sides[2]))
     assert class_retrieval_metrics(*case, k=k)[f"text_to_image_ap_{k}"] == pytest.approx(expected, rel=1e-6)
+
+
+# -- open set: a query whose identity may be absent ------------------------------------------------------------------
+
+
+def slow_open_set(queries, gallery, query_labels, gallery_labels, rates, tie=0.0):
+    """From the definitions: every threshold that could matter is tried."""
+    unknown, known = [], []  # largest cosine; (largest cosine, whether it is a relevant item's)
+    for query, label in zip(queries.tolist(), query_labels.tolist(), strict=True):
+        cosines = [math.fsum(a * b for a, b in zip(query, g, strict=True)) / math.hypot(*query) / math.hypot(*g)
+                   for g in gallery.tolist()]  # fmt: skip
+        own = [c for c, other in zip(cosines, gallery_labels.tolist(), strict=True) if other == label]
+        others = [c for c, other in zip(cosines, gallery_labels.tolist(), strict=True) if other != label]
+        if own:
+            known.append((max(cosines), max(own) > max(others, default=-2) + tie))
+        else:
+            unknown.append(max(cosines))
+    result = {"detection_identification_rate": {}, "threshold": {}}
+    for rate in rates:
+        fitting = [t for t in unknown if sum(u > t for u in unknown) / len(unknown) <= rate]
+        result["threshold"][rate] = min(fitting)
+        hits = [right and best > min(fitting) + tie for best, right in known]
+        result["detection_identification_rate"][rate] = sum(hits) / len(hits)
+    return result
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("seed", range(4))
+def test_open_set_equals_brute_force(dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    identities = torch.arange(150) % 50, torch.randint(30, (40,), generator=generator)  # at least 20 are unknown
+    places = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    noise = (torch.randn(len(i), 4, generator=generator, dtype=torch.float64) for i in identities)
+    case = *((places[i] + 0.4 * n).to(dtype) for i, n in zip(identities, noise, strict=True)), *identities
+    rates = (0.0, 0.01, 0.1, 0.29, 0.5, 0.999)
+    found = open_set_metrics(*case, false_alarm_rates=rates)
+    expected = slow_open_set(case[0].double(), case[1].double(), *case[2:], rates)
+    assert found["detection_identification_rate"] == pytest.approx(expected["detection_identification_rate"])
+    assert found["threshold"] == pytest.approx(expected["threshold"], rel=TOLERANCE[dtype])
+    assert len(set(expected["detection_identification_rate"].values())) > 2
+
+
+def test_open_set_by_hand():
+    # Gallery at 0 and 90 degrees of identities 0 and 1. Unknown queries are 10, 20, 30 and 40 degrees from the nearest
+    # item. Known ones: 5 and 15 off the right item, 25 off the right one, and 12 off the wrong one.
+    queries, query_labels = unit(10, 70, 30, 50, 5, 75, 25, 12), labels(7, 7, 8, 9, 0, 1, 0, 1)
+    sides = queries, unit(0, 90), query_labels, labels(0, 1)
+    found = open_set_metrics(*sides, false_alarm_rates=(0.0, 0.25, 0.5))
+    cosines = [math.cos(math.radians(a)) for a in (10, 20, 30)]
+    assert list(found["threshold"].values()) == pytest.approx(cosines)  # 0, 1 and 2 of 4 unknown queries are above
+    assert list(found["detection_identification_rate"].values()) == [1 / 4, 2 / 4, 3 / 4]
+
+
+def test_open_set_ties_count_against_the_query():
+    # The unknown query is 15 degrees from the nearest item. Known ones: 5 degrees from the right item, a hit; 15
+    # degrees from it, a tie with the threshold; 10 degrees from the right item and from the wrong one.
+    found = open_set_metrics(unit(35, 25, -15, 10), unit(0, 20), labels(9, 1, 0, 1), labels(0, 1), (0.0,))
+    assert found["detection_identification_rate"] == {0.0: 1 / 3}
+    equal = torch.ones(9, 50)
+    found = open_set_metrics(equal, equal, torch.arange(9), torch.arange(9) % 5, (0.1, 0.5))
+    assert list(found["detection_identification_rate"].values()) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("query_labels", "rates", "found"),
+    [
+        (labels(0, 1), (0.1,), "2 of 2 queries have"),
+        (labels(5, 6), (0.1,), "0 of 2 queries have"),
+        (labels(0, 5), (1.0,), r"false_alarm_rates = \(1.0,\)"),
+        (labels(0, 5), (0.1, math.nan), "false_alarm_rates"),
+        (labels(0), (0.1,), r"query_labels \(1,\)"),
+    ],
+)
+def test_wrong_open_set_input(query_labels, rates, found):
+    with pytest.raises(ValueError, match=found):
+        open_set_metrics(unit(0, 1), unit(0, 1), query_labels, labels(0, 1), rates)
 
 
 # -- instances: a picture and its five sentences, as Flickr and COCO -------------------------------------------------

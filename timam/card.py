@@ -12,9 +12,7 @@ from huggingface_hub import EvalResult
 from timam import config as configs
 from timam.data.benchmarks import BENCHMARKS
 from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
-from timam.metrics import bootstrap_interval
-
-_VALUES = {"rank_1": "R@1", "rank_5": "R@5", "rank_10": "R@10", "mAP": "mAP"}
+from timam.metrics import RETRIEVAL_METRICS, bootstrap_interval
 
 
 def of_run(run: Path | str) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "title": f"TIMAM, trained on {name}",
         "data": "\n\n".join([f"`{name}` ({source}). {test.format(**metrics['text_to_image'])}", *notes]),
         "rendered": name == "pedestrians",
-        "columns": list(_VALUES.values()),
+        "columns": [metric.title for metric in RETRIEVAL_METRICS.values()],
         "rows": {direction.replace("_", " "): list(row.values()) for direction, row in rows.items()},
         "class_level": metrics.get("class_level"),
         "facts": facts,
@@ -56,7 +54,8 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "eval_results": [
             EvalResult(
                 task_type="text-image-retrieval", dataset_type=name, dataset_name=name, dataset_split="test",
-                metric_type=key, metric_name=f"{direction} {_VALUES[key]}", metric_value=round(value, 2),
+                metric_type=key, metric_name=f"{direction} {RETRIEVAL_METRICS[key].title}",
+                metric_value=round(value, 2),
             )
             for direction, row in rows.items() for key, (value, _, _) in row.items()
         ],
@@ -66,6 +65,6 @@ def of_run(run: Path | str) -> dict[str, Any]:
 def _with_intervals(embeddings: Embeddings, direction: str) -> dict[str, tuple[float, float, float]]:
     """Each value with the ends of its 95 % bootstrap interval over test identities, in percent."""
     found = per_query(embeddings, direction)
-    values = {f"rank_{k}": (found["rank"] <= k).astype(float) for k in (1, 5, 10)} | {"mAP": found["average_precision"]}
+    values = {name: metric.values(found) for name, metric in RETRIEVAL_METRICS.items()}
     ends = {key: bootstrap_interval(value, found["identity"]) for key, value in values.items()}
     return {key: (100 * float(np.mean(v)), 100 * ends[key][0], 100 * ends[key][1]) for key, v in values.items()}

@@ -280,7 +280,9 @@ def _best_model(run: Path) -> Any:
 
 def _table(metrics: dict[str, Any]) -> str:
     """Both directions as a small table in percent, then what some benchmarks report beside them."""
-    keys = ("rank_1", "rank_5", "rank_10", "mAP", "mINP")
+    from timam.metrics import RETRIEVAL_METRICS
+
+    keys = list(RETRIEVAL_METRICS)
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
 
     def rows(part: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from timam.data import Split
 from timam.files import read_json, replacing_file
 from timam.gap import modality_gap
 from timam.images import normalize, prefetch
-from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
+from timam.metrics import RETRIEVAL_METRICS, class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
 from timam.stores import WordStates
@@ -73,7 +73,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         "modality_gap": dict,
         "provenance": dict,
     }
-    numbers = ("rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery")
+    numbers = (*RETRIEVAL_METRICS, "queries", "gallery")
     try:
         wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
         wrong += [f"{d}: {k}" for d in DIRECTIONS for k in numbers if not 0 <= content[d][k] < float("inf")]

@@ -51,6 +51,7 @@ from timam.losses import (
     norm_softmax_loss,
     softmax_loss,
 )
+from timam.metrics import RETRIEVAL_METRICS
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
 from timam.provenance import code_fingerprint, provenance
@@ -395,7 +396,7 @@ def _validate(model: TIMAM, val: Split, pixels: np.ndarray, word_states: WordSta
     """Retrieval, modality gap and mean norms on the validation split, as a row of history has them."""
     embeddings = embed_split(model, val, pixels, word_states=word_states)
     results = evaluate(embeddings)
-    row = {f"val_{d}_{k}": results[d][k] for d in results for k in ("rank_1", "rank_5", "rank_10", "mAP")}
+    row = {f"val_{d}_{k}": results[d][k] for d in results for k in RETRIEVAL_METRICS}
     for side, vectors in (("image", embeddings.images), ("text", embeddings.texts)):
         row[f"val_{side}_norm"] = float(vectors.norm(dim=1).mean())
     if len(val.identities) > 1:
