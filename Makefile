@@ -76,7 +76,7 @@ test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py
 
 docs: env
-	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam_lab timam_lab.pedestrians $(MODULES)
+	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam_lab.pedestrians $(MODULES)
 
 coverage: env
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report term-missing:skip-covered

@@ -1,19 +1,18 @@
-"""The front door: every command of the README and the docs runs, every link holds, every derived number is derived.
+"""What the README and the docs say holds: commands parse, the first ones run, links exist, derived numbers follow.
 
-Commands stand in blocks marked `bash`, snippets in blocks marked `python`. They are executed in order, in a folder of
-small data; a command that cannot run here is named in PARSED with the reason, and taken through the parser of what
-it calls.
+Commands stand in blocks marked `bash`, snippets in blocks marked `python`. Commands on `ROOT` and `runs/mine` are run
+in order and on tiny data; all others go through the parser of the program that they call.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import papermill
@@ -22,107 +21,74 @@ import torch
 import torchvision
 import transformers
 import yaml
-from hub import TOKEN, Hub, pretend_online, running_hub
-from layouts import TINY_SETTINGS, karpathy_images, write_karpathy, write_person_search, write_picture, write_reed
+from accelerate.commands.launch import launch_command_parser
+from hub import TOKEN, pretend_online, running_hub
+from layouts import TINY_SETTINGS, write_picture
+from torch.utils.flop_counter import FlopCounterMode
 
 from timam import cli, config
 from timam.data.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
-)
-TINY = [part for setting in (*TINY_SETTINGS, "train.epochs=1") for part in ("--set", setting)]
-
-# What is only parsed, and why. Everything else in a block marked `bash` is executed.
-PARSED = {
-    r"make \w[-\w]*": "minutes to hours, in an environment of its own; `make -n` says what it would do",
-    r"\.venv/bin/jupyter lab notebooks": "a server that waits for a browser; tests/test_browser.py drives it",
-    r"\.venv/bin/python notebooks/execute\.py .*": "needs data that we do not hold; test_notebooks.py runs each",
-    r"\.venv/bin/accelerate launch .*": "needs GPUs; test_distributed.py runs two processes on a CPU",
-    r"\.venv/bin/timam train .* --dataset (coco|flowers|icfg-pedes|rstp-reid) .*": "as those that run",
-    r"\.venv/bin/timam search .* --engine ray .*": "needs a cluster with GPUs; test_search.py has one of two nodes",
-}
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    """(page, content) of every fenced block of a language, in order."""
-    fenced = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
-    return [(page.name, block) for page in PAGES for block in fenced.findall(page.read_text(encoding="utf-8"))]
+def blocks(language: str) -> list[str]:
+    """The content of every fenced block of a language, in the order of the pages."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, command) of every line of a `bash` block; a line that ends in a backslash goes on."""
-    lines = [(page, line.strip()) for page, block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [(page, line) for page, line in lines if line]
+def commands() -> list[str]:
+    """Every line of a `bash` block, joined where it ends in a backslash; then the commands within sentences."""
+    lines = [line.strip() for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line] + re.findall(r"`((?:\.venv/bin/\w+|make|timam) [a-z][^`]*)`", TEXT)
 
 
-def parsed_only(command: str) -> bool:
-    return any(re.fullmatch(pattern, command) for pattern in PARSED)
+def runs_here(command: str) -> bool:
+    mine = re.search(r"--dataset csv --root ROOT|runs/mine|--output data/people", command)
+    return command.startswith(".venv/bin/timam ") and mine is not None and "ray" not in command
 
 
-# -- commands that run ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A working folder with what the README supposes: a table of one's own, pictures, and benchmarks under data/."""
-    place = tmp_path_factory.mktemp("reader")
+def write_what_the_readme_supposes(folder: Path) -> None:
     rows = ["image_path,caption,identity,split"]
-    for person in range(12):
-        for picture in range(2):
-            colours = ("red", "blue") if person % 2 else ("green", "white")
-            write_picture(place / "ROOT" / f"cam1/{person}_{picture}.png", *colours, seed=2 * person + picture)
-            split = "train" if person < 6 else "val" if person < 9 else "test"
-            rows.append(f"cam1/{person}_{picture}.png,A person in {colours[0]} and {colours[1]}.,p{person},{split}")
-    (place / "ROOT/captions.csv").write_text("\n".join(rows) + "\n")
+    for picture in range(24):  # two of each person
+        upper, lower = ("red", "blue") if picture % 4 < 2 else ("green", "white")
+        split = "train" if picture < 12 else "val" if picture < 18 else "test"
+        write_picture(folder / f"ROOT/cam1/{picture}.png", upper, lower, seed=picture)
+        rows.append(f"cam1/{picture}.png,A person in {upper} and {lower}.,p{picture // 2},{split}")
+    (folder / "ROOT/captions.csv").write_text("\n".join(rows) + "\n")
     for name in ("ANY/FOLDER/1.png", "ANY/FOLDER/sub/2.png", "a.jpg", "b.jpg"):
-        write_picture(place / name, seed=len(name))
-    write_person_search(place / "data/CUHK-PEDES")
-    write_karpathy(place / "data/flickr30k", karpathy_images(train=6, val=3, test=3))
-    lists = {s: [f"{3 * k + i:03d}.{s}_{i}" for i in range(3)] for k, s in enumerate(("train", "val", "test"))}
-    write_reed(place / "data/cub", lists)
-    return place
-
-
-@pytest.fixture
-def hub(monkeypatch) -> Hub:
-    with running_hub() as found:
-        pretend_online(monkeypatch, found.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield found
+        write_picture(folder / name, seed=len(name))
 
 
 @pytest.mark.slow
-def test_commands_and_snippets_run_in_order(place, hub, monkeypatch):
-    monkeypatch.chdir(place)
-    failures, ran = [], []
-    for page, command in commands():
-        if parsed_only(command):
-            continue
-        words = shlex.split(command.replace("OWNER/NAME", "somebody/people"))
-        words = [{"NAME": "csv"}.get(word, word.replace("/data/", "data/")) for word in words]
-        if words[0] != ".venv/bin/timam":
-            failures.append(f"{page}: {command}: neither run nor named in PARSED")
-            continue
-        small = {"train": TINY, "data pedestrians": ["--identities", "12", "--workers", "1"]}
-        words += next((more for start, more in small.items() if " ".join(words[1:]).startswith(start)), [])
-        monkeypatch.setattr(sys, "argv", words)
-        try:
-            cli.main()
-        except SystemExit as stop:
-            if stop.code:
-                failures.append(f"{page}: {command}: exit code {stop.code}")
-        ran.append(words[1])
-    assert not failures
-    assert set(ran) == {"data", "train", "search", "evaluate", "push"}  # every command of the command line
-    assert (place / "found.png").exists()
-    assert "somebody/people" in hub.repositories
-    for page, snippet in blocks("python"):
-        exec(compile(snippet, page, "exec"), {})
-
-
-# -- commands that are parsed -----------------------------------------------------------------------------------
+def test_commands_on_your_own_data_and_all_snippets_run_in_order(tmp_path, monkeypatch):
+    write_what_the_readme_supposes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    tiny = [part for setting in (*TINY_SETTINGS, "train.epochs=1") for part in ("--set", setting)]
+    small = {"train": tiny, "pedestrians": ["--identities", "12", "--workers", "1"]}
+    ran, failed = set(), set()
+    with running_hub() as hub:
+        pretend_online(monkeypatch, hub.url)
+        for command in filter(runs_here, commands()):
+            words = shlex.split(command.replace("OWNER/NAME", "somebody/people"))
+            words += next((more for name, more in small.items() if name in words[1:3]), [])
+            monkeypatch.setattr(sys, "argv", words)
+            try:
+                cli.main()
+            except SystemExit as stop:
+                failed |= {command} if stop.code else set()
+            ran.add(words[1])
+        assert "somebody/people" in hub.repositories
+    assert not failed
+    assert ran == {"data", "train", "search", "evaluate", "push"}
+    assert Path("found.png").exists()
+    for snippet in blocks("python"):
+        exec(compile(snippet, "snippet", "exec"), {})
 
 
 def parse_timam(words: list[str]) -> None:
@@ -130,8 +96,10 @@ def parse_timam(words: list[str]) -> None:
     command, name = cli.cli, "timam"
     while hasattr(command, "commands"):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    given = command.make_context(name, ["." if word == "runs/mine" else word for word in words]).params  # must exist
-    if name == "train":
+    real = {"NAME": "csv", "runs/mine": ".", "RUN": ".", "ROOT": ".", "FOLDER": "."}  # folders must exist
+    words = [real.get(word, word) for word in words]
+    given = command.make_context(name, words, resilient_parsing=not words).params
+    if name == "train" and words:
         config.override(config.PRESETS[given["preset"]], [f"data.dataset={given['dataset']}", *given["settings"]])
 
 
@@ -143,150 +111,91 @@ def parse_notebook(words: list[str]) -> None:
     given = execute.main.make_context("execute.py", words).params
     for name in given["names"]:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
-        assert known, f"no notebook {name}"
         for key, value in given["pairs"]:
-            assert key in known, f"{name} has no parameter {key}"
             typed = execute._typed(key, value, known[key]["inferred_type_name"])
-            assert key != "dataset" or typed in BENCHMARKS
-            assert key != "preset" or typed in config.PRESETS
+            assert typed in {"dataset": BENCHMARKS, "preset": config.PRESETS}.get(key, [typed])
 
 
-def parse(command: str) -> None:
-    words = shlex.split(command)
-    if words[0] == "make":
-        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
-    elif words[0] == ".venv/bin/timam":
-        parse_timam(words[1:])
-    elif words[:2] == [".venv/bin/python", "notebooks/execute.py"]:
-        parse_notebook(words[2:])
-    elif words[0] == ".venv/bin/accelerate":
-        from accelerate.commands.launch import launch_command_parser
-
-        given = launch_command_parser().parse_args(words[2:])
-        assert given.module
-        assert given.training_script == "timam"
+@pytest.mark.parametrize("command", sorted({c for c in commands() if not runs_here(c)}))
+def test_command_that_does_not_run_here_is_a_right_call(command):
+    program, *words = shlex.split(command.removeprefix(".venv/bin/"))
+    if program == "make":
+        subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+    elif program == "timam":
+        parse_timam(words)
+    elif program == "accelerate":
+        given = launch_command_parser().parse_args(words[1:])
+        assert (given.module, given.training_script) == (True, "timam")
         parse_timam(given.training_script_args)
+    elif [program, words[0]] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[1])
+    elif [program, words[0]] == ["python", "notebooks/execute.py"]:
+        parse_notebook(words[1:])
     else:
-        assert words == [".venv/bin/jupyter", "lab", "notebooks"]
-        assert importlib.util.find_spec("jupyterlab")
-
-
-@pytest.mark.parametrize(("page", "command"), [pair for pair in commands() if parsed_only(pair[1])])
-def test_command_that_does_not_run_here_is_a_right_call(page, command):
-    parse(command)
-
-
-def test_each_reason_for_only_parsing_is_needed():
-    unused = [pattern for pattern in PARSED if not any(re.fullmatch(pattern, c) for _, c in commands())]
-    assert unused == []
-
-
-def test_commands_within_sentences_are_right_calls():
-    """`.venv/bin/timam ...` and `make ...` in running text; capitals stand for what a reader puts in."""
-    found = [(page.name, code) for page in PAGES for code in re.findall(r"`((?:\.venv/bin/timam|make) [a-z][^`]*)`",
-                                                                       page.read_text(encoding="utf-8"))]  # fmt: skip
-    assert len(found) > 5
-    for _, code in found:
-        parse(code.replace("NAME", "csv"))
+        assert [program, *words] == ["jupyter", "lab", "notebooks"]
 
 
 def test_recipes_of_the_clusters_are_well_formed():
     """SLURM's script is valid shell; Kubernetes' manifest is YAML; both call the runner rightly."""
-    scripts, manifests = blocks("sbatch"), blocks("yaml")
-    assert len(scripts) == len(manifests) == 1
-    script = scripts[0][1]
+    (script,), (manifest,) = blocks("sbatch"), blocks("yaml")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    manifest = yaml.safe_load(manifests[0][1])
-    assert manifest["kind"] == "RayJob"
-    for command in (script.replace("\\\n", " ").strip().splitlines()[-1], manifest["spec"]["entrypoint"]):
+    entry = yaml.safe_load(manifest)["spec"]["entrypoint"]
+    for command in (script.replace("\\\n", " ").strip().splitlines()[-1], entry):
         parse_notebook(shlex.split(command.partition("notebooks/execute.py ")[2]))
 
 
 def test_conda_gets_the_pythons_of_pyproject_and_all_extras():
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    oldest = re.search(r'^requires-python = "(.*)"$', project, re.M)[1]
+    oldest = re.search(r'^requires-python = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     assert dependencies[0].startswith(f"python {oldest}")
     assert dependencies[-1] == {"pip": ['-e ".[dev]"']}
 
 
-# -- links ------------------------------------------------------------------------------------------------------
-
-
-def slug(heading: str) -> str:
-    """GitHub's anchor of a heading."""
-    return re.sub(r"[^\w\- ]", "", re.sub(r"[`*]|\]\(.*?\)", "", heading).strip().lower()).replace(" ", "-")
-
-
-def headings(page: Path) -> set[str]:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return {slug(h) for h in re.findall(r"^#+ (.*)$", text, re.M)}
+def headings(text: str) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    plain = [re.sub(r"[`*]|\]\(.*?\)", "", heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in plain}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_between_pages_hold(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    tracked = set(
-        subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    )
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("http"):
-            continue
+def test_links_hold_and_named_modules_exist(page):
+    whole = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", whole, flags=re.M | re.S)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"\]\(((?!http)[^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        assert str(file.relative_to(ROOT)) in tracked, target  # a link into what git ignores breaks in every clone
-        assert not anchor or anchor in headings(file), target
+        assert str(file.relative_to(ROOT)) in listed.split(), target  # a link into what git ignores breaks in a clone
+        assert not anchor or anchor in headings(file.read_text(encoding="utf-8")), target
+    if page.name != "CHANGELOG.md":  # which also names what is gone
+        for name in re.findall(r"`((?:timam|timam_lab)(?:\.\w+)+)", whole):
+            assert pkgutil.resolve_name(name), name
 
 
-def test_readme_names_every_notebook_and_page():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "docs").glob("*.md")]:
-        assert f"]({path.relative_to(ROOT)}" in readme, path.name
-
-
-class _Anchors(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: set[str] = set()
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.ids |= {values["id"]} if values.get("id") else set()
-        self.links += [values["href"]] if tag == "a" and values.get("href") else []
+def test_readme_is_short_and_complete():
+    assert len(README.encode()) <= 8000
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *DOCS]:
+        assert f"]({path.relative_to(ROOT)}" in README, path.name
+    rank_1 = float(re.search(r"^\| TIMAM, `quick` \| \*\*([\d.]+)\*\*", README, re.M)[1])
+    assert f"In the run above {100 - rank_1:.0f} of 100 sentences" in " ".join(README.split())
 
 
 @pytest.mark.slow
-def test_api_reference_builds_and_its_links_hold(tmp_path):
-    """As `make docs` builds it."""
+def test_api_reference_builds(tmp_path):
+    """As `make docs` builds it, with a page for every module."""
     recipe = subprocess.run(["make", "-n", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    line = next(line for line in recipe.splitlines() if "-m pdoc" in line)
-    words = shlex.split(line.replace("docs/api", str(tmp_path)))[1:]
-    built = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    words = shlex.split(
+        next(line for line in recipe.splitlines() if "-m pdoc" in line).replace("docs/api", str(tmp_path))
+    )
+    built = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-2000:]
     assert "Warn" not in built.stderr  # pdoc's word for what it could not read
-    pages = {}
-    for path in tmp_path.rglob("*.html"):
-        pages[path] = _Anchors()
-        pages[path].feed(path.read_text(encoding="utf-8"))
-    modules = [p for p in (ROOT / "timam").rglob("*.py") if p.name not in ("__init__.py", "__main__.py")]
-    assert {p.relative_to(ROOT).with_suffix(".html") for p in modules} <= {p.relative_to(tmp_path) for p in pages}
-    for path, page in pages.items():
-        for link in page.links:
-            if "://" in link or link.startswith("data:"):
-                continue
-            file, _, anchor = link.partition("#")
-            target = (path.parent / file).resolve() if file else path
-            assert target in pages, f"{path.name}: {link}"
-            assert not anchor or anchor in pages[target].ids, f"{path.name}: {link}"
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------
+    modules = [p for p in (ROOT / "timam").rglob("*.py") if not p.name.startswith("__")]
+    assert all((tmp_path / p.relative_to(ROOT)).with_suffix(".html").exists() for p in modules)
 
 
 def test_estimated_cost_follows_from_its_derivation():
-    """FLOPs by torch's counter on shapes alone; pictures from what is published; hours as the README derives them."""
-    from torch.utils.flop_counter import FlopCounterMode
+    """FLOPs by torch's counter on shapes alone; pictures from what is published; hours as docs/gpu.md derives them."""
 
     def gflop(call) -> float:
         with FlopCounterMode(display=False) as counter:
@@ -296,35 +205,23 @@ def test_estimated_cost_follows_from_its_derivation():
     with torch.device("meta"):
         resnet = torchvision.models.resnet101()
         bert = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-        sizes = {name: (config.PRESETS[name].model.image_height, config.PRESETS[name].model.image_width)
-                 for name in ("paper", "modern")}  # fmt: skip
-        images = {name: gflop(lambda s=size: resnet(torch.empty(1, 3, *s))) for name, size in sizes.items()}
+        images = gflop(lambda: resnet(torch.empty(1, 3, 224, 224))), gflop(lambda: resnet(torch.empty(1, 3, 384, 128)))
         words = gflop(lambda: bert(torch.zeros(1, 32, dtype=torch.long)))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = " ".join(readme.split())
-    assert f"({images['paper']:.1f} GFLOP at 224x224, {images['modern']:.1f} at 384x128)" in text
-    assert f"({words:.1f} GFLOP)" in text
-    step = 3 * (images["paper"] + words)
-    assert f"{step:.0f} GFLOP a picture" in text
-    assert all(config.PRESETS[name].train.epochs == 60 for name in sizes)
-    section = readme.partition("## Benchmarks on a GPU")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \|$", section, re.M)
-    known = {name.replace("-", "").lower(): b.published for name, b in BENCHMARKS.items()} | {
-        "rstpreid": BENCHMARKS["rstp-reid"].published
-    }
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    step = 3 * (images[0] + words)
+    for part in (
+        f"{images[0]:.1f} GFLOP at 224x224, {images[1]:.1f} at 384x128",
+        f"{words:.1f} GFLOP): {step:.0f} GFLOP",
+    ):
+        assert part in " ".join(page.split())
+    assert config.PRESETS["paper"].train.epochs == config.PRESETS["modern"].train.epochs == 60
+    published = {name.replace("-", ""): b.published for name, b in BENCHMARKS.items()}
+    rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \|$", page, re.M)
     assert len(rows) == 7
     for name, pictures, hours in rows:
-        count, published = int(pictures.replace(",", "")), known[name.replace("-", "").lower()]
+        known, count = published[name.replace("-", "").lower()], int(pictures.replace(",", ""))
+        train, _, classes = known.get("train", known.get("train+val"))
         if name in ("CUB", "Flowers"):  # published for all classes together; the training classes' share of them
-            total, _, classes = published["train+val+test"]
-            train = published.get("train", published.get("train+val"))[2]
-            assert count == math.floor(total * train / classes), name
-        else:
-            assert count == published.get("train", published.get("train+val"))[0], name
+            train = math.floor(known["train+val+test"][0] * classes / known["train+val+test"][2])
+        assert count == train, name
         assert float(hours) == pytest.approx(count * 60 * step * 1e9 / 30e12 / 3600, abs=0.051), name
-
-
-def test_share_of_wrong_answers_is_that_of_the_result():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rank_1 = float(re.search(r"^\| TIMAM, `quick` \| \*\*([\d.]+)\*\*", readme, re.M)[1])
-    assert f"In the run above {100 - rank_1:.0f} of 100 sentences" in " ".join(readme.split())
