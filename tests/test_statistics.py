@@ -1,10 +1,10 @@
-"""timam_lab.statistics: textbook values, coverage on distributions that are known, and inputs that cannot be."""
+"""timam_lab.statistics: textbook values, coverage on known distributions, and refused inputs."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from timam_lab.statistics import compare, mean_interval, paired_over_identities, paired_over_seeds, trend
+from timam_lab.statistics import compare, mean_interval, paired_over_seeds, smallest_detectable, trend
 
 
 def test_mean_interval_by_hand():
@@ -12,29 +12,26 @@ def test_mean_interval_by_hand():
     mean, low, high = mean_interval(np.array([1.0, 2, 3, 4, 5]))
     assert mean == 3
     assert (low, high) == (pytest.approx(3 - 2.776 * 0.5**0.5, abs=1e-3), pytest.approx(3 + 2.776 * 0.5**0.5, abs=1e-3))
-
-
-def test_mean_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = [low <= 1 <= high for _, low, high in (mean_interval(rng.normal(1, 2, 5)) for _ in range(4000))]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors of 4,000 trials
-    narrower = mean_interval(np.arange(5.0), confidence=0.5)
-    assert mean_interval(np.arange(5.0))[1] < narrower[1] < 2
-
-
-def test_one_seed_has_no_interval():
+    assert mean_interval(np.ones(3)) == (1, 1, 1)
     mean, low, high = mean_interval(np.array([0.25]))
     assert mean == 0.25
     assert np.isnan([low, high]).all()
 
 
+def test_mean_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    for confidence, slack in ((0.95, 0.015), (0.5, 0.035)):  # 3 standard errors of 2,000 trials
+        found = [mean_interval(rng.normal(1, 2, 5), confidence) for _ in range(2000)]
+        assert np.mean([low <= 1 <= high for _, low, high in found]) == pytest.approx(confidence, abs=slack)
+
+
 @pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0, 2.0]], [np.inf]])
 def test_values_that_give_no_mean(values):
-    with pytest.raises(ValueError, match="one finite number a seed"):
+    with pytest.raises(ValueError, match="one finite number per seed"):
         mean_interval(np.array(values))
 
 
-def test_pairing_takes_out_what_a_seed_does_to_both():
+def test_pairing_removes_what_a_seed_does_to_both():
     rng = np.random.default_rng(0)
     seeds = rng.normal(0, 10, 5)
     ours, baseline = seeds + 0.3 + rng.normal(0, 0.01, 5), seeds
@@ -46,47 +43,72 @@ def test_pairing_takes_out_what_a_seed_does_to_both():
 
 
 def test_paired_over_seeds_by_hand():
-    """Differences 1, 2, 3, 4: mean 2.5, deviation 1.291, t = 2.5 / (1.291 / 2) = 3.873, Hedges' factor 1 - 3 / 11."""
+    """Differences 1, 2, 3, 4: mean 2.5, deviation 1.291, t = 2.5 / (1.291 / 2) = 3.873, Hedges' factor 1 - 3 / 11.
+
+    The 95 % point of t with 3 degrees of freedom is 2.353 (any table): the 90 % interval ends at 2.5 + 2.353 x 0.6455.
+    """
     found = paired_over_seeds(np.array([2.0, 4, 6, 8]), np.array([1.0, 2, 3, 4]))
     assert found["difference"] == 2.5
     assert found["p"] == pytest.approx(2 * stats.t.sf(3.873, 3), rel=1e-3)
     assert found["effect_size"] == pytest.approx(2.5 / 1.291 * 8 / 11, rel=1e-3)
-    assert paired_over_seeds(np.array([1.0, 2]), np.array([2.0, 4]))["difference"] == -1.5
+    assert found["equivalence_bound"] == pytest.approx(2.5 + 2.353 * 0.6455, abs=1e-3)
+    worse = paired_over_seeds(np.array([1.0, 2, 3, 4]), np.array([2.0, 4, 6, 8]))
+    assert (worse["difference"], worse["equivalence_bound"]) == (-2.5, found["equivalence_bound"])
+
+
+def test_equivalence_bound_is_where_two_one_sided_tests_turn():
+    ours, baseline = np.random.default_rng(0).normal(0.1, 1, (2, 6))
+    bound = paired_over_seeds(ours, baseline)["equivalence_bound"]
+    differences = ours - baseline
+    sides = (stats.ttest_1samp(differences, -bound, alternative="greater").pvalue,
+             stats.ttest_1samp(differences, bound, alternative="less").pvalue)  # fmt: skip
+    assert max(sides) == pytest.approx(0.05)
+
+
+def test_smallest_detectable_difference_is_found_in_four_of_five_studies():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(smallest_detectable(2.0, 5), 2.0, (2000, 5))
+    assert (stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.03)
+    assert smallest_detectable(2.0, 20) < 0.5 * smallest_detectable(2.0, 5)
 
 
 def test_differences_that_do_not_vary():
     same = paired_over_seeds(np.ones(3), np.ones(3))
-    assert (same["difference"], same["p"], same["effect_size"]) == (0, 1, 0)
+    assert (same["difference"], same["p"], same["effect_size"], same["equivalence_bound"]) == (0, 1, 0, 0)
     always = paired_over_seeds(np.zeros(3), np.ones(3))
     assert (always["difference"], always["p"], always["effect_size"]) == (-1, 0, -np.inf)
     one = paired_over_seeds(np.ones(1), np.zeros(1))
-    assert one["difference"] == 1
-    assert np.isnan([one["p"], one["effect_size"], one["seeds_low"]]).all()
+    assert one.pop("difference") == 1
+    assert np.isnan(list(one.values())).all()
 
 
 def test_seeds_that_do_not_pair():
     with pytest.raises(ValueError, match="expected the same seeds"):
         paired_over_seeds(np.ones(3), np.ones(4))
+    with pytest.raises(ValueError, match=r"\(seeds, queries\)"):
+        compare({"a": np.ones((2, 4)), "b": np.ones((1, 4))}, [("a", "b")], np.array([0, 0, 1, 1]))
+
+
+def identity_interval(ours, identities):
+    """Of ours (S, Q) beside a baseline that is always wrong."""
+    frame = compare({"ours": ours, "wrong": np.zeros_like(ours)}, [("ours", "wrong")], identities)
+    return frame.loc[0, ["identities_low", "identities_high"]].to_numpy(float)
 
 
 def test_captions_of_one_identity_are_not_independent():
     """20 identities of 30 captions each all right or all wrong: the interval must be that of 20, not of 600."""
     rng = np.random.default_rng(0)
-    identities = np.repeat(np.arange(20), 30)
     ours = np.repeat(rng.integers(0, 2, 20), 30).astype(float)[None]
-    low, high = paired_over_identities(ours, np.zeros_like(ours), identities)
-    expected = 2 * 1.96 * ours.std() / 20**0.5
-    assert high - low == pytest.approx(expected, rel=0.15)
-    naive = paired_over_identities(ours, np.zeros_like(ours), np.arange(600))
-    assert high - low > 4 * (naive[1] - naive[0])
+    width = np.ptp(identity_interval(ours, np.repeat(np.arange(20), 30)))
+    assert width == pytest.approx(2 * 1.96 * ours.std() / 20**0.5, rel=0.15)
+    assert width > 4 * np.ptp(identity_interval(ours, np.arange(600)))
 
 
 def test_identity_interval_averages_the_seeds_first():
     """One seed's gain is the other's loss at every query: no difference, and none that other identities would give."""
     ours = np.array([[1.0, 0, 1, 0], [0, 1, 0, 1]])
-    assert paired_over_identities(ours, 1 - ours, np.array([0, 0, 1, 1])) == (0, 0)
-    with pytest.raises(ValueError, match=r"\(seeds, queries\)"):
-        paired_over_identities(ours, ours[:1], np.array([0, 0, 1, 1]))
+    frame = compare({"a": ours, "b": 1 - ours}, [("a", "b")], np.array([0, 0, 1, 1]))
+    assert frame.loc[0, ["identities_low", "identities_high"]].tolist() == [0, 0]
 
 
 def made_up(rng, gains, seeds=5, queries=400):
@@ -111,8 +133,7 @@ def test_compare_finds_the_gain_that_is_there():
 def test_holm_by_hand(monkeypatch):
     """0.01, 0.03, 0.02 -> 0.03, then 2 x 0.02 = 0.04, then max(0.04, 0.03) = 0.04."""
     ps = iter([0.01, 0.03, 0.02])
-    one = {"difference": 0.0, "seeds_low": 0.0, "seeds_high": 0.0, "effect_size": 0.0}
-    monkeypatch.setattr("timam_lab.statistics.paired_over_seeds", lambda *_: {**one, "p": next(ps)})
+    monkeypatch.setattr("timam_lab.statistics.paired_over_seeds", lambda *_: {"difference": 0.0, "p": next(ps)})
     hits, identities = made_up(np.random.default_rng(0), {"base": 0, "a": 0, "b": 0, "c": 0})
     frame = compare(hits, [(name, "base") for name in "abc"], identities)
     assert frame["p_holm"].tolist() == pytest.approx([0.03, 0.04, 0.04])
@@ -131,9 +152,8 @@ def test_trend_by_hand_and_without_one():
     found = trend(np.array([0.0, 2, 4]), gains)
     assert found["slope"] == pytest.approx(0.05)
     assert found["low"] == pytest.approx(0.05, abs=1e-9)
-    rng = np.random.default_rng(0)
-    flat = trend(np.arange(4.0), rng.normal(0, 1, (8, 4)))
+    flat = trend(np.arange(4.0), np.random.default_rng(0).normal(0, 1, (8, 4)))
     assert flat["low"] < 0 < flat["high"]
-    for levels, found in [(np.ones(3), gains), (np.arange(2.0), gains), (np.arange(3.0), gains[0])]:
+    for levels, wrong in [(np.ones(3), gains), (np.arange(2.0), gains), (np.arange(3.0), gains[0])]:
         with pytest.raises(ValueError, match=r"expected \(L,\) and \(S, L\)"):
-            trend(levels, found)
+            trend(levels, wrong)

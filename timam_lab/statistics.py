@@ -1,8 +1,8 @@
-"""Intervals, paired comparisons and corrections for studies with several seeds. Arrays in, numbers out.
+"""Intervals, paired comparisons and corrections for studies with several seeds: arrays in, numbers out.
 
-A result depends on the seed and on which identities were tested, and the two are looked at apart: over the seeds by
-Student's t, over the identities by drawing whole identities (captions of one are not independent). Source: ours, on
-scipy and statsmodels.
+A result varies with the training seed and with the identities that are tested. Both are reported, separately: over
+seeds by Student's t, over identities by a bootstrap that draws whole identities, as captions of one identity are not
+independent. All are scipy's and statsmodels' procedures.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from timam.metrics import bootstrap_interval
 
@@ -21,29 +22,42 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     """Mean over runs that differ in their seed, and its interval by Student's t.
 
     Args:
-        values: (S,) one result a seed.
+        values: (S,) one result per seed.
 
     Returns:
-        (mean, low, high); low and high are NaN for a single seed, which says nothing about the spread.
+        (mean, low, high); low and high are NaN for a single seed.
 
     Raises:
         ValueError: no values, or one that is not finite.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(f"values {values.tolist()}: expected one finite number a seed")
+        raise ValueError(f"values {values.tolist()}: expected one finite number per seed")
     mean = float(values.mean())
     if len(values) == 1:
         return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))  # t.interval: NaN at sem = 0
     return mean, mean - half, mean + half
 
 
-def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
-    """Two variants that ran with the same seeds: seed by seed, ours - baseline.
+def smallest_detectable(deviation: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true difference that a two-sided paired t-test over `seeds` finds with probability `power`.
 
     Args:
-        ours, baseline: (S,) one result a seed, in the same order.
+        deviation: standard deviation of the differences between paired runs.
+        seeds: at least 2.
+    """
+    return deviation * float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=power))
+
+
+def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+    """Compares two variants that ran with the same seeds by the differences ours - baseline.
+
+    "No difference shown" is not "no difference": `detectable` says what the study could have found, and
+    `equivalence_bound` how small a difference it shows the variants to be within.
+
+    Args:
+        ours, baseline: (S,) one result per seed, in the same order.
 
     Returns:
         difference: its mean.
@@ -51,65 +65,58 @@ def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float 
         p: two-sided paired t-test; 1 where all differences are 0.
         effect_size: mean difference in standard deviations of the differences, with Hedges' correction for few
             seeds; infinite where the differences do not vary.
+        detectable: `smallest_detectable` at 80 % power and the 5 % level.
+        equivalence_bound: the smallest margin at which two one-sided 5 % tests (Schuirmann, 1987) show that the
+            difference is within plus or minus the margin; the larger end of the 90 % interval.
+        All but the difference are NaN for a single seed.
 
     Raises:
-        ValueError: lengths that differ, or values as `mean_interval` refuses.
+        ValueError: different lengths, or values that `mean_interval` refuses.
     """
     ours, baseline = np.asarray(ours, dtype=float), np.asarray(baseline, dtype=float)
     if ours.shape != baseline.shape:
         raise ValueError(f"ours {ours.shape} and baseline {baseline.shape}: expected the same seeds")
     differences = ours - baseline
     mean, low, high = mean_interval(differences, confidence)
-    p = effect = float("nan")
-    if len(differences) > 1:
+    p = effect = detectable = float("nan")
+    if (count := len(differences)) > 1:
         deviation = float(differences.std(ddof=1))
-        if deviation > 1e-12 * np.abs(differences).max():  # else rounding
+        if deviation > 1e-12 * np.abs(differences).max():  # otherwise rounding
             p = float(stats.ttest_rel(ours, baseline).pvalue)
-            effect = mean / deviation * (1 - 3 / (4 * (len(differences) - 1) - 1))
+            effect = mean / deviation * (1 - 3 / (4 * (count - 1) - 1))
         else:
             p, effect = (0.0, float(np.copysign(np.inf, mean))) if mean else (1.0, 0.0)
-    return {"difference": mean, "seeds_low": low, "seeds_high": high, "p": p, "effect_size": effect}
-
-
-def paired_over_identities(
-    ours: np.ndarray, baseline: np.ndarray, identities: np.ndarray, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of ours - baseline over the query identities (cluster bootstrap), averaged over the seeds first.
-
-    Args:
-        ours, baseline: (S, Q) one result a seed and query, for example 1.0 where the first answer is right.
-        identities: (Q,) the identity of each query.
-
-    Returns:
-        (low, high): how far the difference would move with other test identities, the training runs as they are.
-
-    Raises:
-        ValueError: shapes that do not fit, or fewer than two identities.
-    """
-    if ours.shape != baseline.shape or ours.ndim != 2:
-        raise ValueError(f"ours {ours.shape} and baseline {baseline.shape}: expected the same (seeds, queries)")
-    return bootstrap_interval((ours - baseline).mean(axis=0), identities, confidence, seed=seed)
+        detectable = smallest_detectable(deviation, count)
+    bound = float(np.abs(mean_interval(differences, 0.9)[1:]).max())
+    return {"difference": mean, "seeds_low": low, "seeds_high": high, "p": p, "effect_size": effect,
+            "detectable": detectable, "equivalence_bound": bound}  # fmt: skip
 
 
 def compare(
     hits: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], identities: np.ndarray, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Pairs of variants that ran with the same seeds, as one family of comparisons.
+    """Compares pairs of variants that ran with the same seeds, as one family of comparisons.
 
     Args:
-        hits: variant -> (S, Q), the same seeds and queries in each.
+        hits: variant -> (S, Q) result of each seed and query, the same seeds and queries in each.
         pairs: (variant, baseline), in the order of the rows.
         identities: (Q,) the identity of each query.
 
     Returns:
-        A row a pair: variant, baseline, what `paired_over_seeds` gives, identities_low and identities_high of
-        `paired_over_identities`, and p_holm, the p values corrected for the number of pairs (Holm, 1979).
+        One row per pair: variant, baseline, the results of `paired_over_seeds`, identities_low and identities_high
+        (bootstrap interval of the difference, averaged over seeds, if other identities had been tested), and p_holm,
+        the p values corrected for the number of pairs (Holm, 1979).
+
+    Raises:
+        ValueError: shapes that differ, or fewer than two identities.
     """
     rows = []
     for variant, baseline in pairs:
-        ours, theirs = hits[variant], hits[baseline]
-        low, high = paired_over_identities(ours, theirs, identities, confidence)
-        over_seeds = paired_over_seeds(ours.mean(axis=1), theirs.mean(axis=1), confidence)
+        ours, other = hits[variant], hits[baseline]
+        if ours.shape != other.shape or ours.ndim != 2:
+            raise ValueError(f"{variant} {ours.shape} and {baseline} {other.shape}: expected the same (seeds, queries)")
+        low, high = bootstrap_interval((ours - other).mean(axis=0), identities, confidence)
+        over_seeds = paired_over_seeds(ours.mean(axis=1), other.mean(axis=1), confidence)
         rows.append({"variant": variant, "baseline": baseline, **over_seeds, "identities_low": low,
                      "identities_high": high})  # fmt: skip
     frame = pd.DataFrame(rows)
@@ -122,11 +129,11 @@ def compare(
 
 
 def trend(levels: np.ndarray, gains: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
-    """How a gain changes with a level that was set: a straight line through each seed's gains, compared over seeds.
+    """How a gain changes with the level of a factor: a line is fitted to each seed's gains, slopes are averaged.
 
     Args:
         levels: (L,) at least two different numbers.
-        gains: (S, L) one gain a seed and level.
+        gains: (S, L) one gain per seed and level.
 
     Returns:
         slope (mean over the seeds, per unit of level), low, high (Student's t), and p (two-sided, against 0).
@@ -138,6 +145,5 @@ def trend(levels: np.ndarray, gains: np.ndarray, confidence: float = 0.95) -> di
     if gains.ndim != 2 or gains.shape[1:] != levels.shape or len(np.unique(levels)) < 2:
         raise ValueError(f"levels {levels.shape} and gains {gains.shape}: expected (L,) and (S, L), L at least 2")
     slopes = np.array([stats.linregress(levels, row).slope for row in gains])
-    against_none = paired_over_seeds(slopes, np.zeros_like(slopes), confidence)
-    names = {"difference": "slope", "seeds_low": "low", "seeds_high": "high", "p": "p"}
-    return {name: against_none[key] for key, name in names.items()}
+    found = paired_over_seeds(slopes, np.zeros_like(slopes), confidence)
+    return {"slope": found["difference"], "low": found["seeds_low"], "high": found["seeds_high"], "p": found["p"]}
