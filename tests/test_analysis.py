@@ -1,4 +1,4 @@
-"""Intervals by coverage, the gap on known distributions, a planted linear map, warnings of made-up epochs."""
+"""Intervals by coverage, the gap on known distributions, warnings of made-up epochs."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from timam.collapse import training_warnings
 from timam.gap import modality_gap
 from timam.metrics import bootstrap_interval
-from timam_lab.baselines import linear_baseline, tsne
 
 
 def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
@@ -233,17 +232,6 @@ def test_alignment_needs_an_identity_of_both_modalities():
     assert np.isfinite(found["mmd_squared"])
 
 
-def test_tsne_keeps_groups_together_and_repeats():
-    images, texts, _, _ = two_modalities(shift=40.0, count=60)
-    maps = tsne(images, texts, perplexity=10)
-    assert [m.shape for m in maps] == [(60, 2), (60, 2)]
-    centres = [m.mean(axis=0) for m in maps]
-    spread = max(np.linalg.norm(m - c, axis=1).mean() for m, c in zip(maps, centres, strict=True))
-    assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
-    np.testing.assert_array_equal(maps[0], tsne(images, texts, perplexity=10)[0])
-    assert tsne(images[:3], texts[:3])[0].shape == (3, 2)
-
-
 def test_each_modality_counts_half_in_the_accuracy():
     # 40 images at 0 degrees; of 400 texts one half there too, the other at 90 degrees. The balanced rule takes the
     # first place for images: right for all images and half the texts, 0.75; plain accuracy would be 0.55.
@@ -257,41 +245,6 @@ def test_gap_needs_two_identities():
     rows = np.random.default_rng(0).normal(size=(4, 3))
     with pytest.raises(ValueError, match="2"):
         modality_gap(rows, rows, np.zeros(4), np.zeros(4))
-
-
-# -- linear baseline -------------------------------------------------------------------------------------------------
-
-
-def planted(pairs: int, seed: int):
-    """Pictures that are a fixed linear map of four hidden factors plus little noise, and texts another one."""
-    maps = np.random.default_rng(0)
-    to_image, to_text = maps.normal(size=(4, 12)), maps.normal(size=(4, 9))
-    generator = np.random.default_rng(seed)
-    hidden = generator.normal(size=(pairs, 4))
-    noise = 0.01 * generator.normal(size=(pairs, 12))
-    return 5 + hidden @ to_image + noise, hidden @ to_text - 3
-
-
-def test_linear_baseline_recovers_a_planted_map():
-    image_map, text_map = linear_baseline(*planted(200, seed=1), components=4, alpha=1e-3)
-    images, texts = planted(50, seed=2)  # new pairs
-    mapped, predicted = image_map.transform(images), text_map.predict(texts)
-    assert mapped.shape == predicted.shape == (50, 4)
-    assert np.abs(mapped - predicted).max() < 0.05  # components have unit variance
-    similarity = predicted @ mapped.T / np.linalg.norm(predicted, axis=1)[:, None] / np.linalg.norm(mapped, axis=1)
-    assert (similarity.argmax(axis=1) == np.arange(50)).mean() > 0.95
-
-
-def test_image_components_are_whitened():
-    images, texts = planted(300, seed=1)
-    image_map, _ = linear_baseline(images, texts, components=4, alpha=1.0)
-    np.testing.assert_allclose(np.cov(image_map.transform(images).T), np.eye(4), atol=1e-10)
-
-
-def test_a_large_penalty_shrinks_the_text_map():
-    images, texts = planted(100, seed=1)
-    sizes = [np.abs(linear_baseline(images, texts, 4, alpha)[1].predict(texts)).mean() for alpha in (1e-3, 1e2, 1e5)]
-    assert sizes[0] > sizes[1] > 10 * sizes[2]
 
 
 # -- what has collapsed -----------------------------------------------------------------------------------------

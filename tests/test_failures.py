@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from timam.data import load_dataset
 from timam.evaluation import Embeddings, per_query
-from timam_lab.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, occlusion_map, word_effects, wrong_answers
+from timam_lab.explanations import occlusion_map, word_effects
+from timam_lab.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, wrong_answers
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 

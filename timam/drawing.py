@@ -12,49 +12,65 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 RIGHT, WRONG = sns.color_palette("colorblind")[2], sns.color_palette("colorblind")[3]
+Item = str | Image.Image  # a sentence or a picture
 
 
 def rankings(
-    queries: Sequence[str | Image.Image], galleries: Sequence[Sequence[Image.Image | str]],
-    scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool]] | None = None,
+    queries: Sequence[Item],
+    galleries: Sequence[Sequence[Item]],
+    scores: Sequence[Sequence[float]],
+    right: Sequence[Sequence[bool]] | None = None,
     ranks: Sequence[str] | None = None,
-) -> Figure:  # fmt: skip
-    """A row a query: its best answers in order, framed and marked as right or wrong, with the similarity below.
+    references: Sequence[Item] | None = None,
+    titles: Sequence[str] | None = None,
+) -> Figure:
+    """One row per query: its best answers in order, marked as right or wrong, with the similarity below.
 
     Args:
         queries: R sentences or pictures.
-        galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may be of unequal length.
-        right: whether each answer is relevant; nothing is marked where it is not known.
-        ranks: what stands above the columns instead of 1, 2, ...
+        galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may differ in length.
+        right: whether each answer is relevant; without it nothing is marked.
+        ranks: column titles instead of 1, 2, ...
+        references: R right answers, one per query, shown in a last column.
+        titles: R titles, one above each query.
     """
     k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
+    query_width, width = (1.1, 2.0) if sentences else (2.6, 1.1)
+    widths = [query_width, *[width] * (k + (references is not None))]
     figure, axes = plt.subplots(
-        len(queries), k + 1, figsize=((1.55 if sentences else 0.95) * k + 2.3, 2.0 * len(queries)), squeeze=False,
-        layout="constrained", gridspec_kw={"width_ratios": [1.0 if sentences else 2.0] + [1.3 if sentences else 1] * k},
+        len(queries), len(widths), figsize=(sum(widths), 2.5 * len(queries)), squeeze=False, layout="constrained",
+        gridspec_kw={"width_ratios": widths},
     )  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
-        _show(row[0], query, 34, align="left")
-        for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False), 1):
-            hit = None if right is None else right[number][rank - 1]
-            colour = "grey" if hit is None else RIGHT if hit else WRONG
-            axis.axis("on")
-            _show(axis, answer, 20)
-            axis.set(xticks=[], yticks=[], xlabel=f"{score:.2f}")
-            title = str(rank) if ranks is None else ranks[rank - 1]
-            axis.set_title(title if hit is None else f"{title}  {'✓' if hit else '✗'}", fontsize=9, color=colour)
-            for spine in axis.spines.values():  # dashed: told apart without colour too
-                spine.set(
-                    color=colour, linewidth=1 if hit is None else 2.5, linestyle=(0, (3, 2)) if hit is False else "-"
-                )
+        _show(row[0], query, 30, 11, align="left")
+        if titles is not None:
+            row[0].set_title(titles[number], fontsize=12, fontweight="bold", loc="left")
+        for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False)):
+            title = str(rank + 1) if ranks is None else ranks[rank]
+            _answer(axis, answer, title, None if right is None else right[number][rank])
+            axis.set_xlabel(f"{score:.2f}", fontsize=11)
+        if references is not None:
+            _answer(row[-1], references[number], f"right {'sentence' if sentences else 'picture'}", None)
     return figure
 
 
-def _show(axis: Axes, content: str | Image.Image, width: int, align: str = "center") -> None:
+def _answer(axis: Axes, answer: Item, title: str, hit: bool | None) -> None:
+    """Draws one answer with a frame; a wrong one's frame is dashed, so that colour is not the only sign."""
+    colour = "grey" if hit is None else RIGHT if hit else WRONG
+    axis.axis("on")
+    _show(axis, answer, 22, 9)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title if hit is None else f"{title}  {'✓' if hit else '✗'}", fontsize=11, color=colour)
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=1 if hit is None else 2.5, linestyle=(0, (3, 2)) if hit is False else "-")
+
+
+def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center") -> None:
     if isinstance(content, str):
-        x = 0.0 if align == "left" else 0.5
-        axis.text(x, 0.5, textwrap.fill(content, width), va="center", ha=align, fontsize=8 if align == "left" else 6,
-                  transform=axis.transAxes, wrap=True)  # fmt: skip
+        text = "\n".join(textwrap.fill(line, width) for line in content.splitlines())
+        axis.text(0.0 if align == "left" else 0.5, 0.5, text, va="center", ha=align, fontsize=size,
+                  transform=axis.transAxes)  # fmt: skip
     else:
         axis.imshow(content)

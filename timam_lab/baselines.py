@@ -20,28 +20,28 @@ from timam.stores import open_word_states
 def tsne(
     image_embeddings: np.ndarray, text_embeddings: np.ndarray, perplexity: float = 30.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One t-SNE map of both modalities' unit-length embeddings, by scikit-learn, starting from principal components.
+    """One t-SNE map of both modalities' unit-length embeddings, by scikit-learn.
 
     Args:
         image_embeddings: (N, D); text_embeddings: (M, D).
-        perplexity: at most a third of the samples are looked at.
+        perplexity: reduced to a third of the number of samples where that is less.
 
     Returns:
         (N, 2) and (M, 2).
     """
     both = np.concatenate([image_embeddings, text_embeddings])
     both = both / np.linalg.norm(both, axis=1, keepdims=True)
-    found = TSNE(perplexity=min(perplexity, (len(both) - 1) / 3), random_state=seed).fit_transform(both)
-    return found[: len(image_embeddings)], found[len(image_embeddings) :]
+    points = TSNE(perplexity=min(perplexity, (len(both) - 1) / 3), random_state=seed).fit_transform(both)
+    return points[: len(image_embeddings)], points[len(image_embeddings) :]
 
 
 def linear_baseline(
     image_features: np.ndarray, text_features: np.ndarray, components: int, alpha: float
 ) -> tuple[Pipeline, Pipeline]:
-    """Text and image maps of a ridge regression from frozen text features to frozen image features. Source: ours.
+    """Ridge regression from frozen text features to frozen image features. Source: ours.
 
-    Image features are standardised and reduced by whitened principal components; the texts' standardised
-    features are regressed onto them. Retrieval is then by cosine similarity in that space.
+    Image features are standardised and reduced to whitened principal components. The standardised text features are
+    regressed onto those. Retrieval is by cosine similarity in that space.
 
     Args:
         image_features: (P, C) of paired training examples; text_features: (P, C').
@@ -59,7 +59,7 @@ def linear_baseline(
 def frozen_features(
     model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a model's pretrained parts give before any training: the input of the linear baseline.
+    """Features of a model's pretrained parts, before any training: the input of the linear baseline.
 
     Returns:
         (N, C) float32 pooled picture features and (M, C') float32 means of the captions' word states.

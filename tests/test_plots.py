@@ -1,0 +1,57 @@
+"""timam_lab.plots: what a reader must find in a figure: the right answer, units, words instead of identifiers."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from PIL import Image
+
+from timam_lab import plots
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def texts(figure):
+    return [t.get_text() for axis in figure.axes for t in (axis.title, axis.xaxis.label, *axis.texts)]
+
+
+def test_rankings_show_the_right_picture_at_the_end():
+    picture = Image.new("RGB", (4, 8))
+    figure = plots.rankings(["a man", "a woman"], [[picture] * 2] * 2, [[0.9, 0.5], [0.8, 0.1]],
+                            [[False, True], [True, False]], references=[picture] * 2,
+                            titles=["near miss", "success"])  # fmt: skip
+    assert len(figure.axes) == 2 * 4
+    found = texts(figure)
+    assert {"1  ✗", "2  ✓", "right picture", "0.90", "a man"} <= set(found)
+    assert found.count("right picture") == 2
+    assert [axis.get_title(loc="left") for axis in figure.axes[::4]] == ["near miss", "success"]
+    assert len(plots.rankings(["a man"], [[picture]], [[0.9]]).axes) == 2
+
+
+def test_seeds_are_in_percent_but_for_plain_measures():
+    frame = pd.DataFrame({"variant": ["a", "a", "b"], "rank_1": [0.2, 0.4, 0.1], "distance": [0.3, 0.5, 1.2]})
+    figure = plots.seeds(frame, {"rank_1": "rank-1", "distance": "distance"}, ["a", "b"], plain=["distance"])
+    percent, plain = figure.axes
+    assert (percent.get_xlabel(), plain.get_xlabel()) == ("percent", "")
+    means = [[float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "o"] for axis in figure.axes]
+    assert means == [pytest.approx([30, 10]), pytest.approx([0.4, 1.2])]
+
+
+def test_attributes_are_named_in_words():
+    frame = pd.DataFrame({"attribute": ["upper_second", "hair_colour"], "stated": [7, 3], "retrieved": [0.5, 0.1],
+                          "chance": [0.6, 0.6]})  # fmt: skip
+    labels = [label.get_text() for label in plots.confusions(frame).axes[0].get_yticklabels()]
+    assert labels == ["second colour of the top (7 sentences)", "hair colour (3 sentences)"]
+
+
+def test_every_curve_of_the_growth_has_ticks_that_can_be_read():
+    frame = pd.DataFrame({"axis": "size", "level": [1, 2, 4] * 2, "variant": ["a"] * 3 + ["b"] * 3,
+                          "seconds": [0.2, 0.3, 0.5] * 2, "floor": [0.1, 0.1, 0.1] * 2})  # fmt: skip
+    (axis,) = plots.growth(frame, {"size": "size"}, "seconds", "seconds", "floor").axes
+    low, high = axis.get_ylim()
+    assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
+    wide = [line.get_markersize() for line in axis.lines if line.get_linestyle() == "-"]
+    assert wide[0] > wide[1]  # the second curve, drawn over the first, leaves it visible
