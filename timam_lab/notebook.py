@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
+from IPython.display import HTML
+from pandas.io.formats.style import Styler
 
 from timam import config as configs
-from timam.config import Config
+from timam.config import Config, LossConfig
+from timam_lab.statistics import mean_interval
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FROZEN = "unfreeze_epoch=none unfreeze_patience=none"  # the language model is never trained
@@ -55,6 +58,21 @@ def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Co
     return configs.override(configs.PRESETS[preset], [*base, *overrides])
 
 
+def settings_table(config: Config) -> HTML:
+    """The settings of a config that its preset does not have, and below them all settings, folded."""
+    sections = ("model", "loss", "train")
+
+    def rows(of: Config) -> dict[str, str]:
+        return {f"{s}.{key}": str(value) for s in sections for key, value in configs.to_dict(of)[s].items()}
+
+    every = pd.Series(rows(config), name="setting")
+    preset = pd.Series(rows(configs.PRESETS[config.preset]))
+    changed = every[every != preset].drop("train.seed", errors="ignore")
+    first = changed.to_frame().to_html() if len(changed) else ""
+    text = f"{len(changed)} settings differ from the preset <code>{config.preset}</code>."
+    return HTML(f"{text}{first}<details><summary>all settings</summary>{every.to_frame().to_html()}</details>")
+
+
 def choose(names: str, known: Mapping[str, T]) -> dict[str, T]:
     """The entries that `names` lists, separated by semicolons; all if it is empty. Raises ValueError for another."""
     listed = [name.strip() for name in names.split(";") if name.strip()] or list(known)
@@ -71,9 +89,42 @@ def numbers(name: str, text: str) -> list[float]:
         raise ValueError(f"parameter {name} = {text!r}: expected numbers separated by blanks") from None
 
 
-def percent(mean: float, low: float, high: float) -> str:
-    """A fraction and its symmetric interval as "12.3 ± 0.4"; without the interval where it is NaN (a single seed)."""
-    return f"{100 * mean:.1f}" + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
+def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
+    """One row for each variant of `timam_lab.studies.results`, in their order.
+
+    Returns:
+        variant, seeds, minutes (a run, on average), and for each measure MEASURE, MEASURE_low and MEASURE_high: the
+        mean over the seeds and its 95 % interval.
+    """
+    rows = []
+    for variant, part in frame.groupby("variant", sort=False):
+        row: dict[str, Any] = {"variant": variant, "seeds": len(part), "minutes": part["seconds"].mean() / 60}
+        for name in measures:
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[name].to_numpy())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def percents(table: pd.DataFrame, measures: Mapping[str, str], more: Iterable[str] = ("minutes",)) -> Styler:
+    """`variant_table` for reading: each measure under its title as "12.3 ± 0.4" percent, without ± for one seed."""
+
+    def text(row: pd.Series, name: str) -> str:
+        mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+        return f"{100 * mean:.1f}" + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
+
+    shown = table[["variant", "seeds"]].copy()
+    for name, title in measures.items():
+        shown[title] = [text(row, name) for _, row in table.iterrows()]
+    return shown.join(table[list(more)]).style.format(precision=2)
+
+
+def game(loss: LossConfig) -> str:
+    """The adversarial game of a run in a few words, for legends."""
+    if not loss.adversarial_weight:
+        return "no adversary"
+    form = loss.adversarial_form.replace("_", " ")
+    regularised = f"slope penalty {loss.gradient_penalty:g}" if loss.gradient_penalty else "unregularised"
+    return f"{form}, {loss.adversarial_input} embeddings, {regularised}, weight {loss.adversarial_weight:g}"
 
 
 def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
