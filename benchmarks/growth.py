@@ -23,12 +23,12 @@ import torchvision
 import transformers
 from accelerate import Accelerator
 from evaluation import test_set, usual, usual_product
+from timam.distributed import synchronize_batch_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from timam.config import Config, override
-from timam.distributed import synchronize_batch_norm
 from timam.metrics import two_way_metrics
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer

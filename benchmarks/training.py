@@ -28,9 +28,9 @@ import click
 import torch
 import transformers
 from accelerate import Accelerator
+from timam.checkpoints import Progress
 from torch.profiler import ProfilerActivity, profile
 
-from timam.checkpoints import Progress
 from timam.config import PRESETS, Config, override
 from timam.data import Split, load_dataset
 from timam.data.augment import augment

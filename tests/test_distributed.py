@@ -20,18 +20,18 @@ import psutil
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from accelerate import Accelerator
 from conftest import tiny_language_model, word_piece_tokenizer
 from layouts import TINY_SETTINGS, tiny_config, write_person_search
 
-from timam import training
-from timam.checkpoints import RunError
-from timam.config import DataConfig, LossConfig, ModelConfig, TrainConfig
+from timam import job, learner, training
+from timam.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from timam.data.batches import epoch_batches
-from timam.distributed import synchronize_batch_norm
+from timam.job import Job, synchronize_batch_norm
+from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM
 from timam.models.weights import load_backbone
-from timam.training import build_optimizers, train_step
+from timam.objective import Inputs, train_step
+from timam.run import RunError
 
 BATCH = 8
 BACKBONE = "shufflenet_v2_x0_5"  # small, with BatchNorm
@@ -65,11 +65,12 @@ CASES = [("alternating", 0.0, False), ("alternating", 0.5, True), ("gradient_rev
 
 
 def every_case(rank: int, count: int) -> list[dict]:
-    accelerator = Accelerator(cpu=True)
-    return [steps(accelerator, rank, count, *case) for case in CASES]
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    job = Job("no")
+    return [steps(job, *case) for case in CASES]
 
 
-def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: float, language: bool) -> dict:
+def steps(job: Job, form: str, clip: float, language: bool) -> dict:
     """Three steps in float64 on this process's part; losses and the parameters afterwards."""
     torch.manual_seed(0)
     config = ModelConfig(
@@ -81,9 +82,12 @@ def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: floa
     model.double().train()
     model.text_encoder.freeze(not language)
     synchronize_batch_norm(model)
-    train = TrainConfig(image_lr=0.01, text_lr=0.01, discriminator_lr=0.1, text_optimizer="sgd")
-    optimizers = build_optimizers(model, train)
-    part = slice(rank * BATCH // count, (rank + 1) * BATCH // count)
+    train = TrainConfig(
+        image_lr=0.01, text_lr=0.01, discriminator_lr=0.1, text_optimizer="sgd", gradient_clip=clip,
+        discriminator_steps=2,
+    )  # fmt: skip
+    learner = Learner.build(model, train, epoch_steps=3)
+    part = slice(job.index * BATCH // job.count, (job.index + 1) * BATCH // job.count)
     history = []
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
@@ -95,7 +99,7 @@ def steps(accelerator: Accelerator, rank: int, count: int, form: str, clip: floa
         loss = LossConfig(adversarial_form=form)
         if form == "gradient_reversal":
             loss = dataclasses.replace(loss, adversarial_input="unit", gradient_penalty=1.0)
-        terms = train_step(model, images[part], text, labels[part], optimizers, loss, accelerator, clip, 2)
+        terms = train_step(learner, Inputs(images[part], text, labels[part]), Config(loss=loss, train=train), job)
         history.append({name: float(value) for name, value in terms.items()})
     return {"history": history, "state": {n: t.numpy() for n, t in model.state_dict().items()}}
 
@@ -263,7 +267,7 @@ def two_draws(rank: int, count: int, people: Path, output: Path) -> list[float]:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     seeds, models = training.set_seed, []
     training.set_seed = lambda seed: seeds(seed + rank)
-    training.build_optimizers = lambda model, config: models.append(model) or build_optimizers(model, config)
+    learner.build_optimizers = lambda model, config: models.append(model) or build_optimizers(model, config)
     training.fit(tiny_config(people, "train.epochs=1", "train.max_steps=2"), output, progress=False)
     parts = models[0].image_encoder, models[0].text_encoder, models[0].discriminator
     return [float(next(part.parameters()).double().sum()) for part in parts]
@@ -278,8 +282,8 @@ def test_processes_begin_with_the_weights_of_the_first(people, tmp_path):
 def too_patient(rank: int, count: int, people: Path, output: Path) -> str:
     """What a process says whose main process needs longer than its patience, here two seconds."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    training.PATIENCE = timedelta(seconds=2)
-    training._open_all = lambda *_: time.sleep(6 if rank == 0 else 0)
+    job.PATIENCE = timedelta(seconds=2)
+    training.load_dataset = lambda *_: time.sleep(6 if rank == 0 else 0)
     with pytest.raises(RunError) as caught:
         training.fit(tiny_config(people), output, progress=False)
     return str(caught.value)
@@ -290,9 +294,7 @@ def test_processes_wait_for_the_main_process_as_long_as_they_are_told(people, tm
     _, waiting = on(2, partial(too_patient, people=people, output=tmp_path / "run"))
     assert "process 1 of 2 cannot go on" in waiting
     assert "2000ms" in waiting
-    assert (
-        timedelta(hours=12) <= training.PATIENCE
-    )  # a store of 600,000 captions, read by BERT-base on a CPU, is 7 hours
+    assert timedelta(hours=12) <= job.PATIENCE  # a store of 600,000 captions, read by BERT-base on a CPU, is 7 hours
 
 
 def wait_until(condition, job) -> None:

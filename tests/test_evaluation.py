@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from timam import cli, evaluation, stores, training
-from timam.checkpoints import Progress
 from timam.config import Config
 from timam.data import Split
 from timam.evaluation import (
@@ -22,7 +21,10 @@ from timam.evaluation import (
     gap,
     per_query,
 )
+from timam.learner import Progress
 from timam.metrics import class_retrieval_metrics
+from timam.run import Run
+from timam.stores import StoredSplit
 from timam_lab.baselines import frozen_features
 
 
@@ -220,16 +222,17 @@ def test_folds_that_cannot_be(embeddings, image_labels, text_labels, folds, foun
 
 @pytest.mark.parametrize(("kind", "key"), [("class", "class_level"), ("instance", "folds"), ("identity", None)])
 def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, kind, key):
-    monkeypatch.setattr(training.TIMAM, "from_pretrained", lambda _: torch.nn.Identity())
+    monkeypatch.setattr(Run, "best_model", lambda *_: torch.nn.Identity())
     monkeypatch.setattr(training, "embed_split", lambda *_, **__: instances)
-    monkeypatch.setattr(training, "gap", lambda _: {})
-    monkeypatch.setattr(training, "provenance", lambda _: {})
-    dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1, notes=(), split=lambda _: None)
-    state = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
-    sides = Config(), dataset, dict.fromkeys(("val", "test")), state, torch.device("cpu"), False
-    found = training._finish(tmp_path, tmp_path, *sides)
+    dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1, notes=())
+    stored = SimpleNamespace(split=None, pixels=None)
+    data = training._Data(dataset, stored, stored, stored)
+    progress = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
+    run = Run(tmp_path)
+    fit = training._Training(Config(), run, SimpleNamespace(device=torch.device("cpu")), show=False)
+    found = fit.finish(SimpleNamespace(progress=progress), data)
     assert {"class_level", "folds"} & set(found) == {key} - {None}
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    assert run.metrics() == found
 
 
 @pytest.mark.parametrize(("split", "expected"), [("test", {"class_level", "folds"}), ("val", {"class_level"})])
@@ -287,7 +290,7 @@ def test_embed_split_is_encode_images_and_encode_texts(tiny_model, split, batch_
     model = tiny_model().train()
     data, pixels = split
     pixels.setflags(write=False)  # as a memory-mapped store is
-    found = embed_split(model, data, pixels, batch_size)
+    found = embed_split(model, StoredSplit(data, pixels), batch_size)
     torch.testing.assert_close(found.images, model.encode_images(list(torch.from_numpy(pixels.copy()))))
     torch.testing.assert_close(found.texts, model.encode_texts(CAPTIONS))
     assert found.image_labels.tolist() == [1, 0, 1]

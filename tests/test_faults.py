@@ -41,14 +41,15 @@ from test_training import assert_same_run, signalled_step
 
 from timam import config as configs
 from timam import training
-from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 from timam.files import recover_folder
 from timam.interruption import Interrupted
+from timam.learner import Learner, Progress
 from timam.models import TIMAM
 from timam.models.weights import WeightsError, load_backbone
+from timam.run import BusyError, RunError
 from timam.search import open_gallery
 from timam.stores import open_pixels
-from timam.training import BusyError, build_optimizers, build_schedulers, fit
+from timam.training import fit
 from timam_lab.studies import grid, run_grid
 
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
@@ -158,34 +159,35 @@ def test_store_building_killed_at_random_moments(tmp_path, monkeypatch):
 def test_saving_killed_at_random_moments(tmp_path, tiny_model):
     """What is found afterwards is one checkpoint, old or new: weights, optimizers and progress of the same epoch."""
     model, settings = tiny_model(), configs.TrainConfig(image_optimizer="adam")
-    optimizers = build_optimizers(model, settings)
-    schedulers = build_schedulers(optimizers, settings, 1)
+    learner = Learner.build(model, settings, 1)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    for optimizer in optimizers.values():
+    for optimizer in learner.optimizers.values():
         optimizer.step()
 
-    def set_all(value: int) -> Progress:
+    def set_all(value: int) -> None:
         with torch.no_grad():
             model.class_bias.fill_(value)
-        for slots in optimizers["text"].state.values():
+        for slots in learner.optimizers["text"].state.values():
             slots["exp_avg"].fill_(value)
-        return Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}] * value, data_fingerprint="data")
+        learner.progress = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}] * value)
 
     def save_for_ever(first: int) -> None:
         for value in range(first, 10_000):
-            save_checkpoint(tmp_path / "last", model, optimizers, schedulers, set_all(value))
+            set_all(value)
+            learner.save(tmp_path / "last")
 
     rng, value = np.random.default_rng(0), 1
-    save_checkpoint(tmp_path / "last", model, optimizers, schedulers, set_all(value))
+    set_all(value)
+    learner.save(tmp_path / "last")
     for _ in range(TRIES):
         assert killed(rng.uniform(0.1, 0.6), signal.SIGKILL, save_for_ever, value)
         recover_folder(tmp_path / "last")
-        state = load_checkpoint(tmp_path / "last", model, optimizers, schedulers)
-        assert len(state.history) >= value
-        value = len(state.history)
+        learner.load(tmp_path / "last")
+        assert learner.progress.epoch >= value
+        value = learner.progress.epoch
         assert (model.class_bias == value).all()
-        assert all((slots["exp_avg"] == value).all() for slots in optimizers["text"].state.values())
+        assert all((slots["exp_avg"] == value).all() for slots in learner.optimizers["text"].state.values())
         COUNTS["SIGKILL while a checkpoint is saved"] += 1
 
 
@@ -506,6 +508,7 @@ NOTEBOOK = """
 import json
 from pathlib import Path
 from timam import config
+from timam.run import BusyError, RunError
 from timam.training import fit
 metrics = fit(config.load(Path({config!r})), {run!r}, resume=True, progress=False)
 """

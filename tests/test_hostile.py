@@ -39,10 +39,10 @@ from layouts import (
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 
 from timam import TIMAM, cli
 from timam import config as configs
-from timam.checkpoints import Progress, RunError, load_checkpoint, save_checkpoint
 from timam.data import DATASETS, SPLITS, DataError, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
 from timam.evaluation import Embeddings, read_metrics

@@ -19,10 +19,10 @@ from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
 
 from timam import config as configs
-from timam.checkpoints import RunError
 from timam.evaluation import Embeddings
 from timam.provenance import code_fingerprint
-from timam.training import BusyError, fit
+from timam.run import BusyError, RunError
+from timam.training import fit
 from timam_lab import studies
 from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
 

@@ -11,8 +11,9 @@ from huggingface_hub import EvalResult
 
 from timam import config as configs
 from timam.data.benchmarks import BENCHMARKS
-from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
+from timam.evaluation import DIRECTIONS, Embeddings, per_query
 from timam.metrics import RETRIEVAL_METRICS, bootstrap_interval
+from timam.run import Run
 
 
 def of_run(run: Path | str) -> dict[str, Any]:
@@ -28,11 +29,8 @@ def of_run(run: Path | str) -> dict[str, Any]:
         ValueError: a damaged one.
     """
     run = Path(run)
-    config = configs.load(run / "config.json")
-    if not (run / "metrics.json").exists():
-        raise FileNotFoundError(f"{run} is not finished: it has no metrics.json")
-    metrics = read_metrics(run / "metrics.json")
-    embeddings = Embeddings.load(run / "test_embeddings.safetensors")
+    config = Run(run).config()
+    metrics, embeddings = Run(run).metrics(), Run(run).test_embeddings()
     rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
     name, notes = config.data.dataset, metrics["provenance"].pop("data_notes")
     source = f"{BENCHMARKS[name].source}; terms: {BENCHMARKS[name].terms}"

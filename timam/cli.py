@@ -164,7 +164,7 @@ def train(
 def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
     from timam import evaluation
-    from timam.stores import open_pixels
+    from timam.stores import StoredSplit, open_pixels
 
     if (dataset is None) != (root is None):
         raise click.UsageError("--dataset and --root go together")
@@ -174,7 +174,7 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
     chosen = found.split(split)
     model = _best_model(run)
     pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
-    embeddings = evaluation.embed_split(model, chosen, pixels, progress=not as_json)
+    embeddings = evaluation.embed_split(model, StoredSplit(chosen, pixels), progress=not as_json)
     results = {
         "dataset": name,
         "split": split,

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from timam.data import Split
-from timam.files import read_json, replacing_file
+from timam.files import replacing_file
 from timam.gap import modality_gap
 from timam.images import normalize, prefetch
-from timam.metrics import RETRIEVAL_METRICS, class_retrieval_metrics, query_metrics, two_way_metrics
+from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.models.joint import eval_mode
-from timam.stores import WordStates
+from timam.stores import StoredSplit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -42,18 +40,8 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
-        """The inverse of `save`. Raises FileNotFoundError, or ValueError for another file, by name."""
-        try:
-            found = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        sizes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-        (n, d), (m, _) = (sizes[k] if len(sizes.get(k, ())) == 2 else (0, 0) for k in ("images", "texts"))
-        if sizes != {"images": (n, d), "texts": (m, d), "image_labels": (n,), "text_labels": (m,)}:
-            raise ValueError(f"{path} holds no embeddings of a split: {sizes}")
-        if not all(t.is_floating_point() == (t.ndim == 2) and t.isfinite().all() for t in found.values()):
-            raise ValueError(f"{path}: expected finite embeddings and whole labels")
-        return cls(**found)
+        """The inverse of `save`. Raises FileNotFoundError, and SafetensorError for a damaged file."""
+        return cls(**load_file(path))
 
     def direction(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Query and gallery embeddings, query and gallery labels of "text_to_image" or "image_to_text"."""
@@ -62,53 +50,26 @@ class Embeddings:
         return self.images, self.texts, self.image_labels, self.text_labels
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """A finished run's metrics.json. Raises FileNotFoundError, or ValueError for another file, by name."""
-    content = read_json(path, finite=False)  # a measure of the gap may be NaN
-    kinds = {
-        "dataset": str,
-        "split": str,
-        "best_epoch": int,
-        "seconds": float,
-        "modality_gap": dict,
-        "provenance": dict,
-    }
-    numbers = (*RETRIEVAL_METRICS, "queries", "gallery")
-    try:
-        wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
-        wrong += [f"{d}: {k}" for d in DIRECTIONS for k in numbers if not 0 <= content[d][k] < float("inf")]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no metrics of a run ({type(error).__name__}: {error})") from error
-    if wrong:
-        raise ValueError(f"{path} holds no metrics of a run: it has another value than a run's for {', '.join(wrong)}")
-    return content
-
-
-def embed_split(
-    model: TIMAM, split: Split, pixels: np.ndarray, batch_size: int = 64, progress: bool = False,
-    word_states: WordStates | None = None,
-) -> Embeddings:  # fmt: skip
+def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progress: bool = False) -> Embeddings:
     """Encodes every picture and every caption of a split once.
 
     Args:
-        pixels: (N, 3, H, W) uint8 of the split, from `timam.stores.open_pixels`.
-        word_states: of the split's captions, where the language model is the one they were computed with; else it
-            reads the captions anew.
+        stored: its word states, where it has them, are used in place of the language model. They must have been
+            computed with this language model.
     """
+    split, words = stored.split, stored.words
     with eval_mode(model):
         images = [
-            model.image_encoder(batch).float().cpu() for batch in image_batches(model, pixels, batch_size, progress)
+            model.image_encoder(b).float().cpu() for b in image_batches(model, stored.pixels, batch_size, progress)
         ]
-        texts = [] if word_states is None else [
-            model.text_encoder.summarize(*(side.to(model.device) for side in word_states.gather(batch))).float().cpu()
-            for batch in np.array_split(np.arange(len(split.captions)), -(-len(split.captions) // batch_size))
-        ]  # fmt: skip
-    return Embeddings(
-        images=torch.cat(images),
-        texts=torch.cat(texts) if texts else model.encode_texts(split.captions, batch_size, progress),
-        image_labels=torch.from_numpy(split.image_labels),
-        text_labels=torch.from_numpy(split.caption_labels),
-    )
+        if words is None:
+            texts = model.encode_texts(split.captions, batch_size, progress)
+        else:
+            parts = np.array_split(np.arange(len(split.captions)), -(-len(split.captions) // batch_size))
+            gathered = ([tensor.to(model.device) for tensor in words.gather(part)] for part in parts)
+            texts = torch.cat([model.text_encoder.summarize(*tensors).float().cpu() for tensors in gathered])
+    labels = torch.from_numpy(split.image_labels), torch.from_numpy(split.caption_labels)
+    return Embeddings(torch.cat(images), texts, *labels)
 
 
 def image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
@@ -182,7 +143,12 @@ def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
 
 
 def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
-    """`timam.gap.modality_gap` of a split, with its options."""
+    """`timam.gap.modality_gap` of a split, with its options; empty for a split of one identity.
+
+    The probes are tested on other identities than they are fitted on, so they need two.
+    """
+    if len(embeddings.text_labels.unique()) < 2:
+        return {}
     return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)
 
 

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from timam.data.records import DataError
+from timam.data.records import DataError, Split
 from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import ImageError, read_image, to_pixels
 from timam.models import TIMAM
@@ -170,3 +171,17 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
 
     shape = int(offsets[-1]), model.text_encoder.lstm.input_size
     return WordStates(_open_store("word_states", name, np.float16, shape, read), offsets)
+
+
+@dataclass
+class StoredSplit:
+    """A split with what is stored of it.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8, as from `open_pixels`.
+        words: of the captions, while they are used in place of the language model; else None.
+    """
+
+    split: Split
+    pixels: np.ndarray
+    words: WordStates | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,10 +25,11 @@ from tqdm import tqdm
 from timam import config as configs
 from timam.config import Config
 from timam.data import load_dataset
-from timam.evaluation import DIRECTIONS, Embeddings, per_query, read_metrics
-from timam.files import check_sums, write_text
+from timam.evaluation import DIRECTIONS, per_query
+from timam.files import write_text
 from timam.interruption import Interrupted, interruptible
-from timam.training import BusyError, fit
+from timam.run import BusyError, Run
+from timam.training import fit
 
 ENGINES = ("local", "ray")
 POLL_SECONDS = 1.0
@@ -53,8 +53,7 @@ class Experiment:
 
 def run_folder(runs: Path | str, config: Config) -> Path:
     """RUNS/DATASET-PRESET-SEED-FINGERPRINT: the same config, the same directory."""
-    name = f"{config.data.dataset}-{config.preset}-{config.train.seed}-{configs.fingerprint(config)}"
-    return Path(runs) / name
+    return Run.named(runs, config).folder
 
 
 def grid(base: Config, variants: Mapping[str, Sequence[str] | str], seeds: Iterable[int]) -> list[Experiment]:
@@ -125,12 +124,11 @@ def run_grid(
 
 
 def _finished(experiment: Experiment, runs: Path | str) -> bool:
-    return (experiment.folder(runs) / "metrics.json").exists()
+    return Run(experiment.folder(runs)).finished
 
 
 def _failure_file(experiment: Experiment, runs: Path | str) -> Path:
-    folder = experiment.folder(runs)
-    return folder.with_name(f"{folder.name}.failed.txt")
+    return Run(experiment.folder(runs)).failure_file
 
 
 def _write_failure(experiment: Experiment, runs: Path | str, error: Exception) -> None:
@@ -157,13 +155,13 @@ def run_one(experiment: Experiment, runs: Path | str, keep_models: bool = False,
     """Begins, resumes or passes over one run, and leaves its result or the reason of its failure on disk.
 
     Raises:
-        timam.training.BusyError: another process is at it.
+        timam.run.BusyError: another process is at it.
     """
     folder, failure = experiment.folder(runs), _failure_file(experiment, runs)
     try:
         fit(experiment.config, folder, resume=True, progress=progress)
         if not keep_models:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            Run(folder).remove_checkpoints()
         failure.unlink(missing_ok=True)
     except BusyError:
         raise
@@ -271,8 +269,7 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
         if not _finished(experiment, runs):
             continue
         try:
-            check_sums(folder)
-            metrics = read_metrics(folder / "metrics.json")
+            metrics = Run(folder).metrics()
         except ValueError as error:
             raise StudyError(f"{error}; remove {folder} and run the study again") from error
         flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
@@ -312,12 +309,12 @@ def hits(
     found: dict[str, list[np.ndarray]] = {}
     identities: np.ndarray | None = None
     for experiment in sorted(experiments, key=lambda e: e.config.train.seed):
-        path = experiment.folder(runs) / "test_embeddings.safetensors"
-        each = per_query(Embeddings.load(path), direction)
+        folder = experiment.folder(runs)
+        each = per_query(Run(folder).test_embeddings(), direction)
         if identities is None:
             identities = each["identity"]
         elif not np.array_equal(identities, each["identity"]):
-            raise StudyError(f"{path}: its queries are not those of the other runs")
+            raise StudyError(f"{folder}: its queries are not those of the other runs")
         found.setdefault(experiment.variant, []).append((each["rank"] <= k).astype(float))
     if identities is None:
         raise StudyError("no experiments")

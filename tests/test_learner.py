@@ -1,0 +1,149 @@
+"""timam.learner: progress, optimizers, schedules, and checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from timam.config import PRESETS, TrainConfig
+from timam.learner import Progress, build_optimizers, build_schedulers, cosine_factor, warmup_factor
+
+
+def progress_of(scores: list[float], unfrozen_at: int | None = None) -> Progress:
+    return Progress([{"val_text_to_image_rank_1": s} for s in scores], unfrozen_at)
+
+
+def test_best_epoch_is_the_first_of_the_highest():
+    assert progress_of([]).best_epoch == 0
+    assert progress_of([0.0, 0.0]).best_epoch == 1
+    assert progress_of([0.1, 0.3, 0.2, 0.3]).best_epoch == 2
+    assert progress_of([0.1, 0.3, 0.2, 0.4]).best_epoch == 4
+
+
+def test_waited_counts_from_the_best_epoch_and_from_unfreezing():
+    assert progress_of([]).waited() == 0
+    assert progress_of([0.1, 0.3, 0.2, 0.3]).waited() == 2
+    # unfrozen in epoch 4, the best was epoch 2: epoch 4 is the first after the change
+    assert progress_of([0.1, 0.3, 0.2, 0.3], unfrozen_at=4).waited() == 1
+    assert progress_of([0.1, 0.3, 0.2, 0.3, 0.4], unfrozen_at=4).waited() == 0
+
+
+def unfrozen_epochs(scores: list[float], config: TrainConfig) -> list[bool]:
+    """Whether each epoch trains the language model, in the order of `fit`: decide, train, add the score."""
+    state, found = Progress(), []
+    for epoch, score in enumerate(scores, start=1):
+        if state.unfreezes(config):
+            state.unfrozen_at = epoch
+        found.append(state.unfrozen_at is not None)
+        state.history.append({"val_text_to_image_rank_1": score})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("epoch", "patience", "scores", "expected"),
+    [
+        (None, None, [0.1] * 5, "fffff"),
+        (1, None, [0.1] * 3, "ttt"),
+        (3, None, [0.1] * 5, "ffttt"),
+        (None, 1, [0.1, 0.2, 0.3, 0.3, 0.4], "fffft"),  # epoch 4 was the first without a better score
+        (None, 2, [0.3, 0.2, 0.1, 0.4, 0.4], "ffftt"),  # epochs 2 and 3 were not better than epoch 1
+        (None, 3, [0.3, 0.2, 0.1, 0.4, 0.1], "fffff"),  # epoch 4 came in time
+        (2, 3, [0.1, 0.1, 0.1], "ftt"),  # whichever comes first
+        (9, 2, [0.1, 0.1, 0.1, 0.1], "ffft"),
+    ],
+)
+def test_unfreezing_epoch_by_epoch(epoch, patience, scores, expected):
+    config = TrainConfig(unfreeze_epoch=epoch, unfreeze_patience=patience)
+    assert "".join("ft"[unfrozen] for unfrozen in unfrozen_epochs(scores, config)) == expected
+
+
+def test_warmup_starts_above_zero_and_ends_at_one():
+    assert [warmup_factor(s, 4) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [warmup_factor(s, 0) for s in range(2)] == [1.0, 1.0]
+
+
+def test_cosine_step_by_step():
+    root = math.sqrt(0.5)
+    expected = [0.5, 1.0, 1.0, (1 + root) / 2, 0.5, (1 - root) / 2, 0.0, 0.0]  # cos of 0, 45, 90, 135, 180 degrees
+    assert [cosine_factor(s, 2, 6) for s in range(8)] == pytest.approx(expected, abs=1e-12)
+    assert cosine_factor(0, 0, 4) == 1.0
+
+
+def rates(config: TrainConfig, scores: list[float], epoch_steps: int = 1) -> list[float]:
+    """The rate of one optimizer at each step of epochs that end with the given validation scores."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scheduler = build_schedulers({"image": optimizer}, config, epoch_steps)["image"]
+    found = []
+    for score in scores:
+        for _ in range(epoch_steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if config.schedule != "plateau":
+                scheduler.step()
+        if config.schedule == "plateau":
+            scheduler.step(score)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]),
+        # total 6 steps, 4 of warm-up: then cos of 0 and of 90 degrees
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5]),
+    ],
+)
+def test_rates_with_warmup(schedule, expected):
+    config = TrainConfig(schedule=schedule, epochs=3, warmup_epochs=2.0)
+    found = rates(config, [0.0] * 3, epoch_steps=2)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert min(found) > 0
+
+
+def test_constant_without_warmup_is_constant():
+    assert rates(TrainConfig(schedule="constant", epochs=3), [0.0] * 3, 2) == [1.0] * 6
+
+
+def test_plateau_divides_by_ten_when_patience_is_over_and_stops_at_the_minimum():
+    config = TrainConfig(schedule="plateau", plateau_patience=2, minimum_lr=0.005)
+    # Epoch 1 is the best; 2, 3 and 4 are not better: more than 2, so epoch 5 has a tenth. Equal is not better.
+    # Epoch 5 is better; 6, 7, 8 are not: epoch 9 has a hundredth; 9, 10, 11 are not: 0.001 is below the minimum.
+    scores = [0.5, 0.5, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    expected = [1.0] * 4 + [0.1] * 4 + [0.01] * 3 + [0.005]
+    assert rates(config, scores) == pytest.approx(expected, rel=1e-9)
+
+
+def test_plateau_takes_the_smallest_improvement():
+    scores = [0.5 + 1e-6 * i for i in range(8)]  # a relative threshold would take these for a plateau
+    assert rates(TrainConfig(schedule="plateau", plateau_patience=1), scores) == [1.0] * 8
+
+
+def test_paper_preset_has_the_recalled_optimizers(tiny_model):
+    model = tiny_model()
+    optimizers = build_optimizers(model, PRESETS["paper"].train)
+    assert {n: type(o) for n, o in optimizers.items()} == {
+        "image": torch.optim.SGD, "text": torch.optim.Adam, "discriminator": torch.optim.SGD,
+    }  # fmt: skip
+    for name in ("image", "discriminator"):
+        (group,) = optimizers[name].param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (2e-4, 0.9, 4e-4)
+    text, words = optimizers["text"].param_groups
+    assert (text["lr"], text["weight_decay"]) == (2e-4, 4e-4)
+    assert words["lr"] == PRESETS["paper"].train.language_model_lr == 2e-5
+    schedulers = build_schedulers(optimizers, PRESETS["paper"].train, 10)
+    assert {type(s) for s in schedulers.values()} == {torch.optim.lr_scheduler.ReduceLROnPlateau}
+    assert {m for s in schedulers.values() for m in s.min_lrs} == {2e-6}
+
+
+@pytest.mark.parametrize("words", ["tiny-bert", "none"])
+def test_every_parameter_is_in_one_optimizer(tiny_model, words):
+    model = tiny_model(language_model=words)
+    config = TrainConfig(text_lr=3e-4, language_model_lr=7e-5)
+    optimizers = build_optimizers(model, config)
+    owned = [id(p) for o in optimizers.values() for g in o.param_groups for p in g["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    # learned word embeddings start from nothing, so they learn at the text encoder's rate
+    assert optimizers["text"].param_groups[1]["lr"] == (3e-4 if words == "none" else 7e-5)

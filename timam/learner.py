@@ -1,0 +1,221 @@
+"""What training changes and a checkpoint holds: the model, its optimizers, their schedulers, and the progress.
+
+A checkpoint is a saved model with optimizers.safetensors and training_state.json beside it. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from timam.config import TrainConfig
+from timam.files import check_sums, read_json, replacing_folder, write_sums
+from timam.models import TIMAM
+
+
+@dataclass
+class Progress:
+    """How far a run is: a row of history for each finished epoch, and what cannot be derived from the rows."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    unfrozen_at: int | None = None  # the first epoch that trained the language model
+    data_fingerprint: str = ""  # of the data set
+    code: list[str] = field(default_factory=list)  # fingerprint of each version of the code that trained a part of it
+    kept: dict[str, str] = field(default_factory=dict)  # moment -> SHA-256 of its validation embeddings
+    # Of an epoch that a signal interrupted: finished steps, the sums of their loss terms, and their seconds.
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the highest validation score; 0 before the first."""
+        scores = [row["val_text_to_image_rank_1"] for row in self.history]
+        return int(np.argmax(scores)) + 1 if scores else 0
+
+    def waited(self) -> int:
+        """Epochs since the best one, or since the last epoch with a frozen language model if that came later."""
+        return self.epoch - max(self.best_epoch, (self.unfrozen_at or 1) - 1)
+
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or early stopping ends the training."""
+        stopped = config.early_stop is not None and self.waited() >= config.early_stop
+        return self.epoch >= config.epochs or stopped
+
+    def unfreezes(self, config: TrainConfig) -> bool:
+        """Whether the next epoch is the first to train the language model: by its number or on a plateau."""
+        if self.unfrozen_at is not None:
+            return False
+        by_epoch = config.unfreeze_epoch is not None and self.epoch + 1 >= config.unfreeze_epoch
+        return by_epoch or (config.unfreeze_patience is not None and self.waited() >= config.unfreeze_patience)
+
+
+@dataclass
+class Learner:
+    """The model in training.
+
+    Attributes:
+        optimizers: "image" for the image encoder, "text" for the text encoder and the identity classifier, and
+            "discriminator".
+        schedulers: one for each optimizer.
+    """
+
+    model: TIMAM
+    optimizers: dict[str, Optimizer]
+    schedulers: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+
+    @classmethod
+    def build(cls, model: TIMAM, config: TrainConfig, epoch_steps: int) -> Learner:
+        """A learner that starts to train this model.
+
+        Args:
+            epoch_steps: steps in an epoch, for the schedules.
+        """
+        optimizers = build_optimizers(model, config)
+        return cls(model, optimizers, build_schedulers(optimizers, config, epoch_steps))
+
+    def end_step(self, config: TrainConfig) -> None:
+        if config.schedule != "plateau":
+            for scheduler in self.schedulers.values():
+                scheduler.step()
+
+    def end_epoch(self, row: dict[str, Any], config: TrainConfig) -> None:
+        """Adds a row to the history; the plateau schedule looks at its validation score."""
+        self.progress.history.append({"epoch": self.progress.epoch + 1, **row})
+        if config.schedule == "plateau":
+            for scheduler in self.schedulers.values():
+                scheduler.step(row["val_text_to_image_rank_1"])
+
+    def rates(self) -> dict[str, float]:
+        """The present learning rate of each optimizer, as "NAME_lr"."""
+        return {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint; replaces the previous one as a whole."""
+        with replacing_folder(folder) as new:
+            self.model.save_pretrained(new)
+            tensors, groups = {}, {}
+            for name, optimizer in self.optimizers.items():
+                content = optimizer.state_dict()
+                groups[name] = content["param_groups"]
+                for index, slots in content["state"].items():
+                    for slot, value in slots.items():
+                        if value is not None:  # SGD's momentum is None before the first step
+                            tensors[f"{name}/{index}/{slot}"] = torch.as_tensor(value).cpu().contiguous()
+            save_file(tensors, new / "optimizers.safetensors")
+            state = {
+                "param_groups": groups,
+                "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
+                "progress": asdict(self.progress),
+            }
+            (new / "training_state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+            write_sums(new)
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`. Raises ValueError where a file differs from its checksum."""
+        check_sums(folder)
+        state = read_json(folder / "training_state.json", finite=False)
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        slots_of: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
+        for key, value in load_file(folder / "optimizers.safetensors").items():
+            name, index, slot = key.split("/")
+            slots_of[name].setdefault(int(index), {})[slot] = value
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict({"state": slots_of[name], "param_groups": state["param_groups"][name]})
+            _match_memory_format(optimizer)
+            self.schedulers[name].load_state_dict(state["schedulers"][name])
+        known = {f.name for f in fields(Progress)}  # checkpoints of older versions hold more
+        self.progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
+
+
+def _match_memory_format(optimizer: Optimizer) -> None:
+    """Fused optimizers need a parameter and its state in the same memory format (channels-last, say)."""
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            if slot != "step" and value.shape == parameter.shape:
+                slots[slot] = torch.empty_like(parameter).copy_(value)
+
+
+# -- optimizers and schedules -----------------------------------------------------------------------------------------
+
+
+def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
+    """One optimizer each for the image encoder, the text encoder with the identity classifier, and the discriminator.
+
+    The language model's parameters are in the text optimizer from the start. While it is frozen they have no gradient
+    and are skipped; unfreezing changes no optimizer.
+    """
+    language_model = list(model.text_encoder.language_model.parameters())
+    own = {id(p) for p in language_model}
+    text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
+    # Learned word embeddings start from random values, so they need the rate of the other new layers.
+    language_lr = config.text_lr if model.text_encoder.learns_words else config.language_model_lr
+    image, discriminator = list(model.image_encoder.parameters()), list(model.discriminator.parameters())
+    decay, momentum = config.weight_decay, config.discriminator_momentum
+    return {
+        "image": _optimizer(config.image_optimizer, [{"params": image, "lr": config.image_lr}], 0.9, decay),
+        "text": _optimizer(
+            config.text_optimizer,
+            [{"params": text, "lr": config.text_lr}, {"params": language_model, "lr": language_lr}],
+            0.9,
+            decay,
+        ),
+        "discriminator": _optimizer(
+            config.discriminator_optimizer,
+            [{"params": discriminator, "lr": config.discriminator_lr}],
+            momentum,
+            decay,
+        ),
+    }
+
+
+def _optimizer(kind: str, groups: list[dict[str, Any]], momentum: float, weight_decay: float) -> Optimizer:
+    # Fused: reads and writes each parameter once a step instead of about ten times.
+    if kind == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=True)
+    adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+    return adam(groups, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
+
+
+def build_schedulers(optimizers: dict[str, Optimizer], config: TrainConfig, epoch_steps: int) -> dict[str, Any]:
+    """A learning-rate scheduler for each optimizer. "plateau" steps once an epoch, the others once a step."""
+    if config.schedule == "plateau":
+        # Any higher score counts as better: a relative threshold would take slow progress for a plateau.
+        options: dict[str, Any] = {"mode": "max", "factor": 0.1, "threshold": 0.0, "threshold_mode": "abs"}
+        patience, lowest = config.plateau_patience, config.minimum_lr
+        return {n: ReduceLROnPlateau(o, patience=patience, min_lr=lowest, **options) for n, o in optimizers.items()}
+    warmup, total = round(config.warmup_epochs * epoch_steps), config.epochs * epoch_steps
+
+    def factor(step: int) -> float:
+        return cosine_factor(step, warmup, total) if config.schedule == "cosine" else warmup_factor(step, warmup)
+
+    return {name: LambdaLR(optimizer, factor) for name, optimizer in optimizers.items()}
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Linear warm-up: (step + 1) / warmup_steps, then 1. `step` counts from 0, so the rate is never 0."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Linear warm-up, then half a cosine from 1 down to 0 at `total_steps`."""
+    if step < warmup_steps:
+        return warmup_factor(step, warmup_steps)
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * done))

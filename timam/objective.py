@@ -1,0 +1,181 @@
+"""What a training step minimises: the loss terms, each declared once in `TERMS`, and the step itself.
+
+Two players take turns in a step. The discriminator learns to tell image from text embeddings; the encoders minimise the
+weighted sum of `TERMS`, one of which is to fool the discriminator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from timam.config import Config, LossConfig
+from timam.job import Job, gather
+from timam.learner import Learner
+from timam.losses import (
+    cmpm_loss,
+    discriminator_loss,
+    encoder_adversarial_loss,
+    full_precision,
+    gradient_penalty,
+    norm_softmax_loss,
+    softmax_loss,
+)
+from timam.models import TIMAM
+from timam.models.joint import IMAGE, TEXT
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on its device. B is the number of pairs of this process.
+
+    Attributes:
+        images: (B, 3, H, W) float32, normalised and augmented.
+        text: arguments of `TIMAM.forward`: `attention_mask` (B, T) with `token_ids` (B, T) or `word_states` (B, T, C),
+            and optionally `lengths` (B,).
+        identity_labels: (B,) int64.
+    """
+
+    images: Tensor
+    text: dict[str, Tensor]
+    identity_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The batch of all processes in the joint space: what a loss term is computed from.
+
+    Attributes:
+        images, texts: (B, D) float32, not unit length.
+        identity_labels: (B,) int64.
+        model: for the identity classifier and the discriminator.
+        config: the loss settings.
+    """
+
+    images: Tensor
+    texts: Tensor
+    identity_labels: Tensor
+    model: TIMAM
+    config: LossConfig
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the encoders' loss.
+
+    Attributes:
+        name: its column in history.csv.
+        weight: the setting of `LossConfig` that multiplies it.
+        label: its name in figures.
+        compute: the term, a scalar in nats.
+    """
+
+    name: str
+    weight: str
+    label: str
+    compute: Callable[[Embedded], Tensor]
+
+
+def _matching(batch: Embedded) -> Tensor:
+    return cmpm_loss(batch.images, batch.texts, batch.identity_labels, batch.config.matching_epsilon)
+
+
+def _identification(batch: Embedded, embeddings: Tensor, modality: int) -> Tensor:
+    model = batch.model
+    loss = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
+    return loss(embeddings, model.class_weights[modality], model.class_bias[modality], batch.identity_labels)
+
+
+def _adversarial(batch: Embedded) -> Tensor:
+    """The encoders' side of the game; 0 without the work where its weight is 0."""
+    if not batch.config.adversarial_weight:
+        return batch.images.new_zeros(())
+    discriminator = batch.model.discriminator
+    discriminator.requires_grad_(False)  # this loss trains the encoders only
+    images, texts = (discriminator(discriminator_input(e, batch.config)) for e in (batch.images, batch.texts))
+    discriminator.requires_grad_(True)
+    if batch.config.adversarial_form == "gradient_reversal":
+        return -discriminator_loss(images, texts, batch.config.label_smoothing)
+    return encoder_adversarial_loss(images, texts)
+
+
+TERMS = (
+    Term("matching", "matching_weight", "matching", _matching),
+    Term(
+        "identification_image",
+        "identification_weight",
+        "identification, images",
+        lambda batch: _identification(batch, batch.images, IMAGE),
+    ),
+    Term(
+        "identification_text",
+        "identification_weight",
+        "identification, texts",
+        lambda batch: _identification(batch, batch.texts, TEXT),
+    ),
+    Term("adversarial", "adversarial_weight", "adversarial, encoders", _adversarial),
+)
+
+
+def weighted_total(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """The encoders' loss: for each weight, the weight times the sum of its terms."""
+    weights = dict.fromkeys(term.weight for term in TERMS)
+    parts = [getattr(config, w) * sum(terms[t.name] for t in TERMS if t.weight == w) for w in weights]
+    return sum(parts[1:], parts[0])
+
+
+def discriminator_input(embeddings: Tensor, config: LossConfig) -> Tensor:
+    """The embeddings (B, D) as the discriminator gets them: as they are, or all of length sqrt(D).
+
+    Cosine similarity ignores an embedding's length, so a discriminator need not use it either.
+    """
+    if config.adversarial_input == "raw":
+        return embeddings
+    return F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5
+
+
+def _train_discriminator(batch: Embedded, learner: Learner, config: Config, job: Job) -> dict[str, Tensor]:
+    """The discriminator's steps. Its loss and accuracy before the last of them are returned.
+
+    The embeddings are detached, because this loss must not train the encoders. The discriminator is trained even where
+    the adversarial weight is 0: its accuracy then shows how far apart the modalities are.
+    """
+    loss_config = config.loss
+    both = torch.cat([discriminator_input(e.detach(), loss_config) for e in (batch.images, batch.texts)])
+    for _ in range(config.train.discriminator_steps):
+        both = both.detach().requires_grad_(loss_config.gradient_penalty > 0)
+        logits = learner.model.discriminator(both)
+        image_logits, text_logits = logits.split(len(batch.images))
+        accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
+        loss = discriminator_loss(image_logits, text_logits, loss_config.label_smoothing)
+        weight = loss_config.gradient_penalty
+        penalty = weight / 2 * gradient_penalty(logits, both) if weight else 0.0
+        job.step(loss + penalty, [learner.optimizers["discriminator"]], config.train.gradient_clip)
+    return {"discriminator": loss, "discriminator_accuracy": accuracy}
+
+
+def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> dict[str, Tensor]:
+    """The discriminator's steps, then one of the encoders, from a single forward pass of the encoders.
+
+    Returns:
+        Scalars on the device, detached: "total", the weighted sum; every term of `TERMS`, unweighted; and the
+        discriminator's loss and accuracy.
+    """
+    with job.autocast():
+        images, texts = learner.model(inputs.images, **inputs.text)
+    batch = Embedded(
+        gather(full_precision(images)),
+        gather(full_precision(texts)),
+        gather(inputs.identity_labels),
+        learner.model,
+        config.loss,
+    )
+    game = _train_discriminator(batch, learner, config, job)
+    terms = {term.name: term.compute(batch) for term in TERMS}
+    total = weighted_total(terms, config.loss)
+    job.step(total, [learner.optimizers["image"], learner.optimizers["text"]], config.train.gradient_clip)
+    return {name: value.detach() for name, value in {"total": total, **terms, **game}.items()}

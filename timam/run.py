@@ -1,0 +1,309 @@
+"""A run directory: the only module that knows which files a run has and what they are called.
+
+    RUN/config.json                         every setting; enough to repeat the run
+    RUN/history.csv                         a row for each finished epoch
+    RUN/checkpoints/last                    a `timam.learner.Learner`: what training goes on from
+    RUN/checkpoints/best                    a saved model: the epoch with the best validation score
+    RUN/val_embeddings/MOMENT.safetensors   the validation split "before" training, at the end of the "frozen" stage
+                                            and at the "best" epoch
+    RUN/test_embeddings.safetensors         the test split at the best epoch
+    RUN/metrics.json                        the results. It is written last: a run that has it is complete.
+    RUN/SHA256SUMS                          checksums of the files above
+    RUN/galleries/                          folders of pictures that were searched with this run
+    .NAME.lock, NAME.failed.txt             beside RUN: held by the process that trains it; why a study's run failed
+
+This module loads no torch until a model or embeddings are asked for, so a mistake in a call is reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from timam import config as configs
+from timam.config import Config
+from timam.files import check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from timam.evaluation import Embeddings
+    from timam.learner import Learner
+    from timam.models import TIMAM
+
+MOMENTS = ("before", "frozen", "best")
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on. The message says why and what to do."""
+
+
+class BusyError(RunError):
+    """Another process is training this run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Args:
+        folder: RUN; `~` stands for the home folder. It need not exist yet.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).expanduser())
+
+    @classmethod
+    def named(cls, runs: Path | str, config: Config) -> Run:
+        """RUNS/DATASET-PRESET-SEED-FINGERPRINT: the same config always has the same directory."""
+        name = f"{config.data.dataset}-{config.preset}-{config.train.seed}-{configs.fingerprint(config)}"
+        return cls(Path(runs) / name)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        return self._metrics_file.exists()
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a model of a finished epoch is there."""
+        return self.best.is_dir()
+
+    def config(self) -> Config:
+        """Raises FileNotFoundError where there is no run, and ValueError for an unreadable config."""
+        return configs.load(self._config_file)
+
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+            ValueError: a file differs from its checksum; the message names it.
+        """
+        if not self.finished:
+            raise FileNotFoundError(f"{self.folder} is not finished: it has no {self._metrics_file.name}")
+        check_sums(self.folder)
+        return read_json(self._metrics_file, finite=False)  # a measure of the modality gap may be NaN
+
+    def history(self) -> pd.DataFrame:
+        """One row for each finished epoch. Raises FileNotFoundError before the first."""
+        import pandas as pd
+
+        return pd.read_csv(self.folder / "history.csv")
+
+    def best_model(self, device: torch.device | None = None) -> TIMAM:
+        """The model of the best epoch, in eval mode.
+
+        Args:
+            device: by default the GPU if there is one.
+
+        Raises:
+            FileNotFoundError: no epoch is finished.
+            ValueError: a file differs from its checksum; the message names it.
+        """
+        self.require_best()
+        import torch
+
+        from timam.models import TIMAM
+
+        return TIMAM.from_pretrained(self.best).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def require_best(self) -> None:
+        """Raises FileNotFoundError where no epoch is finished, before anything is imported or downloaded."""
+        if not self.has_best:
+            raise FileNotFoundError(f"{self.best}: no such folder; {self.folder} is not a run with a finished epoch")
+
+    def test_embeddings(self) -> Embeddings:
+        return self._embeddings(self.folder / "test_embeddings.safetensors")
+
+    def val_embeddings(self, moment: str) -> Embeddings:
+        """The validation split at one of `MOMENTS`. Raises FileNotFoundError where the run has no such moment."""
+        return self._embeddings(self._val_file(moment))
+
+    def moments(self) -> list[str]:
+        """Those of `MOMENTS` whose validation embeddings are there."""
+        return [moment for moment in MOMENTS if self._val_file(moment).exists()]
+
+    def gallery(self, images: Path | str) -> Path:
+        """Where the embeddings of a searched folder are kept."""
+        images = Path(images).resolve()
+        digest = hashlib.sha256(os.fsencode(images)).hexdigest()[:8]
+        # File systems allow names of 255 bytes; temporary folders add a few.
+        return self.folder / "galleries" / f"{os.fsdecode(os.fsencode(images.name)[:200])}-{digest}"
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claimed(self, writes: bool = True) -> Iterator[None]:
+        """Inside, this process is the only one that trains the run. The system frees the lock when a process dies.
+
+        Args:
+            writes: False for a process that leaves the writing to the main process of its job.
+
+        Raises:
+            BusyError: another process has the run.
+        """
+        if not writes or self.finished:  # a finished run is only read, perhaps from a read-only disk
+            yield
+            return
+        folder = self.folder.resolve()  # "." has no name to put the lock beside
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BusyError(
+                f"{self.folder}: another process is at this run; wait for it or give a new folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self, config: Config, resume: bool) -> dict[str, Any] | None:
+        """Checks that this directory may hold a run of this config; writes nothing.
+
+        Returns:
+            The metrics of a finished run; None where there is something to train.
+
+        Raises:
+            RunError: the directory holds something else, an interrupted run without `resume`, or damaged files.
+        """
+        if not self._config_file.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise RunError(f"{self.folder} is not empty and holds no run; give a new folder")
+        else:
+            self._check_config(config)
+            if self.finished:
+                try:
+                    return self.metrics()
+                except ValueError as error:
+                    raise RunError(
+                        f"{error}. Remove {self._metrics_file} and go on with --resume: the end is done again"
+                    ) from error
+            if not resume:
+                raise RunError(f"{self.folder} holds an interrupted run; go on with --resume, or remove it")
+        return None
+
+    def create(self, config: Config) -> None:
+        """Makes the directory with config.json, or makes an interrupted run ready to go on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._config_file, json.dumps(configs.to_dict(config), indent=2) + "\n")
+        for folder in (self.last, self.best):
+            recover_folder(folder)
+
+    def _check_config(self, config: Config) -> None:
+        """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
+        try:
+            known = configs.to_dict(self.config())
+        except ValueError as error:
+            raise RunError(f"{error}; remove {self.folder} and train again") from error
+        asked = configs.to_dict(config)
+        changed = [
+            f"{section}.{key}: {known[section][key]!r} there, {asked[section][key]!r} asked for"
+            for section in configs.SECTIONS
+            for key in asked[section]
+            if known[section][key] != asked[section][key] and (section, key) != ("data", "root")
+        ]
+        if changed:
+            raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
+
+    def restore(self, learner: Learner) -> bool:
+        """Loads the last checkpoint into the learner; False where there is none. Raises RunError for a damaged one."""
+        if not self.last.exists():
+            return False
+        try:
+            learner.load(self.last)
+        except Exception as error:  # safetensors, json and torch each raise their own
+            raise RunError(
+                f"{self.last} is damaged ({type(error).__name__}: {error}); remove {self.folder} and train again"
+            ) from error
+        for moment, digest in learner.progress.kept.items():
+            path = self._val_file(moment)
+            if not path.exists() or sha256(path) != digest:
+                raise RunError(f"{path} is damaged; remove {self.folder} and train again")
+        return True
+
+    def save_last(self, learner: Learner) -> None:
+        learner.save(self.last)
+
+    def save_epoch(self, learner: Learner) -> None:
+        """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
+        # The checkpoint "last" is written at the end. After a kill before that, the epoch is trained again to the same
+        # result, which writes the two others again.
+        if learner.progress.best_epoch == learner.progress.epoch:
+            with replacing_folder(self.best) as folder:
+                learner.model.save_pretrained(folder)
+                write_sums(folder)
+        self.write_history(learner)
+        self.save_last(learner)
+
+    def write_history(self, learner: Learner) -> None:
+        import pandas as pd
+
+        write_text(self.folder / "history.csv", pd.DataFrame(learner.progress.history).to_csv(index=False))
+
+    def keep_embeddings(self, moment: str, embeddings: Embeddings) -> str:
+        """Writes validation embeddings; returns the file's SHA-256."""
+        path = self._val_file(moment)
+        path.parent.mkdir(exist_ok=True)
+        embeddings.save(path)
+        return sha256(path)
+
+    def complete(self, learner: Learner, test: Embeddings, metrics: dict[str, Any]) -> None:
+        """Writes the results, metrics.json last."""
+        test.save(self.folder / "test_embeddings.safetensors")
+        self.write_history(learner)  # it may have been damaged since the last epoch
+        write_text(self._metrics_file, json.dumps(metrics, indent=2) + "\n")
+        files = [p for p in self.folder.glob("*") if p.suffix in (".json", ".csv", ".safetensors")]
+        write_sums(self.folder, files + [self._val_file(moment) for moment in self.moments()])
+
+    def remove_checkpoints(self) -> None:
+        """Frees the space of a finished run's weights; its results stay."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "checkpoints" / "best"
+
+    @property
+    def failure_file(self) -> Path:
+        """Beside the run: why a study's run failed."""
+        folder = self.folder.resolve()
+        return folder.with_name(f"{folder.name}.failed.txt")
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.folder / "metrics.json"
+
+    def _val_file(self, moment: str) -> Path:
+        return self.folder / "val_embeddings" / f"{moment}.safetensors"
+
+    @staticmethod
+    def _embeddings(path: Path) -> Embeddings:
+        from timam.evaluation import Embeddings
+
+        return Embeddings.load(path)
