@@ -150,7 +150,7 @@ def test_wrong_call_is_exit_code_2(call, tmp_path, monkeypatch, arguments, expec
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
-    [("train.epochs", "KEY=VALUE"), ("train.epochs=0", "1 or more"), ("train.epochs=x", "expected int"),
+    [("train.epochs", "KEY=VALUE"), ("train.epochs=0", "at least 1"), ("train.epochs=x", "expected a whole number"),
      ("train.speed=3", "unknown setting"), ("data.images_per_identity=3", "divisor"), ("seed=-1", "train.seed")],
 )  # fmt: skip
 def test_bad_set_is_exit_code_2_before_anything_is_written(call, people, tmp_path, setting, expected):

@@ -1,15 +1,27 @@
-"""timam.config: presets, bounds, JSON and KEY=VALUE overrides."""
+"""timam.config: presets, bounds, JSON, KEY=VALUE overrides, and the fingerprints that name run directories."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from collections import Counter
 
 import pytest
 
-from timam import config as configs
-from timam.config import PRESETS, SECTIONS, Config, departures, from_dict, load, override, to_dict
+from timam.config import (
+    NEW_SETTINGS,
+    PRESETS,
+    SECTIONS,
+    Config,
+    TrainConfig,
+    departures,
+    fingerprint,
+    from_dict,
+    load,
+    override,
+    to_dict,
+)
 
 # What design.md section 1 marks as recalled of the paper, and this repository's answer to what the paper leaves open.
 PAPER = {
@@ -24,6 +36,7 @@ PAPER = {
     "loss.identification_weight": 1.0,
     "loss.matching_weight": 1.0,
     "loss.adversarial_weight": 1.0,
+    "loss.matching": "cmpm",
     "loss.adversarial_form": "alternating",
     "loss.adversarial_input": "raw",
     "loss.gradient_penalty": 0.0,
@@ -58,16 +71,19 @@ BOUNDS = {
     "loss.identification_weight": ([0.0], [-0.1, INF, NAN]),
     "loss.matching_weight": ([0.0], [-0.1, INF, NAN]),
     "loss.adversarial_weight": ([0.0], [-0.1, INF, NAN]),
+    "loss.matching": (["cmpm", "sdm", "infonce", "triplet"], ["clip", "CMPM"]),
+    "loss.temperature": ([1e-6, 1.0], [0.0, 1.01, NAN]),
+    "loss.margin": ([0.0, 2.0], [-0.01, 2.01, NAN]),
     "loss.adversarial_form": (["alternating", "gradient_reversal"], ["reversal"]),
     "loss.adversarial_input": (["raw", "unit"], ["normalised"]),
     "loss.gradient_penalty": ([0.0], [-0.1, INF, NAN]),
     "loss.label_smoothing": ([0.0, 0.49], [-0.01, 0.5, NAN]),
     "loss.matching_epsilon": ([1e-12], [0.0, 1.0, NAN]),
     "train.epochs": ([1], [0]),
-    "train.max_steps": ([1], [0]),
-    "train.unfreeze_epoch": ([1], [0]),
-    "train.unfreeze_patience": ([1], [0]),
-    "train.early_stop": ([1], [0]),
+    "train.max_steps": ([1, None], [0]),
+    "train.unfreeze_epoch": ([1, None], [0]),
+    "train.unfreeze_patience": ([1, None], [0]),
+    "train.early_stop": ([1, None], [0]),
     "train.image_optimizer": (["sgd", "adam", "adamw"], ["SGD", "rmsprop"]),
     "train.text_optimizer": (["sgd", "adam", "adamw"], ["lamb"]),
     "train.discriminator_optimizer": (["sgd", "adam", "adamw"], ["none"]),
@@ -90,43 +106,40 @@ UNBOUNDED = {"data.dataset", "data.root", "data.horizontal_flip", "model.backbon
              "model.language_model", "model.language_model_weights", "model.shared_classifier",
              "model.normalized_classifier"}  # fmt: skip
 
+# A config.json as it was written before there were NEW_SETTINGS, and the digits that named its run directory then.
+OLD = """{"preset": "modern", "data": {"dataset": "csv", "root": "/d/e", "batch_size": 64, "images_per_identity": 0,
+"color_jitter": 0.0, "horizontal_flip": true, "pad_crop": 10, "random_erasing": 0.5}, "model": {"backbone": "resnet101",
+"backbone_weights": "IMAGENET1K_V2", "image_height": 384, "image_width": 128, "language_model": "bert-base-uncased",
+"language_model_weights": true, "max_tokens": 64, "word_embedding_dim": 300, "lstm_hidden": 512, "lstm_summary": "max",
+"embedding_dim": 512, "shared_classifier": true, "normalized_classifier": true, "discriminator_hidden": 256},
+"loss": {"identification_weight": 1.0, "matching_weight": 1.0, "adversarial_weight": 1.0, "adversarial_form":
+"alternating", "adversarial_input": "unit", "gradient_penalty": 10.0, "label_smoothing": 0.0, "matching_epsilon":
+1e-08}, "train": {"epochs": 60, "max_steps": null, "image_optimizer": "adamw", "text_optimizer": "adamw",
+"discriminator_optimizer": "adamw", "image_lr": 0.0001, "text_lr": 0.0002, "language_model_lr": 2e-05,
+"discriminator_lr": 0.005, "discriminator_momentum": 0.0, "discriminator_steps": 4, "weight_decay": 0.0, "schedule":
+"cosine", "plateau_patience": 5, "minimum_lr": 2e-06, "warmup_epochs": 5.0, "unfreeze_epoch": 6, "unfreeze_patience":
+null, "gradient_clip": 10.0, "early_stop": 4, "mixed_precision": "auto", "seed": 3}}"""
+OLD_FINGERPRINT = "b3ba44d5"
+
 
 def flat(config: Config) -> dict[str, object]:
     return {f"{s}.{k}": v for s in SECTIONS for k, v in to_dict(config)[s].items()}
 
 
+# -- presets ----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_carries_its_name_and_survives_json(name):
+def test_preset_carries_its_name_and_survives_json_and_pickle(name):
     config = PRESETS[name]
     assert config.preset == name
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
+    assert config.data.color_jitter == 0  # captions name the colours
 
 
-def test_round_trip_keeps_every_field_when_none_has_its_default():
-    changed = override(Config(), [
-        "batch_size=6", "images_per_identity=3", "horizontal_flip=false", "pad_crop=2", "random_erasing=0.25",
-        "color_jitter=0.1", "max_steps=7", "unfreeze_epoch=4", "unfreeze_patience=none", "early_stop=none",
-        "lstm_summary=last", "shared_classifier=false", "label_smoothing=0.2", "warmup_epochs=1.5", "seed=3",
-        "dataset=csv", "root=/d",
-    ])  # fmt: skip
-    assert from_dict(json.loads(json.dumps(to_dict(changed)))) == changed
-    assert changed.train.unfreeze_patience is None
-    assert changed.data.images_per_identity == 3
-
-
-@pytest.mark.parametrize(("key", "value"), PAPER.items())
-def test_paper_preset_has_the_recalled_values(key, value):
-    assert flat(PRESETS["paper"])[key] == value
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_no_preset_changes_colours(name):
-    assert PRESETS[name].data.color_jitter == 0  # captions name them
-
-
-def test_field_names_are_unique_over_the_sections():
-    names = Counter(f.name for s in SECTIONS for f in dataclasses.fields(getattr(Config(), s)))
-    assert [n for n, count in names.items() if count > 1] == []  # FIELD=VALUE relies on it
+def test_paper_preset_has_the_recalled_values():
+    assert {key: flat(PRESETS["paper"])[key] for key in PAPER} == PAPER
 
 
 def test_departures_lists_exactly_the_differences():
@@ -134,8 +147,42 @@ def test_departures_lists_exactly_the_differences():
     assert departures("modern") == {k: (paper[k], modern[k]) for k in paper if paper[k] != modern[k]}
     assert departures("modern")["model.image_height"] == (224, 384)
     assert departures("paper") == {}
-    reverse = departures("paper", base="modern")
-    assert reverse == {k: (b, a) for k, (a, b) in departures("modern").items()}
+    assert departures("paper", base="modern") == {k: (b, a) for k, (a, b) in departures("modern").items()}
+
+
+# -- fingerprints, and runs that exist already ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "digits"), {"smoke": "a3906128", "quick": "c40ff338", "paper": "cd42eb4f", "modern": "ada09de1"}.items()
+)
+def test_presets_keep_the_fingerprints_of_their_existing_runs(name, digits):
+    assert fingerprint(PRESETS[name]) == digits
+
+
+def test_existing_run_is_read_and_found_again(tmp_path):
+    (tmp_path / "config.json").write_text(OLD)
+    config = load(tmp_path / "config.json")
+    assert fingerprint(config) == OLD_FINGERPRINT
+    assert {k: v for k, v in flat(config).items() if k not in NEW_SETTINGS} == flat_json(OLD)
+    assert all(flat(config)[key] == flat(Config())[key] for key in NEW_SETTINGS)
+
+
+def flat_json(text: str) -> dict[str, object]:
+    content = json.loads(text)
+    return {f"{s}.{k}": v for s in SECTIONS for k, v in content[s].items()}
+
+
+def test_every_setting_changes_the_fingerprint():
+    changed = {key: next(v for v in [*good, *extra] if v != flat(Config())[key]) for key, (good, _) in BOUNDS.items()
+               for extra in [[0.5, 7, 2]]}  # fmt: skip
+    changed |= {key: not value if isinstance(value, bool) else "x"
+                for key, value in flat(Config()).items() if key in UNBOUNDED}  # fmt: skip
+    digits = {fingerprint(with_value(key, value)) for key, value in changed.items()}
+    assert len(digits | {fingerprint(Config())}) == len(flat(Config())) + 1
+
+
+# -- bounds and types -------------------------------------------------------------------------------------------
 
 
 def with_value(key: str, value: object) -> Config:
@@ -143,8 +190,10 @@ def with_value(key: str, value: object) -> Config:
     return from_dict({section: {name: value}})
 
 
-def test_every_setting_is_bounded_or_listed_as_free():
+def test_every_setting_is_bounded_or_listed_as_free_and_has_a_name_of_its_own():
     assert set(BOUNDS) | UNBOUNDED == set(flat(Config()))
+    names = Counter(key.partition(".")[2] for key in flat(Config()))
+    assert [n for n, count in names.items() if count > 1] == []  # FIELD=VALUE relies on it
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (good, _) in BOUNDS.items() for v in good])
@@ -156,25 +205,73 @@ def test_value_inside_its_bounds_is_taken(key, value):
 def test_value_outside_its_bounds_is_refused_with_name_and_value(key, value):
     with pytest.raises(ValueError, match="expected") as caught:
         with_value(key, value)
-    assert key in str(caught.value)
-    assert repr(value) in str(caught.value)
+    assert str(caught.value).startswith(f"{key} = {value!r}: expected ")
+
+
+def test_each_error_is_one_line_in_plain_words():
+    with pytest.raises(ValueError, match="expected") as caught:
+        TrainConfig(epochs=0, max_steps=False, image_lr=NAN, schedule="step", epoch=3)
+    lines = str(caught.value).splitlines()
+    assert lines[:4] == [
+        "train.epochs = 0: expected a whole number at least 1",
+        "train.max_steps = False: expected a whole number at least 1, or none",
+        "train.image_lr = nan: expected a number above 0 and at most 1",
+        "train.schedule = 'step': expected one of plateau, cosine, constant",
+    ]
+    assert lines[4].startswith("unknown setting train.epoch; train has: epochs, max_steps, ")
+    with pytest.raises(ValueError, match=r"^model\.image_width = 31: expected a whole number from 32 to 1,024$"):
+        dataclasses.replace(Config().model, image_width=31)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], "expected an object, found list"),
+        ({"trian": {}}, "unknown setting trian; a config has: preset, data, model, loss, train"),
+        ({"self": {}}, "unknown setting self"),
+        ({"train": {"epoch": 3}}, "unknown setting train.epoch"),
+        ({"train": [3]}, "train = [3]: expected an object of settings"),
+        ({"train": {"epochs": True}}, "expected a whole number"),  # bool is an int in Python
+        ({"train": {"epochs": 3.0}}, "expected a whole number"),
+        ({"train": {"epochs": None}}, "expected a whole number"),
+        ({"train": {"epochs": "3"}}, "expected a whole number"),
+        ({"train": {"image_lr": True}}, "expected a number"),
+        ({"train": {"image_lr": [1e-3]}}, "expected a number"),
+        ({"data": {"horizontal_flip": 1}}, "expected true or false"),
+        ({"data": {"root": 5}}, "expected a text"),
+        ({"preset": 5}, "preset = 5: expected a text"),
+    ],
+)
+def test_wrong_dictionary_is_refused(values, expected):
+    with pytest.raises(ValueError, match=r"expected|unknown") as caught:
+        from_dict(values)
+    assert expected in str(caught.value)
+
+
+def test_config_is_frozen_and_a_float_takes_an_integer():
+    assert type(from_dict({"train": {"image_lr": 1}}).train.image_lr) is float
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.epochs = 5  # type: ignore[misc]
+
+
+# -- KEY=VALUE --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("assignment", "key", "value"),
     [
         ("train.epochs=3", "train.epochs", 3),
-        ("epochs=3", "train.epochs", 3),
         (" epochs = 3 ", "train.epochs", 3),
         ("image_lr=1", "train.image_lr", 1.0),  # a float from an int
         ("image_lr=1e-3", "train.image_lr", 1e-3),
         ("horizontal_flip=False", "data.horizontal_flip", False),
         ("horizontal_flip=true", "data.horizontal_flip", True),
-        ("max_steps=none", "train.max_steps", None),
-        ("early_stop=None", "train.early_stop", None),
         ("max_steps=5", "train.max_steps", 5),
+        ("early_stop=None", "train.early_stop", None),
         ("language_model=none", "model.language_model", "none"),  # a string setting: the word itself
+        ("data.root=12", "data.root", "12"),
         ("root=/a=b", "data.root", "/a=b"),  # only the first "=" separates
+        ("root=/caf\udce9", "data.root", "/caf\udce9"),  # a folder's name that is not UTF-8
         ("data.root=", "data.root", ""),
     ],
 )
@@ -196,22 +293,23 @@ def test_later_overrides_win_and_the_original_stays():
         ("epochs", "expected KEY=VALUE"),
         ("", "expected KEY=VALUE"),
         ("=3", "unknown setting ''"),
-        ("epoch=3", "unknown setting 'epoch'"),
+        ("epoch=3", "unknown setting 'epoch'; the settings are: data.dataset, "),
         ("train.epoch=3", "unknown setting train.epoch"),
         ("data.epochs=3", "unknown setting data.epochs"),
         ("optim.epochs=3", "unknown setting 'optim.epochs'"),
         ("train.train.epochs=3", "unknown setting"),
         ("preset=modern", "unknown setting 'preset'"),
-        ("epochs=3.5", "expected int"),
-        ("epochs=three", "expected int"),
-        ("epochs=none", "expected int"),
-        ("epochs=true", "expected int"),
-        ("image_lr=fast", "expected float"),
-        ("image_lr=none", "expected float"),
+        ("epochs=3.5", "train.epochs = 3.5: expected a whole number at least 1"),
+        ("epochs=three", "train.epochs = 'three': expected a whole number at least 1"),
+        ("epochs=none", "expected a whole number"),
+        ("epochs=true", "expected a whole number"),
+        ("epochs=" + "1" * 5000, "expected a whole number"),
+        ("image_lr=fast", "expected a number"),
+        ("image_lr=none", "expected a number"),
         ("image_lr=nan", "above 0"),
-        ("horizontal_flip=1", "expected bool"),
-        ("horizontal_flip=none", "expected bool"),
-        ("max_steps=0", "1 or more, or none"),
+        ("horizontal_flip=1", "expected true or false"),
+        ("horizontal_flip=none", "expected true or false"),
+        ("max_steps=0", "at least 1, or none"),
     ],
 )
 def test_wrong_override_is_refused(assignment, expected):
@@ -220,41 +318,7 @@ def test_wrong_override_is_refused(assignment, expected):
     assert expected in str(caught.value)
 
 
-def test_unknown_setting_names_the_ones_there_are():
-    with pytest.raises(ValueError, match=r"train\.epochs.*train\.seed"):
-        override(Config(), ["epoch=3"])
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"trian": {}}, "unknown section 'trian'"),
-        ({"train": {"epoch": 3}}, "unknown setting train.epoch"),
-        ({"train": [3]}, "expected an object of settings"),
-        ({"train": {"epochs": True}}, "expected int"),  # bool is an int in Python
-        ({"train": {"epochs": 3.0}}, "expected int"),
-        ({"train": {"epochs": None}}, "expected int"),
-        ({"train": {"image_lr": True}}, "expected float"),
-        ({"train": {"max_steps": False}}, "expected int"),
-        ({"train": {"image_lr": [1e-3]}}, "expected float"),
-        ({"data": {"horizontal_flip": 1}}, "expected bool"),
-        ({"data": {"root": 5}}, "expected str"),
-        ({"preset": 5}, "expected str"),
-    ],
-)
-def test_wrong_dictionary_is_refused(values, expected):
-    with pytest.raises(ValueError, match=r"expected|unknown") as caught:
-        from_dict(values)
-    assert expected in str(caught.value)
-
-
-def test_float_setting_takes_an_integer_of_json():
-    assert type(from_dict({"train": {"image_lr": 1}}).train.image_lr) is float
-
-
-def test_config_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().train.epochs = 5  # type: ignore[misc]
+# -- files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,8 +332,3 @@ def test_malformed_file_is_refused_by_name(tmp_path, content):
     with pytest.raises(ValueError, match="config") as caught:
         load(path)
     assert str(path) in str(caught.value)
-
-
-def test_load_reads_what_to_dict_wrote(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(PRESETS["modern"])))
-    assert load(tmp_path / "config.json") == configs.PRESETS["modern"]
