@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of everything that reads a file: no part of the test suite.
+"""Coverage-guided fuzzing of what reads files from others; it is not part of the test suite.
 
     pip install atheris        # Linux or macOS; an optional tool
     python tests/fuzz.py csv -max_total_time=120
     python tests/fuzz.py       # lists the targets
 
 A target fails on any exception but the ones it may raise, on an input that takes 20 seconds (`-timeout`), and on what
-`test_hostile.assert_sound` finds wrong. Options are libFuzzer's; a finding is written to crash-..., and running the
-target with that file repeats it. Found once, it becomes a case of test_hostile.py.
+`layouts.assert_sound` finds wrong. Options are libFuzzer's; a finding is written to crash-..., and running the
+target with that file repeats it. Found once, it becomes a case of test_readers.py or test_hostile.py.
 """
 
 from __future__ import annotations
@@ -18,22 +18,19 @@ from pathlib import Path
 
 import accelerate  # noqa: F401 - what is heavy and not ours comes first: instrumenting imports is slow
 import atheris
-import torch
 import transformers  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-with atheris.instrument_imports(include=["timam.config", "timam.data", "timam.files", "timam.images", "timam.search"]):
+with atheris.instrument_imports(include=["timam.config", "timam.data", "timam.files", "timam.images"]):
     from conftest import tiny_language_model, word_piece_tokenizer
-    from test_hostile import LAYOUTS, METRICS, assert_sound
+    from layouts import LAYOUTS, assert_sound
 
     from timam import TIMAM
     from timam import config as configs
     from timam.data import DataError, read_dataset
-    from timam.evaluation import Embeddings, read_metrics
     from timam.images import ImageError, read_image, to_pixels
     from timam.models.weights import build_backbone
-    from timam.search import Gallery
 
 
 def reader(layout: str, folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
@@ -65,30 +62,6 @@ def parquet(folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
         assert_sound(*read_dataset("csv", root), root)
 
     return target, [seed]
-
-
-def config(folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
-    import json
-
-    path = folder / "config.json"
-
-    def target(content: bytes) -> None:
-        path.write_bytes(content)
-        named(lambda: configs.fingerprint(configs.load(path)), path)
-
-    return target, [json.dumps(configs.to_dict(configs.PRESETS["quick"])).encode()]
-
-
-def metrics(folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
-    import json
-
-    path = folder / "metrics.json"
-
-    def target(content: bytes) -> None:
-        path.write_bytes(content)
-        named(lambda: read_metrics(path), path)
-
-    return target, [json.dumps(METRICS).encode()]
 
 
 def picture(folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
@@ -131,37 +104,6 @@ def model(file: str, folder: Path) -> tuple[Callable[[bytes], None], list[bytes]
     return target, [head]
 
 
-def gallery(file: str, folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
-    import numpy as np
-
-    kept = folder / "kept"
-    paths = ["a.png", "b.png", "c.png"]
-    Gallery(np.eye(3, 8, dtype=np.float32), paths, folder, np.ones((3, 2), np.int64), "m").save(kept)
-    seed = (kept / file).read_bytes()
-
-    def target(content: bytes) -> None:
-        (kept / file).write_bytes(content)
-        try:
-            Gallery.load(kept).search(torch.ones(1, 8))
-        except ValueError as error:
-            if "gallery" not in str(error) and "expected finite" not in str(error):
-                raise
-
-    return target, [seed]
-
-
-def embeddings(folder: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
-    path = folder / "e.safetensors"
-    labels = torch.arange(2)
-    Embeddings(torch.eye(2, 4), torch.eye(2, 4), labels, labels.clone()).save(path)
-
-    def target(content: bytes) -> None:
-        path.write_bytes(content)
-        named(lambda: Embeddings.load(path), path)
-
-    return target, [path.read_bytes()]
-
-
 def named(call: Callable[[], object], path: Path) -> None:
     """Any refusal must be a ValueError (or say that a file is absent) with the path in it."""
     try:
@@ -174,17 +116,11 @@ def named(call: Callable[[], object], path: Path) -> None:
 TARGETS: dict[str, Callable[[Path], tuple[Callable[[bytes], None], list[bytes]]]] = {
     **{name: lambda folder, name=name: reader(name, folder) for name in LAYOUTS},
     "parquet": parquet,
-    "config": config,
-    "metrics": metrics,
     "picture": picture,
-    "embeddings": embeddings,
     "model config": lambda folder: model("config.json", folder),
     "model weights": lambda folder: model("model.safetensors", folder),
     "tokenizer": lambda folder: model("tokenizer/tokenizer.json", folder),
     "tokenizer config": lambda folder: model("tokenizer/tokenizer_config.json", folder),
-    "gallery": lambda folder: gallery("gallery.json", folder),
-    "gallery rows": lambda folder: gallery("embeddings.npy", folder),
-    "gallery pictures": lambda folder: gallery("pictures.parquet", folder),
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import transformers
 from PIL import Image
 
 from timam.config import PRESETS, Config, override
+from timam.data import SPLITS, Dataset
 from timam.models.text_encoder import word_tokenizer
 
 COLOURS = {
@@ -123,6 +126,92 @@ def write_reed(
             (root / "images").mkdir(exist_ok=True)
             (root / "images" / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
     return root
+
+
+def write_table(root: Path, rows: list[list[str]] | None = None, file: str = "captions.csv") -> Path:
+    """A CSV file with pictures p/0.png to p/5.png of 6 identities, or with the rows given. Returns the root."""
+    (root / "p").mkdir(parents=True, exist_ok=True)
+    for i in range(6):
+        write_picture(root / f"p/{i}.png", seed=i)
+    default = [["image_path", "caption", "identity", "split"]]
+    default += [[f"p/{i}.png", f"sentence {k} of {i}", str(i), SPLITS[i // 2]] for i in range(6) for k in range(2)]
+    with (root / file).open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(default if rows is None else rows)
+    return root
+
+
+def write_variant(
+    root: Path, file: str, records: list[dict[str, Any]] | None = None, path_key: str = "file_path"
+) -> Path:
+    """As `write_person_search`, with another name of the annotation file and of the key of the path."""
+    records = person_search_records(train=3, val=1, test=1) if records is None else records
+    write_person_search(root, records)
+    (root / "reid_raw.json").unlink()
+    renamed = [{path_key if k == "file_path" else k: v for k, v in record.items()} for record in records]
+    (root / file).write_text(json.dumps(renamed))
+    return root
+
+
+def write_caption_all(root: Path, records: list[dict[str, Any]] | None = None) -> Path:
+    """caption_all.json, which has no splits, with split.json of identities."""
+    records = person_search_records(train=3, val=1, test=1) if records is None else records
+    write_person_search(root, records)
+    (root / "reid_raw.json").unlink()
+    bare = [{k: v for k, v in r.items() if k != "split"} for r in records]
+    (root / "caption_all.json").write_text(json.dumps(bare))
+    split = {s: sorted({r["id"] for r in records if r["split"] == s}) for s in SPLITS}
+    (root / "split.json").write_text(json.dumps(split))
+    return root
+
+
+def _small(root: Path) -> Path:
+    return write_person_search(root, train=3, val=1, test=1)
+
+
+def _karpathy(name: str, root: Path) -> Path:
+    return write_karpathy(root, karpathy_images(train=2, val=1, test=1), "images", name)
+
+
+CLASSES = {"train": ["001.A", "002.B"], "val": ["003.C"], "test": ["004.D"]}
+_reed = partial(write_reed, classes=CLASSES, images=1, captions=2)
+
+# every layout: (name of the data set, how to write it, the file that the tests replace by hostile content)
+LAYOUTS = {
+    "pedestrians": ("pedestrians", _small, "reid_raw.json"),
+    "cuhk-pedes": ("cuhk-pedes", _small, "reid_raw.json"),
+    "caption_all": ("cuhk-pedes", write_caption_all, "caption_all.json"),
+    "split": ("cuhk-pedes", write_caption_all, "split.json"),
+    "icfg-pedes": ("icfg-pedes", partial(write_variant, file="ICFG-PEDES.json"), "ICFG-PEDES.json"),
+    "rstp-reid": (
+        "rstp-reid", partial(write_variant, file="data_captions.json", path_key="img_path"), "data_captions.json"
+    ),
+    "flickr8k": ("flickr8k", partial(_karpathy, "flickr8k"), "dataset_flickr8k.json"),
+    "flickr30k": ("flickr30k", partial(_karpathy, "flickr30k"), "dataset_flickr30k.json"),
+    "coco": ("coco", partial(_karpathy, "coco"), "dataset_coco.json"),
+    "cub": ("cub", _reed, "trainclasses.txt"),
+    "cub captions": ("cub", _reed, "text_c10/001.A/A_0000.txt"),
+    "flowers": ("flowers", partial(_reed, flat=True), "testclasses.txt"),
+    "csv": ("csv", write_table, "captions.csv"),
+}  # fmt: skip
+
+
+def assert_sound(dataset: Dataset, problems: list[str], root: Path) -> None:
+    """What every reader promises of its records, whatever the files hold."""
+    assert all(isinstance(p, str) for p in problems)
+    for r in dataset.records:
+        assert type(r.identity) is int
+        assert -(2**63) <= r.identity < 2**63
+        assert r.split in SPLITS
+        assert r.captions
+        assert all(isinstance(c, str) and c.strip() and len(c) <= 100_000 for c in r.captions)
+        assert (dataset.image_root / r.image).resolve().is_relative_to(root.resolve())
+    for name in {r.split for r in dataset.records}:
+        split = dataset.split(name)
+        assert np.array_equal(np.unique(split.image_labels), np.arange(len(split.identities)))
+        expected = [r.identity for r in dataset.records if r.split == name]
+        assert split.identities[split.image_labels].tolist() == expected
+    if not problems:
+        dataset.fingerprint()
 
 
 def write_language_model(folder: Path, hidden: int = 16, seed: int = 0) -> Path:

@@ -27,7 +27,7 @@ from layouts import TINY_SETTINGS, write_picture
 from torch.utils.flop_counter import FlopCounterMode
 
 from timam import cli, config
-from timam.data.benchmarks import BENCHMARKS
+from timam.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -113,7 +113,7 @@ def parse_notebook(words: list[str]) -> None:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
         for key, value in given["pairs"]:
             typed = execute._typed(key, value, known[key]["inferred_type_name"])
-            assert typed in {"dataset": BENCHMARKS, "preset": config.PRESETS}.get(key, [typed])
+            assert typed in {"dataset": DATASETS, "preset": config.PRESETS}.get(key, [typed])
 
 
 @pytest.mark.parametrize("command", sorted({c for c in commands() if not runs_here(c)}))
@@ -215,7 +215,7 @@ def test_estimated_cost_follows_from_its_derivation():
     ):
         assert part in " ".join(page.split())
     assert config.PRESETS["paper"].train.epochs == config.PRESETS["modern"].train.epochs == 60
-    published = {name.replace("-", ""): b.published for name, b in BENCHMARKS.items()}
+    published = {name.replace("-", ""): b.published for name, b in DATASETS.items()}
     rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \|$", page, re.M)
     assert len(rows) == 7
     for name, pictures, hours in rows:

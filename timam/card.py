@@ -10,7 +10,7 @@ import numpy as np
 from huggingface_hub import EvalResult
 
 from timam import config as configs
-from timam.data.benchmarks import BENCHMARKS
+from timam.data import DATASETS
 from timam.evaluation import DIRECTIONS, Embeddings, per_query
 from timam.metrics import RETRIEVAL_METRICS, bootstrap_interval
 from timam.run import Run
@@ -33,7 +33,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
     metrics, embeddings = Run(run).metrics(), Run(run).test_embeddings()
     rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
     name, notes = config.data.dataset, metrics["provenance"].pop("data_notes")
-    source = f"{BENCHMARKS[name].source}; terms: {BENCHMARKS[name].terms}"
+    source = f"{DATASETS[name].source}; terms: {DATASETS[name].terms}"
     test = "Tested once, on the test split: {queries:,.0f} captions, {gallery:,.0f} pictures."
     facts = metrics["provenance"] | {"seconds": metrics["seconds"], "epoch chosen on validation": metrics["best_epoch"]}
     settings = {k: v for k, v in configs.to_dict(config).items() if k != "model"}  # which the model's config.json has
@@ -48,7 +48,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "facts": facts,
         "settings": json.dumps(settings, indent=2),
         "wrong": 100 - rows["text_to_image"]["rank_1"][0],
-        "terms": BENCHMARKS[name].terms,
+        "terms": DATASETS[name].terms,
         "eval_results": [
             EvalResult(
                 task_type="text-image-retrieval", dataset_type=name, dataset_name=name, dataset_split="test",

@@ -1,4 +1,4 @@
-"""What a data set holds beside what is published, and everything that is wrong with it."""
+"""`timam data check`: everything that is wrong with a data set, and its counts beside the published ones."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from timam.data.benchmarks import BENCHMARKS, PROTOCOLS, Counts
+from timam.data.datasets import DATASETS, PROTOCOLS
 from timam.data.readers import read_dataset
 from timam.data.records import SPLITS, Dataset, Record, plain
 from timam.images import find_unreadable
 
 MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
+_COUNTS = ("images", "captions", "identities")
 
 
 def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: bool = False) -> dict[str, Any]:
-    """Reads a data set whole, every picture included.
+    """Reads a data set whole and decodes every picture.
 
     Args:
-        max_words: a longer caption is named.
+        max_words: longer captions are warned of.
 
     Returns:
         {"dataset", "root", "protocol", "splits": {split: {"images", "captions", "identities", "words_mean",
         "words_max", "images_by_captions"}}, "published": {split or "train+val": {"images", "captions",
-        "identities"}}, "problems": [...], "warnings": [...], "notes": [...]}. Problems keep it from being used; with
-        warnings it can be, but its numbers may mislead.
+        "identities"}}, "problems": [...], "warnings": [...], "notes": [...]}. With problems the data set cannot be
+        used; with warnings it can, but its numbers may mislead.
 
     Raises:
         ValueError: an unknown name.
@@ -37,19 +38,16 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
     if not problems:
         problems += [f"the {s} split has no identities" for s in SPLITS if s not in splits]
     paths = [dataset.image_root / r.image for r in dataset.records]
-    there = [p for p in paths if p.is_file()]
-    problems += find_unreadable(there, progress and len(there) > 1000)
-    warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset, len(there))]
+    present = [p for p in paths if p.is_file()]
+    problems += find_unreadable(present, progress and len(present) > 1000)
+    warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset)]
     warnings += _duplicates(dataset) + _long_captions(dataset, max_words)
-    published = {
-        key: dict(zip(("images", "captions", "identities"), counts, strict=True))
-        for key, counts in BENCHMARKS[name].published.items()
-    }
+    published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
+    folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
     return {
         "dataset": name,
         "root": str(root),
-        "protocol": f"{dataset.kind}: {PROTOCOLS[dataset.kind]}"
-        + (f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""),
+        "protocol": f"{dataset.kind}: {PROTOCOLS[dataset.kind]}{folds}",
         "splits": splits,
         "published": published,
         "problems": [plain(p) for p in problems],
@@ -67,7 +65,7 @@ def found_beside_published(report: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for key in keys:
         row: dict[str, Any] = {"split": key}
-        for what in ("images", "captions", "identities"):
+        for what in _COUNTS:
             row[what] = _sum(report["splits"], key, what)
             row[f"{what} (published)"] = report["published"].get(key, {}).get(what)
         rows.append(row)
@@ -93,16 +91,14 @@ def _statistics(dataset: Dataset, name: str) -> dict[str, Any]:
 
 
 def _known_versions(name: str, splits: dict[str, dict[str, Any]]) -> list[str]:
-    """What is known of other versions of the benchmark with these numbers."""
-
-    def fits(key: str, counts: Counts) -> bool:
-        found = [_sum(splits, key, what) for what in ("images", "captions", "identities")]
-        return all(known in (None, n) for known, n in zip(counts, found, strict=True))
-
     return [
         f"not the published version: {message}"
-        for counts, message in BENCHMARKS[name].versions
-        if all(fits(k, c) for k, c in counts.items())
+        for message, version in DATASETS[name].versions.items()
+        if all(
+            known in (None, _sum(splits, key, what))
+            for key, counts in version.items()
+            for what, known in zip(_COUNTS, counts, strict=True)
+        )
     ]
 
 
@@ -116,18 +112,16 @@ def _other_counts(splits: dict[str, dict[str, Any]], published: dict[str, dict[s
     return [f"a part or another version of the benchmark: {', '.join(differing)}"] if differing else []
 
 
-def _partial_download(dataset: Dataset, there: int) -> list[str]:
-    """Missing pictures by folder: a whole folder is often one archive that was not unpacked."""
-    missing = len(dataset.records) - there
-    if not missing:
-        return []
+def _partial_download(dataset: Dataset) -> list[str]:
+    """Missing pictures by folder: a whole missing folder is often an archive that was not unpacked."""
     listed, absent = Counter[str](), Counter[str]()
     for r in dataset.records:
         folder = r.image.split("/")[0] if "/" in r.image else "."
         listed[folder] += 1
         absent[folder] += not (dataset.image_root / r.image).is_file()
+    missing, total = absent.total(), len(dataset.records)
     folders = ", ".join(f"{f} {n:,} of {listed[f]:,}" for f, n in sorted(absent.items()) if n)
-    return [f"partial download: {missing:,} of {len(dataset.records):,} pictures are missing, by folder: {folders}"]
+    return [f"partial download: {missing:,} of {total:,} pictures are missing, by folder: {folders}"] if missing else []
 
 
 def _duplicates(dataset: Dataset) -> list[str]:

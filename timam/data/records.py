@@ -85,7 +85,7 @@ class Dataset:
 
     Attributes:
         kind: what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
-            "class" (every picture of the same class); `benchmarks.PROTOCOLS` says what is reported.
+            "class" (every picture of the same class); `datasets.PROTOCOLS` says what is reported.
         notes: what the reader decided, such as a split of its own. warnings: what is wrong but no obstacle.
         folds: parts of the test split that are searched on their own, beside the whole; 1: the whole only.
     """
