@@ -469,9 +469,13 @@ def test_open_set_ties_count_against_the_query():
     # degrees from it, a tie with the threshold; 10 degrees from the right item and from the wrong one.
     found = open_set_metrics(unit(35, 25, -15, 10), unit(0, 20), labels(9, 1, 0, 1), labels(0, 1), (0.0,))
     assert found["detection_identification_rate"] == {0.0: 1 / 3}
-    equal = torch.ones(9, 50)
-    found = open_set_metrics(equal, equal, torch.arange(9), torch.arange(9) % 5, (0.1, 0.5))
-    assert list(found["detection_identification_rate"].values()) == [0.0, 0.0]
+    # Known and unknown queries of one direction and of many lengths: rounding must not tell them apart.
+    direction = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    queries = direction * torch.linspace(0.1, 30, 200)[:, None]
+    found = open_set_metrics(
+        queries, torch.cat([direction, -direction]), torch.arange(200) % 2 * 9, labels(0, 1), (0.1, 0.5)
+    )
+    assert set(found["detection_identification_rate"].values()) == {0.0}
 
 
 @pytest.mark.parametrize(

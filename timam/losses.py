@@ -1,17 +1,24 @@
-"""The losses of TIMAM (Sarafianos et al., ICCV 2019) as stateless functions of tensors.
+"""The losses as stateless functions of tensors: those of TIMAM (Sarafianos et al., ICCV 2019) and alternatives.
 
-| function                     | symbol | source                                                              |
-|------------------------------|--------|---------------------------------------------------------------------|
-| `cmpm_loss`                  | L_M    | cross-modal projection matching: Zhang & Lu, ECCV 2018, eqs. 1 to 5 |
-| `norm_softmax_loss`          | L_I    | norm-softmax: the same paper, eq. 7                                 |
-| `softmax_loss`               | L_I    | the alternative: plain softmax, for the ablation                    |
-| `discriminator_loss`         | L_D    | GAN, the discriminator's side: Goodfellow et al., NIPS 2014, eq. 1  |
-| `encoder_adversarial_loss`   | L_D    | GAN, the encoders' side, non-saturating (the same, section 3)       |
-| `gradient_penalty`           |        | steadies the game: Mescheder et al., ICML 2018, eq. 9; ours to use  |
+| function                   | symbol | source                                                                  |
+|----------------------------|--------|-------------------------------------------------------------------------|
+| `cmpm_loss`                | L_M    | cross-modal projection matching: Zhang and Lu, ECCV 2018, eqs. 1 to 5   |
+| `sdm_loss`                 |        | similarity distribution matching: Jiang and Ye (IRRA), CVPR 2023        |
+| `infonce_loss`             |        | CLIP's loss: Radford et al., ICML 2021; several positives are ours      |
+| `triplet_loss`             |        | hardest negative in the batch: Faghri et al. (VSE++), BMVC 2018         |
+| `norm_softmax_loss`        | L_I    | norm-softmax: Zhang and Lu, eq. 7                                       |
+| `softmax_loss`             | L_I    | plain softmax, for the ablation                                         |
+| `discriminator_loss`       | L_D    | GAN, for the discriminator: Goodfellow et al., NIPS 2014, eq. 1         |
+| `encoder_adversarial_loss` | L_D    | GAN, for the encoders, non-saturating: the same, section 3              |
+| `gradient_penalty`         |        | R1 penalty: Mescheder et al., ICML 2018, eq. 9; applied to both, ours   |
 
-Conventions: all logarithms are natural; losses are means over the batch; inputs of lower precision are
-computed in float32 (in float16, 1e-8 is 0 and its logarithm -inf), float64 stays float64. The discriminator's
-logit is positive for "image" (1) and negative for "text" (0).
+All logarithms are natural. Losses are means over the batch. Inputs of lower precision are computed in float32, because
+1e-8 is 0 in float16; float64 stays float64. The discriminator's logit is positive for "image" (1) and negative for
+"text" (0).
+
+Matching losses take image_embeddings and text_embeddings, (B, D) floating point of any norm, where row i of one is
+paired with row i of the other, and identity_labels, (B,) integers, where equal labels are positives. They return a
+scalar, the sum of both directions, and raise ValueError for shapes that do not fit or an empty batch.
 """
 
 from __future__ import annotations
@@ -22,8 +29,12 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """float32 for anything below it; autocast does not touch float32 element-wise operations."""
+    """Converts anything below float32 to float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _check_embeddings(name: str, embeddings: Tensor, identity_labels: Tensor) -> None:
@@ -38,50 +49,127 @@ def _check_embeddings(name: str, embeddings: Tensor, identity_labels: Tensor) ->
         )
 
 
-def _projection_matching(source: Tensor, target: Tensor, same_identity: Tensor, epsilon: float) -> Tensor:
-    """One direction of CMPM: source (B, D) projected onto the unit-length target (B, D)."""
-    logits = source @ F.normalize(target, dim=1).T  # (B, B): row i holds phi(V_i) . norm(phi(T_j))
-    log_p = F.log_softmax(logits, dim=1)
-    # Rows of q sum to 1: dividing by the L2 norm, as several ports do, makes a perfect match score below 0.
-    q = same_identity / same_identity.sum(dim=1, keepdim=True)
-    return (log_p.exp() * (log_p - torch.log(q + epsilon))).sum(dim=1).mean()
+# -- matching ------------------------------------------------------------------------------------------------------
 
 
 def cmpm_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, epsilon: float = 1e-8
 ) -> Tensor:
-    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T), both directions summed.
+    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T), in nats.
 
     p_ij = softmax_j(phi(V_i) . norm(phi(T_j))), q_ij = Y_ij / sum_k Y_ik with Y_ij = 1 where i and j share an
-    identity, L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)); L_M(T) with the roles exchanged.
+    identity, L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)); L_M(T) with the roles exchanged. It is at least
+    -2 log(1 + B epsilon), which is 0 up to rounding.
 
     Args:
-        image_embeddings: (B, D) floating point, not normalised; row i is paired with row i of the text.
-        text_embeddings: (B, D) floating point, not normalised.
-        identity_labels: (B,) integers; equal labels are positives.
         epsilon: keeps the logarithm finite where q is 0, in (0, 1).
-
-    Returns:
-        A scalar in nats, at least -2 log(1 + B epsilon), that is 0 up to rounding.
-
-    Raises:
-        ValueError: shapes that do not fit, or an empty batch.
     """
+    images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
+    with _no_autocast(images):
+        image_to_text = _divergence(images @ F.normalize(texts, dim=1).T, targets, epsilon)
+        return image_to_text + _divergence(texts @ F.normalize(images, dim=1).T, targets, epsilon)
+
+
+def sdm_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    identity_labels: Tensor,
+    temperature: float = 0.02,
+    epsilon: float = 1e-8,
+) -> Tensor:
+    """Similarity distribution matching: as `cmpm_loss`, with p_ij = softmax_j(cosine_ij / temperature).
+
+    Args:
+        temperature: above 0. The default is that of IRRA, whose paper introduced the loss.
+        epsilon: as `cmpm_loss`.
+    """
+    images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
+    with _no_autocast(images):
+        logits = _cosines(images, texts) / _checked_temperature(temperature)
+        return _divergence(logits, targets, epsilon) + _divergence(logits.T, targets, epsilon)
+
+
+def infonce_loss(
+    image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """Contrastive loss with identities: -mean_i sum_j q_ij log softmax_j(cosine_ij / temperature), q as in `cmpm_loss`.
+
+    With one pair per identity this is CLIP's loss, apart from the sum over the directions where CLIP has their mean.
+
+    Args:
+        temperature: above 0; a scalar tensor that requires a gradient is learned.
+    """
+    images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
+    with _no_autocast(images):
+        logits = _cosines(images, texts) / _checked_temperature(temperature)
+        return F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
+
+
+def triplet_loss(
+    image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, margin: float = 0.2
+) -> Tensor:
+    """Mean over anchors of max(0, margin + cosine to the hardest negative - cosine to the own pair).
+
+    The hardest negative is the most similar embedding of the other modality and of another identity. An anchor without
+    one counts 0.
+
+    Args:
+        margin: in units of cosine similarity.
+    """
+    images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
+    with _no_autocast(images):
+        cosines = _cosines(images, texts)
+        negatives = cosines.masked_fill(targets > 0, float("-inf"))
+        hardest = torch.stack([negatives.amax(dim=1), negatives.amax(dim=0)])  # (2, B): of each image, of each text
+        return F.relu(margin + hardest - cosines.diagonal()).mean(dim=1).sum()
+
+
+def _checked_batch(
+    image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both embeddings (B, D) in full precision and the targets q (B, B)."""
     if image_embeddings.shape != text_embeddings.shape:
         raise ValueError(
             f"image_embeddings {tuple(image_embeddings.shape)} and text_embeddings "
             f"{tuple(text_embeddings.shape)}: expected the same shape (B, D)"
         )
     _check_embeddings("image_embeddings", image_embeddings, identity_labels)
-    with torch.autocast(image_embeddings.device.type, enabled=False):
-        images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
-        same_identity = (identity_labels[:, None] == identity_labels[None, :]).to(images.dtype)  # (B, B)
-        image_to_text = _projection_matching(images, texts, same_identity, epsilon)
-        return image_to_text + _projection_matching(texts, images, same_identity, epsilon)
+    images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
+    return images, texts, _targets(identity_labels, identity_labels, images.dtype)
+
+
+def _targets(row_labels: Tensor, column_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """q: equal over each row's positives."""
+    same_identity = (row_labels[:, None] == column_labels[None, :]).to(dtype)
+    # Rows sum to 1. Several ports divide by the row's L2 norm instead: a perfect match then scores below 0.
+    return same_identity / same_identity.sum(dim=1, keepdim=True)
+
+
+def _divergence(logits: Tensor, targets: Tensor, epsilon: float) -> Tensor:
+    """Mean over rows of the Kullback-Leibler divergence of softmax(logits) from targets + epsilon."""
+    log_p = F.log_softmax(logits, dim=1)
+    return (log_p.exp() * (log_p - torch.log(targets + epsilon))).sum(dim=1).mean()
+
+
+def _cosines(images: Tensor, texts: Tensor) -> Tensor:
+    return F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T  # (B, B)
+
+
+def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
+    if isinstance(temperature, Tensor):  # its value is not read: on a GPU that would wait for the device at every step
+        if temperature.numel() != 1:
+            raise ValueError(f"temperature {tuple(temperature.shape)}: expected a scalar")
+        return full_precision(temperature)
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature}: expected above 0")
+    return temperature
+
+
+# -- identification ------------------------------------------------------------------------------------------------
 
 
 def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
-    """Identification loss L_I of one modality: cross-entropy whose class-weight rows have unit length.
+    """Identification loss L_I of one modality: cross-entropy with class-weight rows of unit length.
 
     logits = embeddings . (W_c / ||W_c||) + b_c; L_I = mean over the batch of -log softmax(logits)[label].
 
@@ -92,18 +180,18 @@ def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, i
         identity_labels: (B,) int64 in [0, C).
 
     Returns:
-        A scalar in nats, at least 0. L_I of the paper is the sum over the two modalities.
+        A scalar in nats, at least 0. The paper's L_I is the sum over the two modalities.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, or a label outside [0, C).
+        ValueError: shapes that do not fit, an empty batch, or (on the CPU) a label outside [0, C).
     """
     return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=True)
 
 
 def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
-    """As `norm_softmax_loss`, with the class-weight rows as they are: logits = embeddings . W_c + b_c.
+    """As `norm_softmax_loss`, but the class-weight rows keep their length: logits = embeddings . W_c + b_c.
 
-    A classifier can then lower its loss by longer rows alone, which does nothing for the embeddings' angles.
+    A classifier can then lower its loss by longer rows alone, which does not improve the embeddings' angles.
     """
     return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=False)
 
@@ -119,26 +207,27 @@ def _identification(
         )
     if bias.shape != (len(class_weights),):
         raise ValueError(f"bias {tuple(bias.shape)}: expected ({len(class_weights)},), one for each class")
-    # On a GPU this would wait for the device at every step; there, cross_entropy's own assertion stops the run.
-    if identity_labels.device.type == "cpu" and (
-        int(identity_labels.min()) < 0 or int(identity_labels.max()) >= len(class_weights)
-    ):
-        found = f"{int(identity_labels.min())} to {int(identity_labels.max())}"
-        raise ValueError(f"identity_labels: expected 0 to {len(class_weights) - 1}, found {found}")
-    with torch.autocast(embeddings.device.type, enabled=False):
+    if identity_labels.device.type == "cpu":  # on a GPU this would wait for the device; cross_entropy asserts it there
+        low, high = (int(end) for end in identity_labels.aminmax())
+        if low < 0 or high >= len(class_weights):
+            raise ValueError(f"identity_labels: expected 0 to {len(class_weights) - 1}, found {low} to {high}")
+    with _no_autocast(embeddings):
         weights = full_precision(class_weights)
         logits = F.linear(full_precision(embeddings), weights)
-        if unit_rows:  # the logits are divided, not the rows: these are many times larger, as are their gradients
+        if unit_rows:  # dividing the (B, C) logits is cheaper than dividing the (C, D) rows and storing their gradient
             logits = logits / torch.linalg.vector_norm(weights, dim=1).clamp_min(1e-12)
         return F.cross_entropy(logits + full_precision(bias), identity_labels)
 
 
+# -- adversarial ---------------------------------------------------------------------------------------------------
+
+
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The discriminator's side of L_D: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))].
+    """L_D for the discriminator: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))].
 
     Args:
-        image_logits: (B,) logits that image embeddings come from images.
-        text_logits: (B',) the same of text embeddings.
+        image_logits: (B,) the discriminator's logits for image embeddings.
+        text_logits: (B',) the same for text embeddings.
         label_smoothing: one-sided (Salimans et al., NIPS 2016): the target for images is 1 - this; in [0, 0.5).
 
     Returns:
@@ -153,19 +242,19 @@ def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothin
 
 
 def encoder_adversarial_loss(image_logits: Tensor, text_logits: Tensor) -> Tensor:
-    """The encoders' side of L_D, against a discriminator that this step leaves as it is.
+    """L_D for the encoders, non-saturating: -E_V[log(1 - D(phi(V)))] - E_T[log D(phi(T))].
 
-    The non-saturating form: each modality is to be taken for the other, -E_V[log(1 - D(phi(V)))]
-    - E_T[log D(phi(T))]. The paper states the min-max game and not this choice; the other one is the game's own value,
-    minus `discriminator_loss`, whose gradient is what a gradient reversal layer passes on (Ganin and Lempitsky, ICML
-    2015). Where the discriminator is sure, this one pulls hardest and that one hardly.
+    Each modality is to be taken for the other. The paper states the min-max game and does not say which form the
+    encoders minimise. The alternative is minus `discriminator_loss`, whose gradient a gradient reversal layer passes on
+    (Ganin and Lempitsky, ICML 2015). Where the discriminator is confident, the form here has its largest gradient and
+    gradient reversal has almost none.
 
     Args:
-        image_logits: (B,) logits that image embeddings come from images.
-        text_logits: (B',) the same of text embeddings.
+        image_logits: (B,) the discriminator's logits for image embeddings.
+        text_logits: (B',) the same for text embeddings.
 
     Returns:
-        A scalar in nats, at least 0; falls as the discriminator errs more.
+        A scalar in nats, at least 0; it falls as the discriminator errs more.
     """
     return _modality_cross_entropy(image_logits, 0.0) + _modality_cross_entropy(text_logits, 1.0)
 
@@ -173,18 +262,18 @@ def encoder_adversarial_loss(image_logits: Tensor, text_logits: Tensor) -> Tenso
 def _modality_cross_entropy(logits: Tensor, target: float) -> Tensor:
     if logits.numel() == 0:
         raise ValueError("modality_logits: the batch is empty")
-    with torch.autocast(logits.device.type, enabled=False):
+    with _no_autocast(logits):
         logits = full_precision(logits)
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
 def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
-    """R1 penalty of the discriminator: mean over the batch of |d logit / d embedding|^2, differentiable once more.
+    """R1 penalty of the discriminator: mean over the batch of |d logit / d embedding|^2, itself differentiable.
 
-    Without it the game goes round: the encoders push the modalities through each other and apart again, faster than
-    the discriminator turns, and a mere shift between two equal clouds grows (notebook 10). A slope that is kept small
-    damps this (Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do actually Converge?", ICML 2018).
-    Theirs penalises real data only; here no modality is the real one, so it is on both.
+    Without it the game does not converge: the encoders push the modalities through each other and apart again faster
+    than the discriminator follows, so that even a mere shift between two equal distributions grows (notebook 10). A
+    small slope of the discriminator damps this (Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do
+    actually Converge?", ICML 2018). They penalise real data only; here neither modality is the real one, so both are.
 
     Args:
         modality_logits: (B,) of the discriminator for
