@@ -18,7 +18,7 @@ from PIL import Image
 
 from timam import cli, training
 from timam.interruption import Interrupted
-from timam.search import kept_in
+from timam.run import Run
 
 COMMANDS = [
     [],
@@ -429,7 +429,7 @@ def test_search_k_and_plain_lines_agree_with_json(call, finished_run, album):
 def test_search_keeps_what_it_encoded_and_follows_changes(call, finished_run, album):
     arguments = ["search", finished_run, "a person in a red coat", "--images", album, "--json"]
     first = call(*arguments)
-    kept = kept_in(finished_run, album)
+    kept = Run(finished_run).gallery(album)
     written = (kept / "embeddings.npy").stat().st_mtime_ns
     again = call(*arguments)
     assert again.out == first.out

@@ -239,9 +239,9 @@ def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeyp
 def test_the_command_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, capsys, split, expected):
     dataset = SimpleNamespace(kind="class", folds=2, split=lambda _: SimpleNamespace(image_paths=[]))
     model = SimpleNamespace(model_config=SimpleNamespace(image_height=1, image_width=1))
-    monkeypatch.setattr(cli.configs, "load", lambda _: Config())
+    for name, value in {"config": Config(), "require_best": None, "best_model": model}.items():
+        monkeypatch.setattr(Run, name, lambda _, value=value: value)
     monkeypatch.setattr(cli, "load_dataset", lambda *_, **__: dataset)
-    monkeypatch.setattr(cli, "_best_model", lambda _: model)
     monkeypatch.setattr(stores, "open_pixels", lambda *_: None)
     monkeypatch.setattr(evaluation, "embed_split", lambda *_, **__: instances)
     monkeypatch.setattr(evaluation, "gap", lambda _: {})

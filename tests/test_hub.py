@@ -141,7 +141,7 @@ def test_card_of_a_class_benchmark_has_its_protocol(tmp_path):
 def test_a_model_without_a_run_says_its_use_and_limits_and_no_results(tiny_model):
     text = str(tiny_model().generate_model_card())
     assert "## Limits and risks" in text
-    assert "resnet18 and tiny-bert" in text
+    assert "The image encoder is resnet18; the text encoder is tiny-bert with" in text
     for absent in ("## Results", "## Data", "of 100 sentences", "None", "Undefined"):
         assert absent not in text
 

@@ -1,4 +1,4 @@
-"""What a run adds to its model's card on the hub: data, results with intervals, and how it was made."""
+"""What the model card on the hub says about a run: its data, its results with intervals, and how it was made."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from timam.run import Run
 
 
 def of_run(run: Path | str) -> dict[str, Any]:
-    """The fields of the model card that a finished run fills; no path of this machine is in them.
+    """The fields of the model card that a finished run fills. They hold no path of this machine.
 
     For `model.push_to_hub(repo_id, model_card_kwargs=of_run(run))`, and `save_pretrained`.
 
     Args:
-        run: the run directory; its config.json, metrics.json and test_embeddings.safetensors are read.
+        run: the run directory.
 
     Raises:
-        FileNotFoundError: a run that is not finished.
-        ValueError: a damaged one.
+        FileNotFoundError: the run is not finished.
+        ValueError: a file of the run is damaged.
     """
-    run = Path(run)
-    config = Run(run).config()
-    metrics, embeddings = Run(run).metrics(), Run(run).test_embeddings()
-    rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
+    found = Run(Path(run))
+    config, metrics, embeddings = found.config(), found.metrics(), found.test_embeddings()
     name, notes = config.data.dataset, metrics["provenance"].pop("data_notes")
-    source = f"{DATASETS[name].source}; terms: {DATASETS[name].terms}"
+    terms = DATASETS[name].terms
+    source = f"{DATASETS[name].source}; terms: {terms}"
     test = "Tested once, on the test split: {queries:,.0f} captions, {gallery:,.0f} pictures."
     facts = metrics["provenance"] | {"seconds": metrics["seconds"], "epoch chosen on validation": metrics["best_epoch"]}
-    settings = {k: v for k, v in configs.to_dict(config).items() if k != "model"}  # which the model's config.json has
-    del settings["data"]["root"]
+    settings = configs.to_dict(config)
+    del settings["model"], settings["data"]["root"]  # the model's settings are in its config.json
+    rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
     return {
         "title": f"TIMAM, trained on {name}",
         "data": "\n\n".join([f"`{name}` ({source}). {test.format(**metrics['text_to_image'])}", *notes]),
@@ -48,21 +48,32 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "facts": facts,
         "settings": json.dumps(settings, indent=2),
         "wrong": 100 - rows["text_to_image"]["rank_1"][0],
-        "terms": DATASETS[name].terms,
+        "terms": terms,
         "eval_results": [
-            EvalResult(
-                task_type="text-image-retrieval", dataset_type=name, dataset_name=name, dataset_split="test",
-                metric_type=key, metric_name=f"{direction} {RETRIEVAL_METRICS[key].title}",
-                metric_value=round(value, 2),
-            )
-            for direction, row in rows.items() for key, (value, _, _) in row.items()
+            _eval_result(name, direction, key, row[key][0]) for direction, row in rows.items() for key in row
         ],
-    }  # fmt: skip
+    }
+
+
+def _eval_result(dataset: str, direction: str, metric: str, percent: float) -> EvalResult:
+    """One result as the hub indexes it."""
+    return EvalResult(
+        task_type="text-image-retrieval",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split="test",
+        metric_type=metric,
+        metric_name=f"{direction} {RETRIEVAL_METRICS[metric].title}",
+        metric_value=round(percent, 2),
+    )
 
 
 def _with_intervals(embeddings: Embeddings, direction: str) -> dict[str, tuple[float, float, float]]:
-    """Each value with the ends of its 95 % bootstrap interval over test identities, in percent."""
-    found = per_query(embeddings, direction)
-    values = {name: metric.values(found) for name, metric in RETRIEVAL_METRICS.items()}
-    ends = {key: bootstrap_interval(value, found["identity"]) for key, value in values.items()}
-    return {key: (100 * float(np.mean(v)), 100 * ends[key][0], 100 * ends[key][1]) for key, v in values.items()}
+    """{metric: (value, low, high)} in percent, with 95 % bootstrap intervals over the test identities."""
+    queries = per_query(embeddings, direction)
+    values = {name: metric.values(queries) for name, metric in RETRIEVAL_METRICS.items()}
+    intervals = {name: bootstrap_interval(value, queries["identity"]) for name, value in values.items()}
+    return {
+        name: (100 * float(np.mean(value)), 100 * intervals[name][0], 100 * intervals[name][1])
+        for name, value in values.items()
+    }

@@ -1,4 +1,7 @@
-"""The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 after Ctrl-C and 143 after SIGTERM."""
+"""The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 after Ctrl-C and 143 after SIGTERM.
+
+Imports of torch stand inside the commands, behind the checks of what the user typed: they take seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ import click
 
 from timam import __version__
 from timam import config as configs
-from timam.data import DATASETS, DataError, load_dataset
-from timam.interruption import Interrupted
+from timam.data import DATASETS, load_dataset
+from timam.run import Run
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 dataset_option = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
 root_option = click.option("--root", type=FOLDER, required=True, help="Folder of annotation file and pictures.")
+run_argument = click.argument(
+    "run",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    callback=lambda context, parameter, folder: Run(folder),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
 
 
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -51,14 +60,14 @@ def data() -> None:
 @click.option("--occlusion", type=click.FloatRange(0, 1), help="Share of pictures that are partly hidden.")
 @click.option("--near-duplicate", type=click.FloatRange(0, 1), help="Share of persons who resemble another.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; all cores unless given.")
-def pedestrians(output: Path, identities: int, val_identities: int | None, test_identities: int | None,
-                workers: int | None, **options: Any) -> None:  # fmt: skip
+def pedestrians(output: Path, identities: int, workers: int | None, **options: Any) -> None:
     """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""
     from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
     options = {name: value for name, value in options.items() if value is not None}
+    asked = {split: options.pop(f"{split}_identities", None) for split in ("val", "test")}
     spec = PedestrianSpec.of_size(identities, **options)
-    val, test = val_identities or spec.val_identities, test_identities or spec.test_identities
+    val, test = asked["val"] or spec.val_identities, asked["test"] or spec.test_identities
     if val + test >= identities:
         raise click.UsageError(f"--identities {identities} leaves none for training beside {val} and {test}")
     spec = replace(spec, train_identities=identities - val - test, val_identities=val, test_identities=test)
@@ -69,7 +78,7 @@ def pedestrians(output: Path, identities: int, val_identities: int | None, test_
 @data.command()
 @root_option
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Pictures and captions.")
-@click.option("--json", "as_json", is_flag=True, help="Fractions in [0, 1], for programs.")
+@json_option
 def oracle(root: Path, split: str, as_json: bool) -> None:
     """The ceiling of rendered pedestrians: the ranking of a reader who knows what pictures show and captions state."""
     from timam_lab.pedestrians.oracle import oracle
@@ -88,7 +97,7 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
 @dataset_option
 @root_option
 @click.option("--max-words", type=click.IntRange(1), default=120, help="A caption with more words is named.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
     """Count what each split holds, beside what is published, and name every problem, unreadable pictures included."""
     from timam.data.check import check_dataset
@@ -136,8 +145,6 @@ def train(
     preset: str, dataset: str, root: Path, output: Path, seed: int | None, settings: tuple[str, ...], resume: bool
 ) -> None:
     """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
-    from timam.training import fit
-
     seeds = [] if seed is None else [f"train.seed={seed}"]
     try:
         config = configs.override(
@@ -145,7 +152,10 @@ def train(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    finished = (output / "metrics.json").exists()
+    _require(root)
+    from timam.training import fit
+
+    finished = Run(output).finished
     metrics = fit(config, output, resume)
     if os.environ.get("RANK", "0") != "0":  # of several processes, one prints
         return
@@ -156,23 +166,24 @@ def train(
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@run_argument
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data than the run's.")
 @click.option("--root", type=FOLDER, help="Folder of other data than the run's.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
+@json_option
+def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
+    if (dataset is None) != (root is None):
+        raise click.UsageError("--dataset and --root go together")
+    run.require_best()
+    config = run.config()
+    name, folder = dataset or config.data.dataset, root or Path(config.data.root)
+    _require(folder)
+    found = load_dataset(name, folder, required_splits=(split,))
     from timam import evaluation
     from timam.stores import StoredSplit, open_pixels
 
-    if (dataset is None) != (root is None):
-        raise click.UsageError("--dataset and --root go together")
-    config = configs.load(run / "config.json")
-    name, folder = dataset or config.data.dataset, root or config.data.root
-    found = load_dataset(name, folder, required_splits=(split,))
-    chosen = found.split(split)
-    model = _best_model(run)
+    model, chosen = run.best_model(), found.split(split)
     pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
     embeddings = evaluation.embed_split(model, StoredSplit(chosen, pixels), progress=not as_json)
     results = {
@@ -185,7 +196,7 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@run_argument
 @click.argument("sentence", required=False)
 @click.option("--images", type=FOLDER, required=True, help="Folder of pictures, searched with its subfolders.")
 @click.option("--sentences", type=click.File(encoding="utf-8"), help="File with a sentence a line, instead of one.")
@@ -195,34 +206,31 @@ def evaluate(run: Path, split: str, dataset: str | None, root: Path | None, as_j
     "--engine", type=click.Choice(["local", "ray"]), default="local", help="What encodes: here, or a Ray cluster."
 )
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="Of each task on Ray.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
-def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int, approximate: bool, engine: str,
-           gpus: float, as_json: bool, figure: Path | None) -> None:  # fmt: skip
+def search(
+    run: Run, sentence: str | None, images: Path, sentences: Any, as_json: bool, figure: Path | None, **options: Any
+) -> None:
     """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first.
 
     The folder is encoded once, into RUN/galleries; later only what is new or changed in it.
     """
-    if (sentence is None) == (sentences is None):
-        raise click.UsageError("give a SENTENCE or --sentences FILE")
-    try:
-        queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{sentences.name}: {error}") from error
-    if not queries or not all(query.strip() for query in queries):
-        raise click.UsageError("the sentence is empty")
-    from timam.search import kept_in, open_gallery
+    queries = _queries(sentence, sentences)
+    _require(images)
+    run.require_best()
+    from timam.search import open_gallery
 
-    model = _best_model(run)
-    gallery = open_gallery(model, images, kept_in(run, images), not as_json, approximate, engine, gpus)
+    k, approximate = options.pop("k"), options["approximate"]
+    model = run.best_model()
+    gallery = open_gallery(model, images, run.gallery(images), progress=not as_json, **options)
     for problem in gallery.problems:
         click.echo(f"warning: {problem}", err=True)
     scores, rows = gallery.search(model.encode_texts(queries), k, exact=not approximate)
-    answers: list[dict[str, Any]] = [
-        {"sentence": query, "answers": [{"path": str(images / gallery.paths[row]), "score": float(score)}
-                                        for score, row in zip(*found, strict=True) if row >= 0]}
-        for query, *found in zip(queries, scores, rows, strict=True)
-    ]  # fmt: skip
+    answers: list[dict[str, Any]] = []
+    for query, *ranking in zip(queries, scores, rows, strict=True):
+        found = [(row, score) for score, row in zip(*ranking, strict=True) if row >= 0]
+        paths = [{"path": str(images / gallery.paths[row]), "score": float(score)} for row, score in found]
+        answers.append({"sentence": query, "answers": paths})
     if figure is not None:
         _draw(answers, figure)
     if as_json:
@@ -236,25 +244,44 @@ def search(run: Path, sentence: str | None, images: Path, sentences: Any, k: int
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@run_argument
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Everybody may read it, if the repository is new; private otherwise.")
-def push(run: Path, repo_id: str, public: bool) -> None:
+def push(run: Run, repo_id: str, public: bool) -> None:
     """Put a run's best model on the Hugging Face hub, with a model card made from the run.
 
     Log in first, with `hf auth login`. Model, tokenizer and card are sent; pictures and captions are not.
     """
+    run.metrics()  # raises where the run is not finished
     from huggingface_hub.errors import HTTPError
 
     from timam.card import of_run
 
-    fields = of_run(run) | {"repo_id": repo_id}
+    fields = of_run(run.folder) | {"repo_id": repo_id}
     try:
-        click.echo(_best_model(run).push_to_hub(repo_id, private=not public, model_card_kwargs=fields))
+        click.echo(run.best_model().push_to_hub(repo_id, private=not public, model_card_kwargs=fields))
     except HTTPError as error:  # some of which are no OSError
         raise RuntimeError(
             f"{repo_id}: {error}\nIs there a connection, and are you logged in (`hf auth login`) as its owner?"
         ) from error
+
+
+def _require(folder: Path) -> None:
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
+
+
+def _queries(sentence: str | None, sentences: Any) -> list[str]:
+    """The sentence, or the lines of the open file. Raises UsageError unless there is exactly one of the two."""
+    if (sentence is None) == (sentences is None):
+        raise click.UsageError("give a SENTENCE or --sentences FILE")
+    try:
+        queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{sentences.name}: {error}") from error
+    if not queries or not all(query.strip() for query in queries):
+        raise click.UsageError("the sentence is empty")
+    return queries
 
 
 def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
@@ -267,17 +294,6 @@ def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
     drawn.savefig(figure, dpi=110, bbox_inches="tight")
 
 
-def _best_model(run: Path) -> Any:
-    import torch
-
-    from timam.models import TIMAM
-
-    best = run / "checkpoints" / "best"
-    if not best.is_dir():  # else it would be looked for on the hub
-        raise FileNotFoundError(f"{best}: no such folder; {run} is not a run with a finished epoch")
-    return TIMAM.from_pretrained(best).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _table(metrics: dict[str, Any]) -> str:
     """Both directions as a small table in percent, then what some benchmarks report beside them."""
     from timam.metrics import RETRIEVAL_METRICS
@@ -285,10 +301,12 @@ def _table(metrics: dict[str, Any]) -> str:
     keys = list(RETRIEVAL_METRICS)
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
 
+    def row(direction: str, values: dict[str, float]) -> str:
+        percent = "".join(f"{100 * values[k]:9.2f}" for k in keys)
+        return f"{direction:14}{percent}   {values['queries']:,.0f} queries, gallery of {values['gallery']:,.0f}"
+
     def rows(part: dict[str, Any]) -> list[str]:
-        return [f"{direction:14}" + "".join(f"{100 * part[direction][k]:9.2f}" for k in keys)
-                + "   {queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
-                for direction in ("text_to_image", "image_to_text")]  # fmt: skip
+        return [row(direction, part[direction]) for direction in ("text_to_image", "image_to_text")]
 
     lines += rows(metrics)
     if folds := metrics.get("folds"):
@@ -314,8 +332,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__ or error  # click makes an Abort of a KeyboardInterrupt
-        click.echo(str(cause) if isinstance(cause, Interrupted) else "interrupted", err=True)
+        click.echo(str(cause) or "interrupted", err=True)
         sys.exit(getattr(cause, "exit_code", 130))
-    except (DataError, OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -265,12 +265,6 @@ def model_fingerprint(model: TIMAM) -> str:
     return digest.hexdigest()[:16]
 
 
-def kept_in(run: Path, folder: Path | str) -> Path:
-    """Where a run keeps the gallery of a folder."""
-    folder = Path(folder).resolve()
-    return run / "galleries" / f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
-
-
 def open_gallery(
     model: TIMAM, folder: Path | str, kept: Path, progress: bool = False, approximate: bool = False,
     engine: str = "local", gpus: float = 0,
