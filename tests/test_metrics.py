@@ -11,6 +11,7 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalPrec
 from timam import metrics
 from timam.metrics import (
     CLASS_OPTIONS,
+    bootstrap_interval,
     class_retrieval_metrics,
     open_set_metrics,
     query_metrics,
@@ -512,6 +513,64 @@ def test_five_captions_a_picture_by_hand():
     assert found["rank_2"] == pytest.approx((3 + 1 + 4 + 1) / 15)
     assert found["rank_3"] == 1.0
     assert found["mINP"] == found["mAP"] == pytest.approx((3 + 6 / 2 + 6 / 3) / 15)  # one relevant item: AP is 1 / rank
+
+
+# -- intervals -------------------------------------------------------------------------------------------------------
+
+
+def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
+    """Results whose mean is 0, with as much variance between identities as within: not independent."""
+    sizes = generator.integers(1, 2 * per_identity, identities)
+    identity = np.repeat(np.arange(identities), sizes)
+    return generator.normal(size=identities)[identity] + generator.normal(size=len(identity)), identity
+
+
+def coverage(repetitions: int, confidence: float, single_queries: bool = False) -> float:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for repetition in range(repetitions):
+        values, identity = clustered(generator)
+        groups = np.arange(len(values)) if single_queries else identity
+        low, high = bootstrap_interval(values, groups, confidence, resamples=200, seed=repetition)
+        hits += low <= 0 <= high
+    return hits / repetitions
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_interval_covers_as_often_as_it_says(confidence):
+    # 200 repetitions: three standard errors are 0.11 at 0.5 and 0.05 at 0.95; a percentile interval of 40 identities
+    # is itself a few percent short.
+    slack = 3 * np.sqrt(confidence * (1 - confidence) / 200) + 0.04
+    assert coverage(200, confidence) == pytest.approx(confidence, abs=slack)
+
+
+def test_resampling_single_queries_would_cover_too_seldom():
+    assert coverage(100, 0.95, single_queries=True) < 0.8
+
+
+def test_interval_is_of_the_mean_over_queries():
+    # Identity 0 has one query of value 1, identity 1 three of value 0. Resamples: (0,0): 1, (0,1) and (1,0): 1/4,
+    # (1,1): 0, so the middle half, from the quartiles, is [0.25 or less, 0.25 or more]; a mean of identities' means
+    # would give 0.5.
+    values, identity = np.array([1.0, 0, 0, 0]), np.array([7, 3, 3, 3])
+    assert bootstrap_interval(values, identity, confidence=0.3) == pytest.approx((0.25, 0.25))
+    assert bootstrap_interval(values, identity, confidence=0.95) == pytest.approx((0.0, 1.0))
+    assert bootstrap_interval(np.ones(6), np.arange(6)) == (1.0, 1.0)
+
+
+def test_interval_repeats_with_its_seed():
+    values, identity = clustered(np.random.default_rng(2))
+    found = bootstrap_interval(values, identity, seed=3)
+    assert found == bootstrap_interval(values, identity, seed=3) != bootstrap_interval(values, identity, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "identities", "message"),
+    [(np.ones(3), np.ones(2), r"\(3,\).*\(2,\)"), (np.ones(3), np.zeros(3), "one identity")],
+)
+def test_interval_of_wrong_input(values, identities, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, identities)
 
 
 # -- classes: CUB and Oxford Flowers ---------------------------------------------------------------------------------
