@@ -15,6 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
+from timam.embedded import open_picture
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -29,7 +31,7 @@ class ImageError(ValueError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decodes a whole picture as RGB, turned as its EXIF says, transparency laid on white.
+    """Decodes a whole picture, of a file or embedded, as RGB, turned as its EXIF says, transparency laid on white.
 
     Raises:
         ImageError: missing, empty, truncated, not a picture of `FORMATS`, or absurdly large: a side above
@@ -37,7 +39,7 @@ def read_image(path: Path) -> Image.Image:
             Pillow refuses; from half of that on it warns.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(open_picture(path), formats=FORMATS) as image:
             if max(image.size) > LONGEST_SIDE:
                 raise ValueError(f"{image.width}x{image.height} pixels, expected at most {LONGEST_SIDE:,} a side")
             image.load()

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from timam.data.records import DataError, Split
+from timam.embedded import container
 from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import ImageError, read_image, to_pixels
 from timam.models import TIMAM
@@ -95,7 +96,7 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
         DataError: every picture that cannot be read.
         OSError: too little space on the disk.
     """
-    stats = [os.stat(p) for p in paths]
+    stats = [os.stat(container(p)) for p in paths]
     # The time of the last change of status, too: tools that copy pictures set back the time of modification.
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
     name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
