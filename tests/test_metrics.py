@@ -334,7 +334,7 @@ def test_summarize_is_the_mean_over_queries():
         "inverse_penalty": np.array([1.0, 0.25, 0.25, 0.0]),
     }
     expected = {"rank_1": 0.5, "rank_5": 0.75, "rank_10": 1.0, "mAP": 0.375, "mINP": 0.375}
-    assert summarize(per_query) == expected
+    assert expected.items() <= summarize(per_query).items()
 
 
 # -- a second opinion ------------------------------------------------------------------------------------------------

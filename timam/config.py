@@ -183,7 +183,11 @@ SECTIONS = tuple(_TYPES)
 _FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
 # Settings younger than the first runs. While such a setting has its default it does not enter the fingerprint, so that
 # existing runs are found again. Its default must do what was done before the setting existed.
-NEW_SETTINGS = ("loss.matching", "loss.temperature", "loss.margin")
+NEW_SETTINGS = (
+    "loss.matching",
+    "loss.temperature",
+    "loss.margin",
+)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
