@@ -137,6 +137,11 @@ class WordStates:
     def __init__(self, states: np.ndarray, offsets: np.ndarray) -> None:
         self.states, self.offsets = states, offsets
 
+    def select(self, captions: np.ndarray) -> WordStates:
+        """A copy of the states of some captions, given by their indices, in that order."""
+        rows = [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
+        return WordStates(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(r) for r in rows])]))
+
     def gather(self, captions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Caption indices (B,) -> word states (B, T, C) float32, right-padded with zeros, and a mask (B, T)."""
         rows = [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
@@ -186,3 +191,19 @@ class StoredSplit:
     split: Split
     pixels: np.ndarray
     words: WordStates | None = None
+
+    def sample(self, identities: int) -> StoredSplit:
+        """The pictures and captions of so many identities, copied; the same ones in every call."""
+        split = self.split
+        chosen = np.random.default_rng(0).permutation(len(split.identities))[:identities]
+        pictures = np.flatnonzero(np.isin(split.image_labels, chosen))
+        captions = np.flatnonzero(np.isin(split.caption_labels, chosen))
+        part = Split(
+            name=split.name,
+            image_paths=[split.image_paths[i] for i in pictures],
+            image_labels=split.image_labels[pictures],
+            captions=[split.captions[i] for i in captions],
+            caption_image=np.searchsorted(pictures, split.caption_image[captions]),
+            identities=split.identities,
+        )
+        return StoredSplit(part, self.pixels[pictures], self.words and self.words.select(captions))
