@@ -291,43 +291,39 @@ def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, 
     assert (finished_run / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [("foreign folder", "not empty and holds no run"), ("no --resume", "--resume"), ("checkpoint", "last is damaged"),
+     ("config", "config.json")],
+)  # fmt: skip
+def test_folder_that_cannot_be_trained_in_is_refused_and_kept(call, finished_run, people, tmp_path, cause, expected):
+    run = tmp_path / "run"
+    if cause == "foreign folder":
+        write_picture(run / "thesis.png")
+    else:
+        interrupted(finished_run, run)
+    if cause in ("checkpoint", "config"):
+        damaged = run / {"checkpoint": "checkpoints/last/training_state.json", "config": "config.json"}[cause]
+        damaged.write_text(damaged.read_text()[:-20])
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "config.json"}
+    result = call(*train_arguments(people, run, *([] if cause in ("foreign folder", "no --resume") else ["--resume"])))
+    assert result.code == 1
+    assert expected in result.err
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (run / "metrics.json").exists()
+
+
 def interrupted(finished: Path, folder: Path) -> Path:
     shutil.copytree(finished, folder)
     (folder / "metrics.json").unlink()
     return folder
 
 
-def test_interrupted_run_needs_resume(call, finished_run, people, tmp_path):
+def test_interrupted_run_is_resumed(call, finished_run, people, tmp_path):
     run = interrupted(finished_run, tmp_path / "run")
-    result = call(*train_arguments(people, run))
-    assert result.code == 1
-    assert "--resume" in result.err
-    assert not (run / "metrics.json").exists()
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 0
+    assert call(*train_arguments(people, run, "--resume")).code == 0
     old, new = (json.loads((r / "metrics.json").read_text()) for r in (finished_run, run))
     assert new["text_to_image"] == old["text_to_image"]
-
-
-def test_foreign_folder_is_refused_and_kept(call, people, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    result = call(*train_arguments(people, tmp_path))
-    assert result.code == 1
-    assert "not empty and holds no run" in result.err
-    assert os.listdir(tmp_path) == ["thesis.txt"]
-
-
-def test_damaged_config_or_checkpoint_is_a_message(call, finished_run, people, tmp_path):
-    run = interrupted(finished_run, tmp_path / "run")
-    state = run / "checkpoints" / "last" / "training_state.json"
-    state.write_text(state.read_text()[:-20])
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 1
-    assert "last is damaged" in result.err
-    (run / "config.json").write_text("{")
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 1
-    assert "config.json" in result.err
 
 
 @pytest.mark.parametrize(

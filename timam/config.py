@@ -6,7 +6,6 @@ Marks in the comments: [paper] stated in the paper, [recalled] believed to be in
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import reprlib
@@ -66,7 +65,6 @@ def _settings(cls: type[T]) -> type[T]:
             return f"unknown setting {key}; {section or 'a config'} has: {', '.join(fields)}"
         return f"{key} = {reprlib.repr(error['input'])}: expected {_expected(fields[name])}"
 
-    @functools.wraps(construct)
     def checked(self: Any, /, **values: Any) -> None:
         try:
             construct(self, **values)
