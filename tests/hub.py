@@ -9,7 +9,6 @@ import base64
 import hashlib
 import http.server
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -37,12 +36,6 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by SHA-256
     requests: list[str] = field(default_factory=list)
     full: bool = False  # refuses uploads
-
-    def environment(self, home: object, token: str | None = TOKEN) -> dict[str, str]:
-        """For a process that shall meet this hub and no other."""
-        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "HF_TOKEN"}
-        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1", **({"HF_TOKEN": token} if token else {})}  # fmt: skip
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -161,7 +154,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def pretend_online(monkeypatch: object, url: str) -> None:
     """Points this process at a hub: huggingface_hub read its environment on import, offline."""
-    for name, value in [("ENDPOINT", url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)]:
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    values = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in values.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
@@ -172,6 +176,109 @@ def _karpathy(name: str, root: Path) -> Path:
     return write_karpathy(root, karpathy_images(train=2, val=1, test=1), "images", name)
 
 
+def picture_bytes(seed: int = 0, size: tuple[int, int] = (8, 16)) -> bytes:
+    """A PNG of noise."""
+    stream, (width, height) = io.BytesIO(), size
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# As the Hugging Face library writes the features {"image": Image(), "caption": [string]}.
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_parquet(root: Path, rows: dict[str, list[dict[str, Any]]] | None = None, group: int = 2) -> Path:
+    """data/SPLIT-00000-of-00001.parquet with embedded pictures, rows of {"captions": [...], ...}. Returns the root."""
+    default = {
+        s: [{"caption": [f"picture {i}", "in red"]} for i in range(n)] for s, n in zip(SPLITS, (4, 2, 2), strict=True)
+    }
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    for number, (split, columns) in enumerate((rows or default).items()):
+        pictures = [{"bytes": picture_bytes(100 * number + i), "path": f"{i}.png"} for i in range(len(columns))]
+        table = pa.table({"image": pa.array(pictures, HF_IMAGE), **{k: [r[k] for r in columns] for k in columns[0]}})
+        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet", row_group_size=group)
+    return root
+
+
+def write_imagefolder(root: Path, file: str = "metadata.jsonl") -> Path:
+    """train/, validation/ and test/ with pictures and a metadata file, as jxie/flickr8k comes from. Returns root."""
+    for split, n in (("train", 4), ("validation", 2), ("test", 2)):
+        rows = [{"file_name": f"{i}.png", "caption_0": f"{split} {i}", "caption_1": "in red"} for i in range(n)]
+        for i in range(n):
+            write_picture(root / split / f"{i}.png", seed=i)
+        if file.endswith(".csv"):
+            lines = [",".join(row.values()) for row in rows]
+            text = "\n".join(["file_name,caption_0,caption_1", *lines])
+        else:
+            text = "\n".join(map(json.dumps, rows))
+        (root / split / file).write_text(text + "\n")
+    return root
+
+
+def write_sidecar(root: Path) -> Path:
+    """Ten pictures in two folders, each with a .txt beside it. Returns the root."""
+    for i in range(10):
+        write_picture(root / f"{i % 2}" / f"{i}.png", seed=i)
+        (root / f"{i % 2}" / f"{i}.txt").write_text(f"picture {i}\n\nin red\n")
+    return root
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_webdataset(root: Path) -> Path:
+    """train/0.tar, val/0.tar and test/0.tar as clip-benchmark/wds_flickr30k: KEY.jpg, KEY.txt, KEY.json."""
+    for split, n in (("train", 4), ("val", 2), ("test", 2)):
+        members = {}
+        for i in range(n):
+            members[f"{i:05d}.jpg"] = picture_bytes(i)
+            members[f"{i:05d}.txt"] = f"{split} {i}\nin red\n".encode()
+            members[f"{i:05d}.json"] = json.dumps({"width": 8, "height": 16}).encode()
+        write_tar(root / split / "0.tar", members)
+    return root
+
+
+def write_coco_captions(root: Path) -> Path:
+    """annotations/captions_{train,val}2014.json and train2014/, val2014/ as COCO distributes them. Returns the root."""
+    (root / "annotations").mkdir(parents=True)
+    for split, first, n in (("train2014", 10, 4), ("val2014", 20, 4)):
+        images = [{"id": first + i, "file_name": f"COCO_{split}_{first + i:012d}.jpg", "license": 3} for i in range(n)]
+        annotations = [{"image_id": image["id"], "id": 10 * image["id"] + k, "caption": f"picture {image['id']}, {k}"}
+                       for k in range(2) for image in images]  # fmt: skip
+        for image in images:
+            write_picture(root / split / image["file_name"], seed=image["id"])
+        content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+        (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def write_flickr_token(root: Path) -> Path:
+    """results_20130124.token and flickr30k-images/ as torchvision reads them. Returns the root."""
+    lines = []
+    for i in range(10):
+        write_picture(root / "flickr30k-images" / f"{1000 + i}.jpg", seed=i)
+        lines += [f"{1000 + i}.jpg#{k}\tPicture {i} , sentence {k} ." for k in range(5)]
+    (root / "results_20130124.token").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_ufine(root: Path) -> Path:
+    """As UFine6926's README has it: {split, id, file_path: images/1.jpg, captions}; no validation split."""
+    records = person_search_records(train=5, val=0, test=2)
+    for i, record in enumerate(records, 1):
+        record["file_path"] = f"images/{i}.jpg"
+        write_picture(root / record["file_path"], seed=i)
+    (root / "annotations.json").write_text(json.dumps(records))
+    return root
+
+
 CLASSES = {"train": ["001.A", "002.B"], "val": ["003.C"], "test": ["004.D"]}
 _reed = partial(write_reed, classes=CLASSES, images=1, captions=2)
 
@@ -191,7 +298,15 @@ LAYOUTS = {
     "cub": ("cub", _reed, "trainclasses.txt"),
     "cub captions": ("cub", _reed, "text_c10/001.A/A_0000.txt"),
     "flowers": ("flowers", partial(_reed, flat=True), "testclasses.txt"),
+    "coco-captions": ("coco-captions", write_coco_captions, "annotations/captions_val2014.json"),
+    "flickr30k-token": ("flickr30k-token", write_flickr_token, "results_20130124.token"),
+    "ufine6926": ("ufine6926", write_ufine, "annotations.json"),
     "csv": ("csv", write_table, "captions.csv"),
+    "parquet": ("parquet", write_parquet, "data/train-00000-of-00001.parquet"),
+    "imagefolder": ("imagefolder", write_imagefolder, "train/metadata.jsonl"),
+    "imagefolder csv": ("imagefolder", partial(write_imagefolder, file="metadata.csv"), "test/metadata.csv"),
+    "webdataset": ("webdataset", write_webdataset, "train/0.tar"),
+    "sidecar": ("sidecar", write_sidecar, "0/0.txt"),
 }  # fmt: skip
 
 

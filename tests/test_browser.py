@@ -28,8 +28,6 @@ def workplace(tmp_path_factory) -> Path:
          "--val-identities", "5", "--test-identities", "6"], check=True,
     )  # fmt: skip
     (root / "notebooks").mkdir()
-    shutil.copy(NOTEBOOKS / "published.csv", root / "notebooks")
-    shutil.copytree(NOTEBOOKS.parent / "benchmarks", root / "benchmarks")  # notebook 08 measures with them
     for path in NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))

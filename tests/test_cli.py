@@ -17,20 +17,10 @@ from layouts import TINY_SETTINGS, person_search_records, write_person_search, w
 from PIL import Image
 
 from timam import cli, training
+from timam.config import PRESETS, to_dict
 from timam.interruption import Interrupted
 from timam.run import Run
 
-COMMANDS = [
-    [],
-    ["data"],
-    ["data", "pedestrians"],
-    ["data", "oracle"],
-    ["data", "check"],
-    ["train"],
-    ["evaluate"],
-    ["search"],
-    ["push"],
-]
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
 
 
@@ -74,43 +64,40 @@ def finished_run(people, tmp_path_factory) -> Path:
 # -- help and wrong calls ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_of_every_command(call, command, flag):
-    result = call(*command, flag)
-    assert result.code == 0
+HELP = {  # command: what its help must say of units, bounds and defaults
+    "": ["data", "train", "evaluate", "search", "push", "--version"],
+    "data": ["pedestrians", "oracle", "check"],
+    "data pedestrians": ["Pixels", "[default: 192", "[default: 96", "[default: 1000", "[default: 3.092", "0<=x<=1",
+                         "Share of", "[default: 0", "Processes"],
+    "data oracle": ["ceiling"],
+    "data check": ["[default: 120", "published"],
+    "train": ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels"],
+    "evaluate": ["[val|test]", "[default: test]"],
+    "search": ["[default: 10", "cosine similarity in [-1, 1]", "x>=1"],
+    "push": ["OWNER/NAME", "--public"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_says_units_and_defaults(call, command):
+    result = call(*command.split(), "--help")
+    assert (result.code, result.err) == (0, "")
     assert result.out.startswith("Usage: timam")
-    assert result.err == ""
+    assert result.out == call(*command.split(), "-h").out
+    assert [words for words in HELP[command] if words not in " ".join(result.out.split())] == []
 
 
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        (["data", "pedestrians"], ["Pixels", "[default: 192", "[default: 96", "[default: 1000", "[default: 3.092",
-                                   "0<=x<=1", "Share of", "[default: 0", "Processes"]),
-        (["train"], ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels"]),
-        (["evaluate"], ["[val|test]", "[default: test]"]),
-        (["search"], ["[default: 10", "cosine similarity in [-1, 1]", "x>=1"]),
-    ],
-)  # fmt: skip
-def test_help_says_units_and_defaults(call, command, expected):
-    text = " ".join(call(*command, "--help").out.split())
-    for words in expected:
-        assert words in text, words
+def test_every_command_has_its_help_above_and_every_option_a_text(call):
+    def commands(command, path=""):
+        yield path, command
+        for name, sub in getattr(command, "commands", {}).items():
+            yield from commands(sub, f"{path} {name}".strip())
 
-
-def test_every_option_has_a_help_text():
-    def options(command):
-        yield from command.params
-        for sub in getattr(command, "commands", {}).values():
-            yield from options(sub)
-
-    found = [p for p in options(cli.cli) if p.param_type_name == "option"]
-    assert len(found) > 20
-    assert [p.name for p in found if not p.help] == []
-
-
-def test_version(call):
+    found = dict(commands(cli.cli))
+    assert set(found) == set(HELP)
+    options = [p for command in found.values() for p in command.params if p.param_type_name == "option"]
+    assert len(options) > 20
+    assert [p.name for p in options if not p.help] == []
     assert call("--version").out.strip().endswith(cli.__version__)
 
 
@@ -121,6 +108,7 @@ WRONG_CALLS = {
     "unknown dataset": (["train", "--dataset", "mnist", "--root", ".", "--output", "x"], "'mnist'"),
     "no output": (["train", "--dataset", "cuhk-pedes", "--root", "."], "--output"),
     "negative seed": (["train", "--seed", "-1"], "-1"),
+    "large seed": (["train", "--dataset", "csv", "--root", ".", "--output", "x", "--seed", "4294967296"], "train.seed"),
     "k of 0": (["search", ".", "a man", "--images", ".", "-k", "0"], "0"),
     "missing run": (["evaluate", "nowhere"], "nowhere"),
     "unknown split": (["evaluate", ".", "--split", "train"], "'train'"),
@@ -148,15 +136,41 @@ def test_wrong_call_is_exit_code_2(call, tmp_path, monkeypatch, arguments, expec
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [("train.epochs", "KEY=VALUE"), ("train.epochs=0", "at least 1"), ("train.epochs=x", "expected a whole number"),
-     ("train.speed=3", "unknown setting"), ("data.images_per_identity=3", "divisor"), ("seed=-1", "train.seed")],
-)  # fmt: skip
-def test_bad_set_is_exit_code_2_before_anything_is_written(call, people, tmp_path, setting, expected):
-    result = call(*train_arguments(people, tmp_path / "run", "--set", setting))
-    assert result.code == 2
-    assert expected in result.err
+EARLY = """
+import json, sys
+from timam import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["timam", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        print(json.dumps([stop.code, [name for name in ("torch", "pandas", "pyarrow") if name in sys.modules]]))
+"""
+
+
+def test_mistakes_are_told_before_torch_is_imported(people, tmp_path):
+    """Each is told with its exit code in half a second; torch and transformers would take several."""
+    train = ["train", "--dataset", "cuhk-pedes", "--output", str(tmp_path / "run"), "--root"]
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/config.json").write_text(json.dumps(to_dict(PRESETS["smoke"])))
+    calls = {
+        (*train, str(people), "--set", "train.epochs=many"): (2, "train.epochs = 'many': expected a whole number"),
+        (*train, str(people), "--set", "train.epochs"): (2, "expected KEY=VALUE"),
+        (*train, str(people), "--set", "train.speed=3"): (2, "unknown setting train.speed"),
+        (*train, str(people), "--set", "images_per_identity=3"): (2, "expected a divisor of 32"),
+        (*train, f"{tmp_path}/nowhere"): (1, f"{tmp_path}/nowhere: no such folder"),
+        ("evaluate", str(tmp_path)): (1, f"{tmp_path} is not a run"),
+        ("evaluate", str(tmp_path / "unfinished")): (1, "not a run with a finished epoch"),
+        ("search", str(tmp_path), "a man", "--images", str(people)): (1, f"{tmp_path} is not a run"),
+        ("search", str(tmp_path), "a man", "--images", "nowhere"): (1, "nowhere: no such folder"),
+        ("push", str(tmp_path), "somebody/people"): (1, f"{tmp_path} is not finished"),
+    }
+    command = [sys.executable, "-c", EARLY, json.dumps(list(calls))]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [[code, []] for code, _ in calls.values()]
+    errors = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
+    for error, (_, message) in zip(errors, calls.values(), strict=True):
+        assert message in error
     assert not (tmp_path / "run").exists()
 
 
@@ -205,28 +219,6 @@ def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     assert "5 problem(s)" in result.out
 
 
-def test_unreadable_pictures_of_all_splits_are_named_before_training(call, tmp_path):
-    records = person_search_records()
-    root = write_person_search(tmp_path / "data", records)
-    broken = [next(r["file_path"] for r in records if r["split"] == split) for split in ("train", "val", "test")]
-    for path in broken:
-        (root / "imgs" / path).write_text("no picture")
-    result = call(*train_arguments(root, tmp_path / "run"))
-    assert result.code == 1
-    assert all(f"{path}: not a readable picture" in result.err for path in broken)
-    assert "3 problem(s)" in result.err
-    assert not (tmp_path / "run").exists()
-
-
-def test_run_without_a_finished_epoch_is_not_looked_for_on_the_hub(call, finished_run, people, tmp_path, monkeypatch):
-    monkeypatch.setattr("timam.models.joint.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_bytes((finished_run / "config.json").read_bytes())
-    result = call("evaluate", tmp_path / "run")
-    assert result.code == 1
-    assert "not a run with a finished epoch" in result.err
-
-
 def test_check_of_an_empty_split_or_nothing_is_exit_code_1(call, tmp_path):
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path / "a", val=0))
     assert result.code == 1
@@ -265,7 +257,7 @@ def test_metrics_have_the_agreed_form(finished_run):
     assert metrics["seconds"] > 0
     keys = {"rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery"}
     for direction, sizes in (("text_to_image", (12, 6)), ("image_to_text", (6, 12))):  # 3 identities x 2 x 2 captions
-        assert set(metrics[direction]) == keys
+        assert keys <= set(metrics[direction])
         assert (metrics[direction]["queries"], metrics[direction]["gallery"]) == sizes
         assert all(0 <= metrics[direction][k] <= 1 for k in keys - {"queries", "gallery"})
     assert {"centroid_distance", "probe_accuracy"} <= set(metrics["modality_gap"])
@@ -284,19 +276,41 @@ def test_same_command_again_does_nothing_and_says_so(call, finished_run, people,
     assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*")} == before
 
 
-@pytest.mark.parametrize("flags", [[], ["--resume"]])
-def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, flags):
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [(["--set", "train.epochs=3"], "train.epochs: 2 there, 3 asked for"),
+     (["--set", "train.epochs=3", "--resume"], "train.epochs: 2 there, 3 asked for"),
+     (["--seed", "7"], "train.seed: 0 there, 7 asked for")],
+)  # fmt: skip
+def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, more, expected):
     before = (finished_run / "config.json").read_bytes()
-    result = call(*train_arguments(people, finished_run, "--set", "train.epochs=3", *flags))
+    result = call(*train_arguments(people, finished_run, *more))
     assert result.code == 1
     assert "another config" in result.err
-    assert "train.epochs: 2 there, 3 asked for" in result.err
+    assert expected in result.err
     assert (finished_run / "config.json").read_bytes() == before
 
 
-def test_seed_is_short_for_its_setting(call, finished_run, people):
-    result = call(*train_arguments(people, finished_run, "--seed", "7"))
-    assert "train.seed: 0 there, 7 asked for" in result.err
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [("foreign folder", "not empty and holds no run"), ("no --resume", "--resume"), ("checkpoint", "last is damaged"),
+     ("config", "config.json")],
+)  # fmt: skip
+def test_folder_that_cannot_be_trained_in_is_refused_and_kept(call, finished_run, people, tmp_path, cause, expected):
+    run = tmp_path / "run"
+    if cause == "foreign folder":
+        write_picture(run / "thesis.png")
+    else:
+        interrupted(finished_run, run)
+    if cause in ("checkpoint", "config"):
+        damaged = run / {"checkpoint": "checkpoints/last/training_state.json", "config": "config.json"}[cause]
+        damaged.write_text(damaged.read_text()[:-20])
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "config.json"}
+    result = call(*train_arguments(people, run, *([] if cause in ("foreign folder", "no --resume") else ["--resume"])))
+    assert result.code == 1
+    assert expected in result.err
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (run / "metrics.json").exists()
 
 
 def interrupted(finished: Path, folder: Path) -> Path:
@@ -305,77 +319,51 @@ def interrupted(finished: Path, folder: Path) -> Path:
     return folder
 
 
-def test_interrupted_run_needs_resume(call, finished_run, people, tmp_path):
+def test_interrupted_run_is_resumed(call, finished_run, people, tmp_path):
     run = interrupted(finished_run, tmp_path / "run")
-    result = call(*train_arguments(people, run))
-    assert result.code == 1
-    assert "--resume" in result.err
-    assert not (run / "metrics.json").exists()
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 0
+    assert call(*train_arguments(people, run, "--resume")).code == 0
     old, new = (json.loads((r / "metrics.json").read_text()) for r in (finished_run, run))
     assert new["text_to_image"] == old["text_to_image"]
 
 
-def test_foreign_folder_is_refused_and_kept(call, people, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    result = call(*train_arguments(people, tmp_path))
-    assert result.code == 1
-    assert "not empty and holds no run" in result.err
-    assert os.listdir(tmp_path) == ["thesis.txt"]
-
-
-def test_damaged_config_or_checkpoint_is_a_message(call, finished_run, people, tmp_path):
-    run = interrupted(finished_run, tmp_path / "run")
-    state = run / "checkpoints" / "last" / "training_state.json"
-    state.write_text(state.read_text()[:-20])
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 1
-    assert "last is damaged" in result.err
-    (run / "config.json").write_text("{")
-    result = call(*train_arguments(people, run, "--resume"))
-    assert result.code == 1
-    assert "config.json" in result.err
-
-
-@pytest.mark.parametrize("cause", ["annotation", "picture", "backbone", "empty split"])
-def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, cause):
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [("annotation", "no key 'id'"), ("pictures", "3 problem(s)"), ("backbone", "resnet7"),
+     ("empty split", "the val split has no identities")],
+)  # fmt: skip
+def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, cause, expected):
     records = person_search_records(train=3, val=0 if cause == "empty split" else 1, test=1)
     root = write_person_search(tmp_path / "data", records)
-    more: list[str] = []
+    broken = [next(r["file_path"] for r in records if r["split"] == split) for split in ("train", "val", "test")
+              if cause == "pictures"]  # fmt: skip
+    for path in broken:  # of every split, in one message
+        (root / "imgs" / path).write_bytes(b"\x89PNG")
     if cause == "annotation":
         (root / "reid_raw.json").write_text("[{}]")
-    elif cause == "picture":
-        (root / "imgs" / records[0]["file_path"]).write_bytes(b"\x89PNG")
-    elif cause == "backbone":
-        more = ["--set", "model.backbone=resnet7"]
+    more = ["--set", "model.backbone=resnet7"] if cause == "backbone" else []
     result = call(*train_arguments(root, tmp_path / "run", *more))
     assert result.code == 1
     assert result.err.startswith("error: ") or "\nerror: " in result.err
     assert "Traceback" not in result.err
+    assert expected in result.err
+    assert all(f"{path}: not a readable picture" in result.err for path in broken)
     assert not (tmp_path / "run").exists()
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_reproduces_the_runs_numbers(call, finished_run):
+def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split(call, finished_run):
     result = call("evaluate", finished_run, "--json")
     assert result.code == 0
     found, metrics = json.loads(result.out), json.loads((finished_run / "metrics.json").read_text())
     for key in ("dataset", "split", "text_to_image", "image_to_text", "modality_gap"):
         assert found[key] == metrics[key], key
-
-
-def test_evaluate_prints_percent_and_takes_another_split(call, finished_run):
-    metrics = json.loads((finished_run / "metrics.json").read_text())
-    table = call("evaluate", finished_run).out
-    assert f"{100 * metrics['text_to_image']['mAP']:.2f}" in table
-    assert "percent" in table
-    result = call("evaluate", finished_run, "--split", "val", "--json")
+    table = call("evaluate", finished_run, "--split", "val").out
     best = pd.read_csv(finished_run / "history.csv").iloc[metrics["best_epoch"] - 1]
-    assert json.loads(result.out)["split"] == "val"
-    assert json.loads(result.out)["text_to_image"]["mAP"] == pytest.approx(best["val_text_to_image_mAP"], abs=1e-12)
+    assert "val split (percent)" in table
+    row = next(line for line in table.splitlines() if line.startswith("text_to_image"))
+    assert f"{100 * best['val_text_to_image_mAP']:.2f}" in row.split()
 
 
 def test_evaluate_takes_other_data(call, finished_run, tmp_path):
@@ -383,14 +371,6 @@ def test_evaluate_takes_other_data(call, finished_run, tmp_path):
     result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
     assert result.code == 0
     assert json.loads(result.out)["text_to_image"]["gallery"] == 10
-
-
-@pytest.mark.parametrize("command", [["evaluate"], ["search", "a man", "--images", "."]])
-def test_folder_without_a_run_is_exit_code_1(call, tmp_path, command):
-    result = call(command[0], tmp_path, *command[1:])
-    assert result.code == 1
-    assert result.err.startswith("error: ")
-    assert str(tmp_path) in result.err
 
 
 # -- search -----------------------------------------------------------------------------------------------------
@@ -408,7 +388,8 @@ def album(tmp_path) -> Path:
 
 
 def test_search_ranks_and_passes_over_what_it_cannot_read(call, finished_run, album):
-    result = call("search", finished_run, "a person in a red coat", "--images", album, "--json")
+    arguments = ["search", finished_run, "a person in a red coat", "--images", album]
+    result = call(*arguments, "--json")
     assert result.code == 0
     answers = json.loads(result.out)
     assert sorted(Path(a["path"]).name for a in answers) == ["0.png", "1.png", "2.png", "3.png", "UPPER.PNG"]
@@ -417,13 +398,8 @@ def test_search_ranks_and_passes_over_what_it_cannot_read(call, finished_run, al
     assert all(-1.0001 <= s <= 1.0001 for s in scores)
     assert "warning: " in result.err
     assert "broken.jpg: not a readable picture" in result.err
-
-
-def test_search_k_and_plain_lines_agree_with_json(call, finished_run, album):
-    arguments = ["search", finished_run, "a person in a red coat", "--images", album]
-    every = json.loads(call(*arguments, "--json").out)
     lines = call(*arguments, "-k", "2").out.splitlines()
-    assert lines == [f"{a['score']:.4f}  {a['path']}" for a in every[:2]]
+    assert lines == [f"{a['score']:.4f}  {a['path']}" for a in answers[:2]]
 
 
 def test_search_keeps_what_it_encoded_and_follows_changes(call, finished_run, album):
@@ -462,10 +438,9 @@ def test_search_approximately_gives_the_same_in_a_small_folder(call, finished_ru
 
 
 def test_search_without_pictures_is_exit_code_1(call, finished_run, tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        result = call("search", finished_run, "a man", "--images", folder)
-        assert result.code == 1
-        assert str(folder) in result.err
+    result = call("search", finished_run, "a man", "--images", tmp_path)
+    assert result.code == 1
+    assert str(tmp_path) in result.err
 
 
 def test_search_prints_names_that_are_not_utf8(call, finished_run, tmp_path):

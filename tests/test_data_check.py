@@ -4,7 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 
-from layouts import CLASSES, person_search_records, write_person_search, write_reed, write_variant
+import pyarrow as pa
+import pyarrow.parquet as pq
+from layouts import (
+    CLASSES,
+    HF_IMAGE,
+    person_search_records,
+    picture_bytes,
+    write_person_search,
+    write_reed,
+    write_table,
+    write_variant,
+)
 
 from timam.data import DATASETS
 from timam.data.check import check_dataset, found_beside_published
@@ -14,7 +25,10 @@ def test_report_stands_beside_what_is_published(tmp_path):
     report = check_dataset("cub", write_reed(tmp_path, CLASSES))
     assert json.loads(json.dumps(report)) == report
     assert report["protocol"].startswith("class: ")
-    assert report["problems"] == report["warnings"] == []
+    assert report["problems"] == []
+    assert report["warnings"] == [
+        f"the {s} split has 1 identities: too few for rank-1 to mean anything" for s in ("val", "test")
+    ]
     rows = {row["split"]: row for row in found_beside_published(report)}
     assert (rows["train"]["identities"], rows["train"]["identities (published)"]) == (2, 100)
     assert (rows["train+val+test"]["images"], rows["train+val+test"]["images (published)"]) == (12, 11_788)
@@ -26,7 +40,10 @@ def test_report_stands_beside_what_is_published(tmp_path):
 def test_counts_as_published_need_no_note(tmp_path, monkeypatch):
     small = {"train": (12, 24, 6), "val": (6, 12, 3), "test": (6, 12, 3)}
     monkeypatch.setitem(DATASETS, "cuhk-pedes", replace(DATASETS["cuhk-pedes"], published=small))
-    assert check_dataset("cuhk-pedes", write_person_search(tmp_path))["notes"] == []
+    report = check_dataset("cuhk-pedes", write_person_search(tmp_path))
+    assert not any("another version" in note for note in report["notes"])
+    assert report["warnings"] == []
+    assert "the test split has 3 identities: too few for rank-1 to mean anything" in report["notes"]
 
 
 def test_old_split_of_rstp_is_recognised(tmp_path, monkeypatch):
@@ -36,7 +53,7 @@ def test_old_split_of_rstp_is_recognised(tmp_path, monkeypatch):
     old = {s: (None, None, n) for s, n in {"train": 3, "val": 1, "test": 1}.items()}
     monkeypatch.setitem(DATASETS, "rstp-reid", replace(spec, versions={message: old}))
     root = write_variant(tmp_path, "data_captions.json", path_key="img_path")
-    (warning,) = check_dataset("rstp-reid", root)["warnings"]
+    warning = check_dataset("rstp-reid", root)["warnings"][0]
     assert warning.startswith("not the published version: the old split of 3,901/100/100")
 
 
@@ -51,17 +68,54 @@ def test_partial_download_names_the_folders(tmp_path):
     assert "partial download: 6 of 24 pictures are missing, by folder: Market 6 of 6" in report["warnings"]
 
 
-def test_same_bytes_in_two_splits_are_named_within_a_split_not(tmp_path):
+def test_same_bytes_in_two_splits_or_of_two_identities_are_named(tmp_path):
     records = person_search_records()
     root = write_person_search(tmp_path, records)
-    first, same_split, test = (root / "imgs" / records[i]["file_path"] for i in (0, 1, -1))
-    same_split.write_bytes(first.read_bytes())
-    test.write_bytes(first.read_bytes())
-    (warning,) = check_dataset("cuhk-pedes", root)["warnings"]
+    first, same_identity, other, test = (root / "imgs" / records[i]["file_path"] for i in (0, 1, 2, -1))
+    for path in (same_identity, other, test):
+        path.write_bytes(first.read_bytes())
+    assert check_dataset("cuhk-pedes", root)["warnings"] == [
+        "reid_raw.json record 2: picture cam_a/p2_0.png (split train, identity 2) has the bytes of cam_a/p1_0.png "
+        "(split train, identity 1; reid_raw.json record 0)",
+        "reid_raw.json record 23: picture cam_a/p12_1.png (split test, identity 12) has the bytes of cam_a/p1_0.png "
+        "(split train, identity 1; reid_raw.json record 0)",
+    ]
+
+
+def test_same_embedded_bytes_are_named(tmp_path):
+    pictures = [{"bytes": picture_bytes(i % 3), "path": f"{i}.png"} for i in range(4)]
+    columns = {"image": pa.array(pictures, HF_IMAGE), "caption": ["a"] * 4, "split": ["train", "train", "val", "test"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (warning,) = check_dataset("parquet", tmp_path)["warnings"][:1]
     assert warning == (
-        f"reid_raw.json record 23: picture {records[-1]['file_path']} (test split) has the bytes of "
-        f"{records[0]['file_path']} (train split, reid_raw.json record 0)"
+        "a.parquet row 4: picture a.parquet#image:3 (split test) has the bytes of a.parquet#image:0 "
+        "(split train; a.parquet row 1)"
     )
+
+
+def test_captions_of_many_identities_are_counted_and_the_worst_are_named(tmp_path):
+    records = person_search_records()
+    for i in (0, 2, 4, 6):
+        records[i]["captions"][0] = "A person walks."
+    for i in (8, 10, 12):
+        records[i]["captions"][0] = "a man in red"
+    for i in (14, 16):  # two persons may look alike
+        records[i]["captions"][0] = "a woman in blue"
+    (warning,) = check_dataset("cuhk-pedes", write_person_search(tmp_path, records))["warnings"]
+    assert warning == (
+        "2 captions stand under three or more identities, most often 'a person walks.' (4 identities); "
+        "'a man in red' (3 identities)"
+    )
+
+
+def test_copy_that_lost_its_identities_is_recognised(tmp_path, monkeypatch):
+    root = write_table(tmp_path, [["image_path", "caption"], *([f"p/{i}.png", f"caption {i}"] for i in range(6))])
+    assert check_dataset("csv", root)["problems"] == []
+    assert not any("no identities" in w for w in check_dataset("csv", root)["warnings"])
+    small = replace(DATASETS["cuhk-pedes"], published={"train": (4, 8, 2), "test": (2, 4, 1)})
+    monkeypatch.setitem(DATASETS, "cuhk-pedes", small)
+    (warning,) = [w for w in check_dataset("csv", root)["warnings"] if "no identities" in w]
+    assert warning.startswith("6 pictures, as cuhk-pedes has, but no identities: every picture counts as its own")
 
 
 def test_long_caption_is_named(tmp_path):

@@ -86,7 +86,7 @@ def steps(job: Job, form: str, clip: float, language: bool) -> dict:
         image_lr=0.01, text_lr=0.01, discriminator_lr=0.1, text_optimizer="sgd", gradient_clip=clip,
         discriminator_steps=2,
     )  # fmt: skip
-    learner = Learner.build(model, train, epoch_steps=3)
+    learner = Learner.build(model, Config(train=train), epoch_steps=3)
     part = slice(job.index * BATCH // job.count, (job.index + 1) * BATCH // job.count)
     history = []
     for step in range(3):

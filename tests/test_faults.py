@@ -158,8 +158,9 @@ def test_store_building_killed_at_random_moments(tmp_path, monkeypatch):
 
 def test_saving_killed_at_random_moments(tmp_path, tiny_model):
     """What is found afterwards is one checkpoint, old or new: weights, optimizers and progress of the same epoch."""
-    model, settings = tiny_model(), configs.TrainConfig(image_optimizer="adam")
-    learner = Learner.build(model, settings, 1)
+    model = tiny_model()
+    settings = configs.TrainConfig(image_optimizer="adam")
+    learner = Learner.build(model, configs.Config(train=settings), 1)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     for optimizer in learner.optimizers.values():

@@ -26,17 +26,11 @@ class Killed(BaseException):
     """Stands for SIGKILL: what runs after it is taken out by the test."""
 
 
-def write_and_fail(path: Path, error: BaseException) -> None:
-    path.write_text("half")
-    raise error
-
-
-def test_write_text_replaces_whole_file_in_utf8(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    write_text(path, "nëw\n")
-    assert path.read_bytes() == "nëw\n".encode()
-    assert os.listdir(tmp_path) == ["a.txt"]
+def fail_inside(replacing, error: BaseException) -> None:
+    """Writes a half of the file, or of the folder's model, and fails."""
+    with replacing as new:
+        (new / "model" if new.is_dir() else new).write_text("half")
+        raise error
 
 
 @pytest.mark.parametrize("old", ["old", None])
@@ -44,28 +38,24 @@ def test_exception_leaves_file_as_it_was(tmp_path, old):
     path = tmp_path / "a.txt"
     if old is not None:
         path.write_text(old)
-    with pytest.raises(RuntimeError, match="broken"), replacing_file(path) as temporary:
-        write_and_fail(temporary, RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        fail_inside(replacing_file(path), RuntimeError("broken"))
     assert (path.read_text() if path.exists() else None) == old
     assert os.listdir(tmp_path) == ([] if old is None else ["a.txt"])
 
 
-def test_file_appears_only_at_the_end(tmp_path):
+def test_file_is_replaced_at_the_end_as_a_whole(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("old")
+    write_text(path, "nëw\n")
+    assert path.read_bytes() == "nëw\n".encode()
     with replacing_file(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"  # a kill here leaves this
+        temporary.write_text("newer")
+        assert path.read_text(encoding="utf-8") == "nëw\n"  # a kill here leaves this
         assert temporary.parent == path.parent  # one file system: os.replace is one step
-    assert path.read_text() == "new"
-
-
-def test_forgotten_temporary_file_is_an_error_not_a_loss(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
     with pytest.raises(FileNotFoundError), replacing_file(path):
-        pass
-    assert path.read_text() == "old"
+        pass  # writing nothing is an error, not a loss
+    assert path.read_text() == "newer"
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def fill(folder: Path, content: str) -> Path:
@@ -84,14 +74,15 @@ def content_of(folder: Path) -> str | None:
     return content
 
 
-@pytest.mark.parametrize("had_old", [True, False])
-def test_folder_is_replaced_as_a_whole(tmp_path, had_old):
+@pytest.mark.parametrize("old", ["old", None])
+def test_folder_is_replaced_as_a_whole(tmp_path, old):
     target = tmp_path / "run" / "last"
-    if had_old:
-        fill(target, "old")
+    if old:
+        fill(target, old)
+        recover_folder(target)  # nothing to repair
     with replacing_folder(target) as new:
         fill(new, "new")
-        assert content_of(target) == ("old" if had_old else None)
+        assert content_of(target) == old
     assert content_of(target) == "new"
     assert os.listdir(target.parent) == ["last"]
 
@@ -99,8 +90,8 @@ def test_folder_is_replaced_as_a_whole(tmp_path, had_old):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_exception_leaves_folder_as_it_was(tmp_path, error):
     target = fill(tmp_path / "last", "old")
-    with pytest.raises(error), replacing_folder(target) as new:
-        write_and_fail(new / "model", error())
+    with pytest.raises(error):
+        fail_inside(replacing_folder(target), error())
     assert content_of(target) == "old"
     assert os.listdir(tmp_path) == ["last"]
 
@@ -159,13 +150,6 @@ def test_replacing_again_without_recovery_first_loses_nothing(tmp_path, monkeypa
         raise RuntimeError
     recover_folder(target)
     assert content_of(target) == "old"
-
-
-def test_recovering_nothing_does_nothing(tmp_path):
-    recover_folder(tmp_path / "last")
-    assert os.listdir(tmp_path) == []
-    recover_folder(fill(tmp_path / "last", "old"))
-    assert content_of(tmp_path / "last") == "old"
 
 
 @pytest.mark.parametrize(
@@ -227,11 +211,6 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     with pytest.raises(type(error)) as caught:
         fail_inside(replacing_file(tmp_path / "target"), error)
     assert caught.value is error
-
-
-def fail_inside(context, error: Exception) -> None:
-    with context:
-        raise error
 
 
 def test_sums_find_every_damage_and_are_those_of_sha256sum(tmp_path):

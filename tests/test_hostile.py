@@ -85,9 +85,7 @@ def unsafe(source: str) -> list[str]:
 
 
 def sources() -> dict[str, str]:
-    files = [
-        p for folder in ("timam", "timam_lab", "notebooks", "benchmarks") for p in (REPOSITORY / folder).rglob("*.py")
-    ]
+    files = [p for folder in ("timam", "timam_lab", "notebooks") for p in (REPOSITORY / folder).rglob("*.py")]
     code = {str(p.relative_to(REPOSITORY)): p.read_text(encoding="utf-8") for p in files}
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

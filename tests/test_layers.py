@@ -74,9 +74,9 @@ def test_arrow_points_one_way(source, target):
     assert within(all_imports_of(source), target) == set()
 
 
-def test_only_the_command_line_and_the_studies_import_training():
+def test_only_the_command_line_the_studies_and_the_measurement_of_steps_import_training():
     importers = {m for m, names in IMPORTS.items() if within(names, "timam.training") and m != "timam.training"}
-    assert importers == {"timam.cli", "timam_lab.studies"}
+    assert importers == {"timam.cli", "timam_lab.studies", "timam_lab.speed.training"}
 
 
 def test_the_core_imports_the_lab_inside_commands_only():

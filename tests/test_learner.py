@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from timam.config import PRESETS, TrainConfig
-from timam.learner import Progress, build_optimizers, build_schedulers, cosine_factor, warmup_factor
+from timam.config import PRESETS, Config, LossConfig, TrainConfig
+from timam.learner import Learner, Progress, build_optimizers, build_schedulers, cosine_factor, warmup_factor
 
 
 def progress_of(scores: list[float], unfrozen_at: int | None = None) -> Progress:
@@ -147,3 +147,15 @@ def test_every_parameter_is_in_one_optimizer(tiny_model, words):
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
     # learned word embeddings start from nothing, so they learn at the text encoder's rate
     assert optimizers["text"].param_groups[1]["lr"] == (3e-4 if words == "none" else 7e-5)
+
+
+def test_the_learned_temperature_survives_a_checkpoint(tiny_model, tmp_path):
+    config = Config(loss=LossConfig(matching="infonce", temperature=0.07))
+    learner, other = (Learner.build(tiny_model(), config, epoch_steps=1) for _ in range(2))
+    assert float(learner.log_temperature.detach().exp()) == pytest.approx(0.07)
+    learner.log_temperature.grad = torch.ones(())
+    learner.optimizers["text"].step()
+    learner.save(tmp_path / "last")
+    other.load(tmp_path / "last")
+    assert torch.equal(other.log_temperature, learner.log_temperature)
+    assert not torch.isclose(other.log_temperature.exp(), torch.tensor(0.07), rtol=1e-6)

@@ -189,13 +189,6 @@ def test_infonce_and_triplet_by_hand():
     assert triplet_loss(axes, axes, torch.zeros(2), margin=1.5).item() == 0  # no negatives
 
 
-def test_infonce_of_one_pair_each_is_cross_entropy_with_the_diagonal():
-    images, texts, labels = embeddings(PATTERNS["one each"])
-    logits = nn.functional.normalize(images, dim=1) @ nn.functional.normalize(texts, dim=1).T / 0.07
-    expected = sum(nn.functional.cross_entropy(x, torch.arange(6)) for x in (logits, logits.T))
-    torch.testing.assert_close(infonce_loss(images, texts, labels, 0.07), expected, rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize("loss", [cmpm_loss, sdm_loss])
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]])
 def test_perfect_match_is_zero(loss, labels):

@@ -2,15 +2,17 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalPrecision
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
 from timam import metrics
 from timam.metrics import (
     CLASS_OPTIONS,
+    bootstrap_interval,
     class_retrieval_metrics,
     open_set_metrics,
     query_metrics,
@@ -152,12 +154,6 @@ def test_rank_is_divided_by_the_queries_not_by_the_gallery():
     assert set(found.values()) == {1.0}
 
 
-def test_relevance_is_by_identity_not_by_position():
-    # Each query's own position holds another identity; its two positives stand elsewhere.
-    found = retrieval_metrics(unit(0, 90), unit(90, 0, 89, 1), labels(5, 6), labels(6, 5, 6, 5))
-    assert found["rank_1"] == found["mAP"] == found["mINP"] == 1.0
-
-
 def test_duplicated_gallery_is_seen_in_the_results():
     # Rank 4 of unique pictures. With every picture listed twice, as in galleries of one row a caption, rank 7 (of the
     # first copy): rank 5 is missed, so a duplicated gallery cannot pass for the real one.
@@ -202,51 +198,36 @@ def test_a_small_difference_is_no_tie(dtype, degrees):
 # -- properties ------------------------------------------------------------------------------------------------------
 
 
-def test_cosine_similarity_ignores_the_length_of_the_rows():
-    queries, gallery, *sides = random_case(20, 30, 6)
+def test_length_and_order_are_irrelevant():
+    queries, gallery, query_labels, gallery_labels = random_case(20, 30, 6)
     generator = torch.Generator().manual_seed(2)
+    q, g = torch.randperm(20, generator=generator), torch.randperm(30, generator=generator)
     scaled = [x * torch.rand(len(x), 1, generator=generator, dtype=x.dtype).mul(8).exp() for x in (queries, gallery)]
-    for key, values in query_metrics(queries, gallery, *sides).items():
-        np.testing.assert_allclose(query_metrics(*scaled, *sides)[key], values, rtol=1e-12)
+    changed = query_metrics(scaled[0][q], scaled[1][g], query_labels[q], gallery_labels[g])
+    for key, values in query_metrics(queries, gallery, query_labels, gallery_labels).items():
+        np.testing.assert_allclose(changed[key], values[q], rtol=1e-12)
 
 
-def test_rank_k_rises_with_k_and_all_values_are_fractions():
+def test_rank_k_rises_with_k_beyond_the_gallery():
     found = retrieval_metrics(*random_case(40, 60, 8), ranks=range(1, 70))
     ranks = [found[f"rank_{k}"] for k in range(1, 70)]
     assert ranks == sorted(ranks)
-    assert ranks[0] < ranks[-1] == 1.0
-    assert all(0 <= value <= 1 for value in found.values())
+    assert 0 <= ranks[0] < ranks[-1] == 1.0
 
 
-def test_order_of_gallery_and_queries_is_irrelevant():
-    queries, gallery, query_labels, gallery_labels = random_case(20, 30, 6)
-    q, g = torch.randperm(20), torch.randperm(30)
-    a = retrieval_metrics(queries, gallery, query_labels, gallery_labels)
-    b = retrieval_metrics(queries[q], gallery[g], query_labels[q], gallery_labels[g])
-    assert a == pytest.approx(b, rel=1e-12)
-
-
-def test_a_gallery_smaller_than_k_is_no_error():
-    found = retrieval_metrics(unit(0), unit(10, 5), labels(1), labels(1, 0), ranks=(1, 5, 1000))
-    assert (found["rank_1"], found["rank_5"], found["rank_1000"]) == (0.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize("chunk", [1, 29, 31, 100, 7 * 31, 10**6])
-def test_chunked_equals_full(chunk, monkeypatch):
-    case = random_case(20, 31, 6)  # chunks of 1, 1, 1, 3, 7 and 20 queries; 3 and 7 leave a smaller one at the end
-    full = query_metrics(*case)
-    monkeypatch.setattr(metrics, "_CHUNK", chunk)
-    for key, values in query_metrics(*case).items():
-        np.testing.assert_array_equal(values, full[key])
-
-
-@pytest.mark.parametrize("piece", [1, 7, 31, 100])  # a few columns, a row and several rows of 31 at a time
-@pytest.mark.parametrize("counted", [0, 128])
-def test_compared_piece_by_piece_equals_full(piece, counted, monkeypatch):
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *({"_CHUNK": c} for c in (1, 29, 31, 100, 7 * 31, 10**6)),  # 1, 1, 1, 3, 7 and 20 queries, and what remains
+        *({"_BLOCK": b, "_MOST_COMPARED": c} for b in (1, 7, 31, 100) for c in (0, 128)),  # columns, a row, rows
+    ],
+    ids=str,
+)
+def test_chunked_equals_full(sizes, monkeypatch):
     case = random_case(20, 31, 6)
     full = query_metrics(*case)
-    monkeypatch.setattr(metrics, "_BLOCK", piece)
-    monkeypatch.setattr(metrics, "_MOST_COMPARED", counted)
+    for name, size in sizes.items():
+        monkeypatch.setattr(metrics, name, size)
     for key, values in query_metrics(*case).items():
         np.testing.assert_array_equal(values, full[key])
 
@@ -277,21 +258,6 @@ def test_labels_of_any_integers_and_embeddings_with_a_gradient():
             np.testing.assert_array_equal(values, expected[key])
 
 
-def test_similarities_never_stand_in_memory_at_once(monkeypatch):
-    largest = []
-    original = metrics._chunk_metrics
-
-    def watched(similarity, *sides):
-        largest.append(similarity.numel())
-        return original(similarity, *sides)
-
-    monkeypatch.setattr(metrics, "_chunk_metrics", watched)
-    monkeypatch.setattr(metrics, "_CHUNK", 300)
-    query_metrics(*random_case(200, 50, 6))
-    assert max(largest) <= 300
-    assert sum(largest) == 200 * 50
-
-
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
     """The number of elements of the largest tensor that any operation gave."""
 
@@ -307,11 +273,18 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def test_no_operation_gives_a_tensor_of_all_pairs(monkeypatch):
+@pytest.mark.parametrize("function", [query_metrics, open_set_metrics, class_retrieval_metrics])
+@pytest.mark.parametrize("options", [0, 1], ids=["default", "other"])
+def test_no_operation_gives_a_tensor_of_all_pairs(function, options, monkeypatch):
     monkeypatch.setattr(metrics, "_CHUNK", 3000)
-    case = random_case(400, 300, 6)
+    sides = random_case(400, 300, 9)
+    if function is class_retrieval_metrics:
+        function = partial(function, **{name: values[options] for name, values in CLASS_OPTIONS.items()})
+        sides = sides[0], sides[2], sides[1], sides[3]
+    else:
+        sides[2][:5] = 99  # unknown queries
     with LargestTensor() as largest:
-        query_metrics(*case)
+        function(*sides)
     assert largest.elements <= 3000  # all pairs: 120,000; the embeddings themselves: 2,400
 
 
@@ -320,57 +293,38 @@ def test_no_operation_gives_a_tensor_of_all_pairs(monkeypatch):
 WITHOUT = unit(0, 20, 40), unit(1, 18, 41), labels(0, 9, 2), labels(0, 1, 2)
 
 
-def test_query_without_a_positive_is_an_error():
+def test_query_without_a_positive_is_an_error_unless_dropped():
     with pytest.raises(ValueError, match="1 of 3 queries"):
         retrieval_metrics(*WITHOUT)
-
-
-def test_queries_without_a_positive_can_be_dropped():
-    dropped = retrieval_metrics(*WITHOUT, drop_without_positive=True)
     kept = [0, 2]
-    assert dropped == retrieval_metrics(WITHOUT[0][kept], WITHOUT[1], WITHOUT[2][kept], WITHOUT[3])
-    assert dropped["rank_1"] == 1.0
-
-
-def test_query_metrics_marks_queries_without_a_positive():
+    expected = retrieval_metrics(WITHOUT[0][kept], WITHOUT[1], WITHOUT[2][kept], WITHOUT[3])
+    assert retrieval_metrics(*WITHOUT, drop_without_positive=True) == expected
     for values in query_metrics(*WITHOUT).values():
         assert np.isnan(values).tolist() == [False, True, False]
 
 
-def test_no_query_with_a_positive_is_an_error_even_when_dropped():
-    with pytest.raises(ValueError, match="2 of 2"):
-        retrieval_metrics(unit(0, 1), unit(0, 1), labels(0, 1), labels(2, 3), drop_without_positive=True)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("side", [0, 1])
-def test_embeddings_that_are_not_finite_are_an_error(value, side):
-    sides = [unit(0, 20), unit(1, 21)]
-    sides[side][1, 0] = value
-    with pytest.raises(ValueError, match=("query", "gallery")[side] + ".*1 values are not finite"):
-        retrieval_metrics(*sides, labels(0, 1), labels(0, 1))
+TWO = torch.eye(3)[:2], torch.eye(3)[:2], labels(0, 1), labels(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("sides", "found"),
+    ("changed", "options", "found"),
     [
-        ((torch.zeros(2, 3), torch.zeros(2, 4), labels(0, 1), labels(0, 1)), ["(2, 3)", "(2, 4)"]),
-        ((torch.zeros(2, 3), torch.zeros(2, 3), labels(0), labels(0, 1)), ["query_labels (1,)", "(2, 3)"]),
-        ((torch.zeros(2, 3), torch.zeros(2, 3), labels(0, 1), labels(0, 1, 2)), ["gallery_labels (3,)", "(2, 3)"]),
-        ((torch.zeros(0, 3), torch.zeros(2, 3), labels(), labels(0, 1)), ["query_embeddings (0, 3)"]),
-        ((torch.zeros(2, 3), torch.zeros(0, 3), labels(0, 1), labels()), ["gallery_embeddings (0, 3)"]),
-        ((torch.zeros(3), torch.zeros(2, 3), labels(0, 1, 2), labels(0, 1)), ["query_embeddings (3,)"]),
+        ({1: torch.zeros(2, 4)}, {}, ["(2, 3)", "(2, 4)"]),
+        ({2: labels(0)}, {}, ["query_labels (1,)", "(2, 3)"]),
+        ({3: labels(0, 1, 2)}, {}, ["gallery_labels (3,)", "(2, 3)"]),
+        ({0: torch.zeros(0, 3), 2: labels()}, {}, ["query_embeddings (0, 3)"]),
+        ({1: torch.zeros(0, 3), 3: labels()}, {}, ["gallery_embeddings (0, 3)"]),
+        ({0: torch.zeros(3)}, {}, ["query_embeddings (3,)"]),
+        ({0: torch.eye(3)[:2] * math.nan}, {}, ["query_embeddings: 6 values are not finite"]),
+        ({1: torch.tensor([[0, math.inf, 0], [1, 0, -math.inf]])}, {}, ["gallery_embeddings: 2 values"]),
+        ({}, {"ranks": (0, 1)}, ["ranks = (0, 1)"]),
+        ({3: labels(2, 3)}, {"drop_without_positive": True}, ["2 of 2 queries"]),
     ],
 )
-def test_shapes_that_do_not_fit(sides, found):
-    with pytest.raises(ValueError, match=r"expected|differs") as error:
-        retrieval_metrics(*sides)
+def test_wrong_input(changed, options, found):
+    with pytest.raises(ValueError, match=r"expected|differs|finite|queries") as error:
+        retrieval_metrics(*(changed.get(i, side) for i, side in enumerate(TWO)), **options)
     assert [text for text in found if text not in str(error.value)] == []
-
-
-def test_rank_below_one_is_an_error():
-    with pytest.raises(ValueError, match="ranks"):
-        retrieval_metrics(unit(0), unit(0), labels(0), labels(0), ranks=(0, 1))
 
 
 def test_summarize_is_the_mean_over_queries():
@@ -380,7 +334,7 @@ def test_summarize_is_the_mean_over_queries():
         "inverse_penalty": np.array([1.0, 0.25, 0.25, 0.0]),
     }
     expected = {"rank_1": 0.5, "rank_5": 0.75, "rank_10": 1.0, "mAP": 0.375, "mINP": 0.375}
-    assert summarize(per_query) == expected
+    assert expected.items() <= summarize(per_query).items()
 
 
 # -- a second opinion ------------------------------------------------------------------------------------------------
@@ -401,16 +355,6 @@ def test_agrees_with_torchmetrics():
         hits = RetrievalHitRate(top_k=k)(similarity, relevant, indexes=index)
         assert found[f"rank_{k}"] == pytest.approx(float(hits), rel=1e-6), k
     assert found["mAP"] == pytest.approx(float(RetrievalMAP()(similarity, relevant, indexes=index)), rel=1e-6)
-
-
-@pytest.mark.parametrize("k", [1, 5, 50])
-def test_ap_at_k_agrees_with_torchmetrics_precision(k):
-    case = class_case()  # 37 images: fewer than 50
-    images, image_classes, captions, caption_classes = case
-    means = torch.stack([captions[caption_classes == c].mean(dim=0) for c in (3, 5, 8)])
-    sides = as_torchmetrics_takes_them(means, images, labels(3, 5, 8), image_classes)
-    expected = float(RetrievalPrecision(top_k=k, adaptive_k=True)(*sides[:2], indexes=sides[2]))
-    assert class_retrieval_metrics(*case, k=k)[f"text_to_image_ap_{k}"] == pytest.approx(expected, rel=1e-6)
 
 
 # -- open set: a query whose identity may be absent ------------------------------------------------------------------
@@ -493,25 +437,52 @@ def test_wrong_open_set_input(query_labels, rates, found):
         open_set_metrics(unit(0, 1), unit(0, 1), query_labels, labels(0, 1), rates)
 
 
-# -- instances: a picture and its five sentences, as Flickr and COCO -------------------------------------------------
+# -- intervals -------------------------------------------------------------------------------------------------------
 
 
-def test_five_captions_a_picture_by_hand():
-    # Pictures at 0, 40 and 80 degrees. Of each picture's captions one is near it; the others are near other pictures.
-    pictures, ids = unit(0, 40, 80), labels(0, 1, 2)
-    captions = unit(1, 38, 42, 79, 81, 39, 2, 3, 77, 78, 70, 4, 5, 36, 44)
-    # Image to text: the nearest to 0 is 1 (own), to 40 is 39 (own; the others at 38 and 42 are no harm), to 80 are 79
-    # and 81, both of picture 0, then 78 and 77 of picture 1, then 70 (own): rank 5. A hit is any of the five.
-    back = retrieval_metrics(pictures, captions, ids, ids.repeat_interleave(5), ranks=(1, 4, 5))
-    assert (back["rank_1"], back["rank_4"], back["rank_5"]) == (2 / 3, 2 / 3, 1.0)
-    # Text to image: the only relevant picture is the described one; 3 of 15 captions have it first.
-    found = retrieval_metrics(captions, pictures, ids.repeat_interleave(5), ids, ranks=(1, 2, 3))
-    # Second: 38, 42 -> 40, then 0 or 80: 38 has 0 second (hit), 42 has 80; 79, 81 have 0 third; 2, 3, 77, 78 have 40
-    # second (hits); 4, 5 have 80 third; 36 has 0 second, 44 has 80 second (hit).
-    assert found["rank_1"] == pytest.approx(3 / 15)
-    assert found["rank_2"] == pytest.approx((3 + 1 + 4 + 1) / 15)
-    assert found["rank_3"] == 1.0
-    assert found["mINP"] == found["mAP"] == pytest.approx((3 + 6 / 2 + 6 / 3) / 15)  # one relevant item: AP is 1 / rank
+def clustered(generator: np.random.Generator, identities: int = 40, per_identity: int = 6):
+    """Results whose mean is 0, with as much variance between identities as within: not independent."""
+    sizes = generator.integers(1, 2 * per_identity, identities)
+    identity = np.repeat(np.arange(identities), sizes)
+    return generator.normal(size=identities)[identity] + generator.normal(size=len(identity)), identity
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_interval_covers_as_often_as_it_says(confidence):
+    # 200 repetitions: three standard errors are 0.11 at 0.5 and 0.05 at 0.95; a percentile interval of 40 identities
+    # is itself a few percent short. Resampling single queries would cover less than 0.8 in place of 0.95.
+    generator = np.random.default_rng(0)
+    hits = []
+    for seed in range(200):
+        low, high = bootstrap_interval(*clustered(generator), confidence, resamples=200, seed=seed)
+        hits.append(low <= 0 <= high)
+    slack = 3 * np.sqrt(confidence * (1 - confidence) / 200) + 0.04
+    assert np.mean(hits) == pytest.approx(confidence, abs=slack)
+
+
+def test_interval_is_of_the_mean_over_queries():
+    # Identity 0 has one query of value 1, identity 1 three of value 0. Resamples: (0,0): 1, (0,1) and (1,0): 1/4,
+    # (1,1): 0, so the middle half, from the quartiles, is [0.25 or less, 0.25 or more]; a mean of identities' means
+    # would give 0.5.
+    values, identity = np.array([1.0, 0, 0, 0]), np.array([7, 3, 3, 3])
+    assert bootstrap_interval(values, identity, confidence=0.3) == pytest.approx((0.25, 0.25))
+    assert bootstrap_interval(values, identity, confidence=0.95) == pytest.approx((0.0, 1.0))
+    assert bootstrap_interval(np.ones(6), np.arange(6)) == (1.0, 1.0)
+
+
+def test_interval_repeats_with_its_seed():
+    values, identity = clustered(np.random.default_rng(2))
+    found = bootstrap_interval(values, identity, seed=3)
+    assert found == bootstrap_interval(values, identity, seed=3) != bootstrap_interval(values, identity, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "identities", "message"),
+    [(np.ones(3), np.ones(2), r"\(3,\).*\(2,\)"), (np.ones(3), np.zeros(3), "one identity")],
+)
+def test_interval_of_wrong_input(values, identities, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, identities)
 
 
 # -- classes: CUB and Oxford Flowers ---------------------------------------------------------------------------------
@@ -573,27 +544,14 @@ def slow_class_metrics(images, image_classes, captions, caption_classes, k, quer
     return {"image_to_text_rank_1": sum(right) / len(right), f"text_to_image_ap_{k}": sum(of_class) / len(of_class)}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("dtype", "integers"), [(torch.float32, False), (torch.float64, False), (torch.float64, True)])
 @pytest.mark.parametrize("k", [1, 7, 50])  # of 37 images
 @pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
-def test_class_metrics_equal_brute_force(options, k, dtype):
-    case = class_case(dtype)
+def test_class_metrics_equal_brute_force(options, k, dtype, integers):
+    case = class_case(dtype, integers=integers)  # integers: nine vectors in all, so ties and vectors of zero length
     found = class_retrieval_metrics(*case, k=k, **options)
     assert found == pytest.approx(slow_class_metrics(*case, k=k, **options), rel=1e-12)
     assert list(found) == ["image_to_text_rank_1", f"text_to_image_ap_{k}"]
-
-
-def test_the_options_make_a_difference():
-    found = [class_retrieval_metrics(*class_case(), k=7, **o) for o in COMBINATIONS]
-    # AP@k knows query and similarity, rank-1 gallery and similarity: four values each.
-    assert [len({f[key] for f in found}) for key in found[0]] == [4, 4]
-
-
-@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
-def test_class_metrics_equal_brute_force_with_ties(options):
-    case = class_case(integers=True)  # nine vectors in all: ties everywhere, and vectors of zero length
-    found = class_retrieval_metrics(*case, k=7, **options)
-    assert found == pytest.approx(slow_class_metrics(*case, k=7, **options), rel=1e-12)
 
 
 def test_class_metrics_by_hand():
@@ -618,12 +576,6 @@ def test_class_metrics_by_hand():
     assert values(1, gallery="class_mean")[0] == 4 / 5
 
 
-def test_single_captions_are_averaged_within_a_class_first():
-    # Class 0 has one caption, which finds its image; class 1 has three, which do not: 1/2, not 1/4.
-    sides = unit(0, 90), labels(0, 1), unit(1, 2, 3, 4), labels(0, 1, 1, 1)
-    assert class_retrieval_metrics(*sides, k=1, query="caption")["text_to_image_ap_1"] == 0.5
-
-
 @pytest.mark.parametrize(
     ("relevant", "k", "expected"),
     [
@@ -641,15 +593,6 @@ def test_ap_at_k_is_precision_and_no_truncated_ap(relevant, k, expected):
     found = class_retrieval_metrics(gallery, classes, unit(0, 180), labels(1, 0), k=k)[f"text_to_image_ap_{k}"]
     other = relevant[::-1][:k].count(".") / min(k, len(relevant))
     assert found == pytest.approx((expected + other) / 2, rel=1e-12)
-
-
-def test_a_class_is_its_raw_mean():
-    # A caption ten times as long draws the mean to its angle; means of unit vectors would stand at 45 degrees.
-    sides = unit(10, 45, 80), labels(0, 1, 1), torch.cat([10 * unit(0), unit(90), unit(180)]), labels(0, 0, 1)
-    assert class_retrieval_metrics(*sides, k=1)["text_to_image_ap_1"] == 0.5 + 0.5  # 5.7 -> 10, 180 -> 80
-    assert class_retrieval_metrics(*sides[:2], *(torch.nn.functional.normalize(sides[2], dim=1), sides[3]), k=1)[
-        "text_to_image_ap_1"
-    ] == 0.5  # fmt: skip
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -692,16 +635,6 @@ def test_class_metrics_do_not_depend_on_the_chunks(options, chunk, monkeypatch):
     full = class_retrieval_metrics(*case, k=7, **options)
     monkeypatch.setattr(metrics, "_CHUNK", chunk)
     assert class_retrieval_metrics(*case, k=7, **options) == full
-
-
-@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
-def test_no_operation_of_class_metrics_gives_a_tensor_of_all_pairs(options, monkeypatch):
-    monkeypatch.setattr(metrics, "_CHUNK", 3000)
-    generator = torch.Generator().manual_seed(0)
-    images, captions = (torch.randn(n, 4, generator=generator) for n in (400, 300))
-    with LargestTensor() as largest:
-        class_retrieval_metrics(images, torch.arange(400) % 9, captions, torch.arange(300) % 9, **options)
-    assert largest.elements <= 3000  # all pairs: 120,000
 
 
 CLASS_SIDES = unit(0, 20, 40), labels(0, 1, 1), unit(1, 21), labels(0, 1)

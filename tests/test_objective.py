@@ -13,7 +13,14 @@ import torch
 from timam.config import Config, LossConfig, TrainConfig
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
-from timam.losses import cmpm_loss, discriminator_loss, norm_softmax_loss
+from timam.losses import (
+    cmpm_loss,
+    discriminator_loss,
+    infonce_loss,
+    norm_softmax_loss,
+    sdm_loss,
+    triplet_loss,
+)
 from timam.models import TIMAM
 from timam.objective import TERMS, Inputs, train_step
 
@@ -315,3 +322,22 @@ def test_a_new_term_enters_the_sum_and_the_result(tiny_model, monkeypatch):
     after = step(still(tiny_model()), LossConfig(matching_weight=2.0))
     assert after["new"] == 7
     torch.testing.assert_close(after["total"], before["total"] + 14)
+
+
+@pytest.mark.parametrize("name", ["cmpm", "sdm", "infonce", "triplet"])
+def test_the_matching_loss_is_the_one_that_the_config_names(tiny_model, name):
+    model = still(tiny_model()).train()
+    config = LossConfig(matching=name, temperature=0.5, margin=0.3, matching_epsilon=1e-6)
+    images, texts = copy.deepcopy(model)(batch_of(model)[0], **batch_of(model)[1])
+    expected = {
+        "cmpm": lambda: cmpm_loss(images, texts, LABELS, 1e-6),
+        "sdm": lambda: sdm_loss(images, texts, LABELS, 0.5, 1e-6),
+        "infonce": lambda: infonce_loss(images, texts, LABELS, 0.5),
+        "triplet": lambda: triplet_loss(images, texts, LABELS, 0.3),
+    }
+    settings = Config(loss=config, train=PLAIN_SGD)
+    learner = Learner.build(model, settings, epoch_steps=1)
+    terms = train_step(learner, Inputs(*batch_of(model), LABELS), settings, Job("no"))
+    torch.testing.assert_close(terms["matching"], expected[name]().detach())
+    learned = not torch.isclose(learner.log_temperature, torch.tensor(0.5).log())
+    assert learned == (name == "infonce")

@@ -144,6 +144,12 @@ def test_recipes_of_the_clusters_are_well_formed():
         parse_notebook(shlex.split(command.partition("notebooks/execute.py ")[2]))
 
 
+def test_worked_examples_apply_to_the_code():
+    for patch in blocks("diff"):
+        applied = subprocess.run(["git", "apply", "--check"], cwd=ROOT, input=patch, capture_output=True, text=True)
+        assert not applied.returncode, f"an example of CONTRIBUTING.md no longer fits: {applied.stderr}"
+
+
 def test_conda_gets_the_pythons_of_pyproject_and_all_extras():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     oldest = re.search(r'^requires-python = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]

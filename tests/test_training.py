@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,10 +27,12 @@ from timam import config as configs
 from timam import training
 from timam.collapse import training_warnings
 from timam.config import PRESETS
-from timam.evaluation import gap
+from timam.data import load_dataset
+from timam.evaluation import embed_split, evaluate, gap
 from timam.interruption import Interrupted
 from timam.models import TIMAM
 from timam.run import Run, RunError
+from timam.stores import StoredSplit, open_pixels
 from timam.training import fit
 
 GOLDEN = Path(__file__).with_name("golden_tiny_run.json")
@@ -62,10 +65,10 @@ def test_frozen_language_model_is_bit_identical_then_moves(people, language_mode
     states, frozen = [], []
     original = training._validate
 
-    def validate(model, val):
+    def validate(model, data):
         states.append(language_state(model))
         frozen.append(model.text_encoder.frozen)
-        return original(model, val)
+        return original(model, data)
 
     monkeypatch.setattr(training, "_validate", validate)
     quiet_fit(config, tmp_path / "run")
@@ -156,17 +159,14 @@ def test_non_finite_loss_stops_with_its_name_and_keeps_the_last_epoch(people, tm
 
 
 def scripted_scores(monkeypatch, scores: list[float]) -> None:
-    """The first calls of `evaluate` give these values of rank-1 in turn, later ones their own."""
-    original, rest = training.evaluate, iter(scores)
+    """The first validations give these values of rank-1 in turn, later ones their own."""
+    original, rest = training._validate, iter(scores)
 
-    def wrapped(embeddings, *protocol):
-        results = original(embeddings, *protocol)
-        score = next(rest, None)
-        if score is not None:
-            results["text_to_image"]["rank_1"] = score
-        return results
+    def wrapped(model, data):
+        row = original(model, data)
+        return row | {"val_text_to_image_rank_1": next(rest, row["val_text_to_image_rank_1"])}
 
-    monkeypatch.setattr(training, "evaluate", wrapped)
+    monkeypatch.setattr(training, "_validate", wrapped)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
     monkeypatch.setattr(Run, "save_epoch", lambda *a: events.append("saved") or save(*a))
     config = tiny_config(people, "train.epochs=3", "train.early_stop=none")
     first = quiet_fit(config, tmp_path / "a")
-    assert events == ["val"] + ["val", "saved"] * 3 + ["val", "test"]
+    assert events == ["val"] + ["val", "train", "saved"] * 3 + ["val", "test"]
     original = training.embed_split
 
     def mirrored_test(model, stored, **kwargs):
@@ -215,10 +215,6 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
 
 
 def test_metrics_are_those_of_the_best_model_on_the_test_split(people, tmp_path):
-    from timam.data import load_dataset
-    from timam.evaluation import embed_split, evaluate
-    from timam.stores import StoredSplit, open_pixels
-
     metrics = quiet_fit(tiny_config(people), tmp_path / "run")
     model = TIMAM.from_pretrained(tmp_path / "run" / "checkpoints" / "best")
     split = load_dataset("cuhk-pedes", people).split("test")
@@ -269,7 +265,7 @@ def test_history_holds_plain_numbers(people, tmp_path, monkeypatch):
     [
         ([], None),
         (["train.weight_decay=300"], "all text embeddings are nearly alike"),  # a third of each weight in each step
-        (["loss.gradient_penalty=0"], "the discriminator tells every embedding"),
+        (["loss.gradient_penalty=0"], "the discriminator is always right"),
     ],
 )
 def test_collapse_is_printed_and_kept(people, tmp_path, capsys, settings, expected):
@@ -282,6 +278,19 @@ def test_collapse_is_printed_and_kept(people, tmp_path, capsys, settings, expect
     row = Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
     penalty = 0.0 if "loss.gradient_penalty=0" in settings else 10.0
     assert metrics["warnings"] == training_warnings(row.to_dict(), penalty)
+
+
+def test_rank_1_on_training_people_is_that_of_a_fixed_sample(people, tmp_path, monkeypatch):
+    """As many identities as the validation split has; the model of the last epoch is still there as "best"."""
+    scripted_scores(monkeypatch, [0.1, 0.2])
+    run = Run(tmp_path / "run")
+    quiet_fit(tiny_config(people), run.folder)
+    dataset = load_dataset("cuhk-pedes", people)
+    train, identities = dataset.split("train"), len(dataset.split("val").identities)
+    stored = StoredSplit(train, open_pixels(train.image_paths, 64, 32, progress=False)).sample(identities)
+    assert len(np.unique(stored.split.image_labels)) == identities < len(train.identities)
+    found = evaluate(embed_split(run.best_model(), stored))["text_to_image"]["rank_1"]
+    assert run.history()["train_text_to_image_rank_1"].iloc[-1] == pytest.approx(found, abs=1e-12)
 
 
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):
@@ -387,7 +396,7 @@ def test_undisturbed_runs_exercise_what_is_to_be_resumed(undisturbed):
 KILLS = {
     "first step": ("cosine", training, "train_step", 1, 0),
     "step 2 of epoch 4": ("plateau", training, "train_step", 11, 3),
-    "validation of epoch 2": ("cosine", training, "evaluate", 2, 1),
+    "validation of epoch 2": ("cosine", training, "_validate", 2, 1),
     "history of epoch 2, whose model is saved": ("cosine", Run, "write_history", 2, 1),
     "checkpoint of the last epoch": ("plateau", Run, "save_last", 4, 3),
     # Renamings under this schedule, where epoch 1 stays the best: best 1, last 2, old last away 3, new last in 4.

@@ -1,6 +1,6 @@
 """The command line. Exit code 2 for a wrong call, 1 for a failed run, 130 after Ctrl-C and 143 after SIGTERM.
 
-Imports of torch stand inside the commands, behind the checks of what the user typed: they take seconds.
+Importing torch takes seconds. Each command imports it only after it has checked the call.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
 @data.command()
 @dataset_option
 @root_option
-@click.option("--max-words", type=click.IntRange(1), default=120, help="A caption with more words is named.")
+@click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
 @json_option
 def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
-    """Count what each split holds, beside what is published, and name every problem, unreadable pictures included."""
+    """Count each split, compare with the published counts, decode every picture, and name every problem."""
     from timam.data.check import check_dataset
 
     report = check_dataset(dataset, root, max_words, progress=not as_json)
@@ -115,7 +115,7 @@ def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
 
 
 def _report_text(report: dict[str, Any]) -> str:
-    """A line a split, found beside published, and what the reader says."""
+    """One line for each split with the published counts in brackets, then the protocol and the notes."""
     from timam.data.check import found_beside_published
 
     lines = []
@@ -134,7 +134,7 @@ def _report_text(report: dict[str, Any]) -> str:
 
 
 @cli.command()
-@click.option("--preset", type=click.Choice(list(configs.PRESETS)), default="quick", help="Where the settings start.")
+@click.option("--preset", type=click.Choice(list(configs.PRESETS)), default="quick", help="Settings to start from.")
 @dataset_option
 @root_option
 @click.option("--output", type=FOLDER, required=True, help="The run's folder.")
@@ -168,8 +168,8 @@ def train(
 @cli.command()
 @run_argument
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data than the run's.")
-@click.option("--root", type=FOLDER, help="Folder of other data than the run's.")
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
+@click.option("--root", type=FOLDER, help="Folder of other data, instead of the run's own.")
 @json_option
 def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
@@ -199,13 +199,13 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
 @run_argument
 @click.argument("sentence", required=False)
 @click.option("--images", type=FOLDER, required=True, help="Folder of pictures, searched with its subfolders.")
-@click.option("--sentences", type=click.File(encoding="utf-8"), help="File with a sentence a line, instead of one.")
-@click.option("-k", type=click.IntRange(1), default=10, help="Answers.")
-@click.option("--approximate", is_flag=True, help="Through a faiss index, made on first use; for 100,000 and more.")
+@click.option("--sentences", type=click.File(encoding="utf-8"), help="File with one sentence on each line, instead.")
+@click.option("-k", type=click.IntRange(1), default=10, help="Number of pictures to list.")
+@click.option("--approximate", is_flag=True, help="Use a faiss index, for 100,000 pictures or more.")
 @click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", help="What encodes: here, or a Ray cluster."
+    "--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode pictures here, or on a Ray cluster."
 )
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="Of each task on Ray.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @json_option
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
 def search(
@@ -240,7 +240,7 @@ def search(
         if sentence is None:
             click.echo(answer["sentence"])
         for found in answer["answers"]:
-            click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # a name need not be UTF-8
+            click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # also names that are not UTF-8
 
 
 @cli.command()
@@ -252,7 +252,7 @@ def push(run: Run, repo_id: str, public: bool) -> None:
 
     Log in first, with `hf auth login`. Model, tokenizer and card are sent; pictures and captions are not.
     """
-    run.metrics()  # raises where the run is not finished
+    run.metrics()  # raises FileNotFoundError if the run is not finished
     from huggingface_hub.errors import HTTPError
 
     from timam.card import of_run
@@ -260,7 +260,7 @@ def push(run: Run, repo_id: str, public: bool) -> None:
     fields = of_run(run.folder) | {"repo_id": repo_id}
     try:
         click.echo(run.best_model().push_to_hub(repo_id, private=not public, model_card_kwargs=fields))
-    except HTTPError as error:  # some of which are no OSError
+    except HTTPError as error:  # not always an OSError
         raise RuntimeError(
             f"{repo_id}: {error}\nIs there a connection, and are you logged in (`hf auth login`) as its owner?"
         ) from error
@@ -295,7 +295,7 @@ def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
 
 
 def _table(metrics: dict[str, Any]) -> str:
-    """Both directions as a small table in percent, then what some benchmarks report beside them."""
+    """Both directions as a table in percent; below it the folds and the class level, where a data set has them."""
     from timam.metrics import RETRIEVAL_METRICS
 
     keys = list(RETRIEVAL_METRICS)
@@ -321,8 +321,8 @@ def _table(metrics: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Entry point: what a user can mend is a message, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8: they are printed as they are
+    """Entry point. An error that the user can mend is a message, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 are printed byte for byte
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     try:

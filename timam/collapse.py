@@ -5,48 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# The thresholds are ours.
+# With a mean cosine c near 1, uniformity is about -4 (1 - c). Above -0.04, c exceeds 0.99: what distinguishes samples
+# is in the last hundredth. Pretrained encoders are below from the first epoch (quick: c of 0.79 and 0.96).
+MAX_UNIFORMITY = -0.04
+# The matching loss's logits are cosines times the norm. At 256, cosines 0.02 apart are 5 nats apart, so the softmax and
+# its gradient leave less than 1 % for the lower one. bfloat16, with its 8 bits, is off by up to half a nat there.
+MAX_NORM = 256
+# 1 in 50 is about one embedding per modality in a batch of 64.
+MAX_ACCURACY, MIN_ACCURACY = 0.98, 0.02
+
 
 def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> list[str]:
-    """What has collapsed in an epoch, in words and with what usually helps; empty where nothing has.
+    """What has collapsed in an epoch, and what usually helps; empty if nothing has.
 
     Args:
-        row: of RUN/history.csv; measures that it lacks are passed over.
-        gradient_penalty: `loss.gradient_penalty` of the run. A discriminator whose slope is penalised may be always
-            right and still tell the encoders which way to go: it is then not named.
-
-    The thresholds [ours]:
-        uniformity above -0.04: it is about -4 (1 - c) for a mean cosine c near 1, so c > 0.99, and all that tells one
-            sample from another is in the last hundredth. Pretrained encoders are below from the first epoch on (the
-            quick preset at 0.79 and 0.96); a network with random weights begins there.
-        norm above 256: the matching loss's logits are cosines times the norm, so cosines 0.02 apart are 5 nats apart,
-            where a softmax keeps less than 1 % for the lower one, and with it of the gradient; and bfloat16, which has
-            8 bits, is off by up to half a nat.
-        discriminator accuracy above 0.98 or below 0.02 over an epoch, where it is played against: 1 in 50 is about
-            one embedding of each modality in a batch of 64. A discriminator that only watches may be as good as it can.
+        row: of RUN/history.csv; missing measures are not checked. The discriminator's accuracy is only checked in runs
+            with an adversarial loss, because otherwise it may be as good as it can.
+        gradient_penalty: `loss.gradient_penalty` of the run. With it, a discriminator that is always right still has
+            a useful gradient, and there is no warning.
     """
-    found = []
-    for side in ("image", "text"):
-        if row.get(f"val_{side}_uniformity", -1.0) > -0.04:
-            found.append(
-                f"all {side} embeddings are nearly alike (val_{side}_uniformity above -0.04): their encoder has "
-                "collapsed, or hardly begun to learn. What usually helps: more steps, a lower "
-                f"train.{side}_lr, a longer train.warmup_epochs, a smaller loss.adversarial_weight"
+    warnings = []
+    for modality in ("image", "text"):
+        if row.get(f"val_{modality}_uniformity", -1.0) > MAX_UNIFORMITY:
+            warnings.append(
+                f"all {modality} embeddings are nearly alike (val_{modality}_uniformity above {MAX_UNIFORMITY}): their "
+                "encoder has collapsed, or has learned very little so far. What usually helps: more steps, a lower "
+                f"train.{modality}_lr, a longer train.warmup_epochs, a smaller loss.adversarial_weight"
             )
-        if row.get(f"val_{side}_norm", 0.0) > 256:
-            found.append(
-                f"{side} embeddings have exploded (val_{side}_norm above 256): the matching loss sees only its nearest "
-                f"pairs. What usually helps: a lower train.{side}_lr, train.gradient_clip, a larger train.weight_decay"
+        if row.get(f"val_{modality}_norm", 0.0) > MAX_NORM:
+            warnings.append(
+                f"{modality} embeddings have exploded (val_{modality}_norm above {MAX_NORM}): the matching loss only "
+                f"sees the nearest pairs. What usually helps: a lower train.{modality}_lr, train.gradient_clip, a "
+                "larger train.weight_decay"
             )
     if row.get("adversarial"):
-        if row["discriminator_accuracy"] > 0.98 and not gradient_penalty:
-            found.append(
-                "the discriminator tells every embedding (accuracy above 0.98): the encoders learn little from it. "
-                "What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more loss.label_smoothing"
+        accuracy = row["discriminator_accuracy"]
+        if accuracy > MAX_ACCURACY and not gradient_penalty:
+            warnings.append(
+                f"the discriminator is always right (accuracy above {MAX_ACCURACY}): the encoders learn little from "
+                "it. What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more "
+                "loss.label_smoothing"
             )
-        if row["discriminator_accuracy"] < 0.02:
-            found.append(
-                "the discriminator is wrong on every embedding (accuracy below 0.02): the encoders have swapped sides, "
-                "which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a smaller "
-                "loss.adversarial_weight"
+        if accuracy < MIN_ACCURACY:
+            warnings.append(
+                f"the discriminator is always wrong (accuracy below {MIN_ACCURACY}): the modalities have swapped "
+                "places, which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a "
+                "smaller loss.adversarial_weight"
             )
-    return found
+    return warnings

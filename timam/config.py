@@ -6,7 +6,6 @@ Marks in the comments: [paper] stated in the paper, [recalled] believed to be in
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import reprlib
@@ -66,7 +65,6 @@ def _settings(cls: type[T]) -> type[T]:
             return f"unknown setting {key}; {section or 'a config'} has: {', '.join(fields)}"
         return f"{key} = {reprlib.repr(error['input'])}: expected {_expected(fields[name])}"
 
-    @functools.wraps(construct)
     def checked(self: Any, /, **values: Any) -> None:
         try:
             construct(self, **values)
@@ -183,7 +181,11 @@ SECTIONS = tuple(_TYPES)
 _FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
 # Settings younger than the first runs. While such a setting has its default it does not enter the fingerprint, so that
 # existing runs are found again. Its default must do what was done before the setting existed.
-NEW_SETTINGS = ("loss.matching", "loss.temperature", "loss.margin")
+NEW_SETTINGS = (
+    "loss.matching",
+    "loss.temperature",
+    "loss.margin",
+)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

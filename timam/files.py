@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old content or the new, never a half; noticing damage."""
+"""Atomic writing (a kill at any moment leaves the old content or the new), checksums, and strict JSON."""
 
 from __future__ import annotations
 
@@ -15,43 +15,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SUMS = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` reads it, too
-_WAY_OUT = "what was there before is kept: mend that and start again"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+SUMS = "SHA256SUMS"  # in the format of `sha256sum --check`
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def cache_folder() -> Path:
-    """Where pixel and word-state stores are kept: $TIMAM_CACHE, else timam/ in the user's cache folder."""
+    """The folder of pixel and word-state stores: $TIMAM_CACHE, else timam/ in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timam"
     return Path(os.environ.get("TIMAM_CACHE") or default)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all."""
+    """Replaces a file atomically, in UTF-8."""
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, finite: bool = True) -> Any:
-    """A JSON file's content; what parsers read differently is refused: a key twice in an object, NaN and infinity.
+    """The content of a JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
 
     Args:
-        finite: False for files of our own that hold NaN or infinity as Python writes them.
+        finite: False allows NaN and infinity, which Python writes into our own files.
 
     Raises:
-        OSError: no such file, or no regular one (a pipe or a device would never end).
-        ValueError: not UTF-8, not JSON, or nested too deep; the message names the file.
+        OSError: no such file, or not a regular one (reading a pipe or a device might never end).
+        ValueError: not UTF-8, not JSON, or nested too deeply; the message names the file.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
     numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, **numbers)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys, **numbers)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -68,14 +67,14 @@ def _finite(text: str) -> float:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there takes its place unless an exception is raised.
+    """Yields a temporary path; the file written there replaces `path` at the end, unless an exception is raised.
 
     Raises:
-        OSError: naming `path`, where there is no room for it or the disk cannot be written to.
+        OSError: naming `path`, if the disk is full or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _named(path):
+        with _disk_errors_naming(path):
             yield temporary
             _flush(temporary)
             os.replace(temporary, path)
@@ -85,25 +84,25 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Gives the name and the way out to an error that says only that the disk is full or read-only."""
+def _disk_errors_naming(path: Path) -> Iterator[None]:
+    """Adds the path, and what to do, to errors that only say that the disk is full or read-only."""
     try:
         yield
     except Exception as error:
-        text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers have errors of their own
+        text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers raise their own types
         number = getattr(error, "errno", None) or (int(text[1]) if text else 0)
-        if number not in _FULL:
+        if number not in _NOT_WRITABLE:
             raise
-        raise OSError(number, f"{os.strerror(number)}; {_WAY_OUT}", str(path)) from error
+        advice = "what was there before is kept: solve this and start again"
+        raise OSError(number, f"{os.strerror(number)}; {advice}", str(path)) from error
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's names, are on the disk itself.
+    """Waits until a file's content, or a folder's list of names, is on the disk.
 
-    The system may do a renaming before it writes what is renamed: a power cut in between would leave an empty file in
-    the place of the old one. Milliseconds for the small files; for a checkpoint the time that the disk takes.
+    Without this the system may rename before it writes the content, and a power cut in between leaves an empty file.
     """
-    if os.name == "nt":  # opens no folder
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -118,12 +117,13 @@ def _old(folder: Path) -> Path:
 
 @contextmanager
 def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a new empty folder beside `folder`; it takes its place unless an exception is raised.
+    """Yields a new empty folder that replaces `folder` at the end, unless an exception is raised.
 
-    A folder cannot be replaced in one step; `recover_folder` mends a kill between the two.
+    Replacing a folder takes two renamings; after a kill between them `recover_folder` puts the old folder back. Only
+    one process at a time may replace the same folder.
 
     Args:
-        durable: waits for the disk, so that it survives a power cut. Not worth it for what can be made again.
+        durable: waits until everything is on the disk, to survive a power cut. Not needed for what can be recomputed.
 
     Raises:
         OSError: as `replacing_file`.
@@ -131,7 +131,7 @@ def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        with _named(folder):
+        with _disk_errors_naming(folder):
             new.mkdir(parents=True)
             yield new
             for path in (*new.rglob("*"), new) if durable else ():
@@ -149,14 +149,14 @@ def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Puts back the old folder where a replacement was killed after it was moved away; else removes its remains."""
+    """Repairs a killed `replacing_folder`: puts the old folder back if the new one is missing, else removes it."""
     if not folder.exists() and _old(folder).exists():
         _old(folder).rename(folder)
     shutil.rmtree(_old(folder), ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
-    """64 hex digits of a file's content."""
+    """The SHA-256 of a file's content, 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -165,19 +165,19 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path, paths: Iterable[Path] | None = None) -> None:
-    """Notes the content of files below a folder, by default of all, in its SHA256SUMS.
+    """Writes the checksums of files below a folder, by default of all, to its SHA256SUMS.
 
-    Safetensors, NumPy's and JSON's forms notice a missing end, but not a flipped bit.
+    The formats of safetensors, NumPy and JSON detect a truncated file, but not a flipped bit.
     """
     found = sorted(p for p in (folder.rglob("*") if paths is None else paths) if p.is_file() and p.name != SUMS)
     write_text(folder / SUMS, "".join(f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in found))
 
 
 def check_sums(folder: Path) -> None:
-    """Nothing where every file is as its SHA256SUMS says, or where a folder has none.
+    """Compares files with their folder's SHA256SUMS; a folder without one passes.
 
     Raises:
-        ValueError: naming every file that is absent or other than it was written.
+        ValueError: naming every file that is missing or has changed.
     """
     if not (folder / SUMS).exists():
         return

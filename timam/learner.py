@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from timam.config import TrainConfig
+from timam.config import Config, TrainConfig
 from timam.files import check_sums, read_json, replacing_folder, write_sums
 from timam.models import TIMAM
 
@@ -73,22 +73,29 @@ class Learner:
         optimizers: "image" for the image encoder, "text" for the text encoder and the identity classifier, and
             "discriminator".
         schedulers: one for each optimizer.
+        log_temperature: scalar, the natural logarithm of InfoNCE's temperature. No model needs it after training.
     """
 
     model: TIMAM
     optimizers: dict[str, Optimizer]
     schedulers: dict[str, Any]
     progress: Progress = field(default_factory=Progress)
+    log_temperature: nn.Parameter = field(default_factory=lambda: nn.Parameter(torch.zeros(())))
 
     @classmethod
-    def build(cls, model: TIMAM, config: TrainConfig, epoch_steps: int) -> Learner:
+    def build(cls, model: TIMAM, config: Config, epoch_steps: int) -> Learner:
         """A learner that starts to train this model.
 
         Args:
             epoch_steps: steps in an epoch, for the schedules.
         """
-        optimizers = build_optimizers(model, config)
-        return cls(model, optimizers, build_schedulers(optimizers, config, epoch_steps))
+        optimizers = build_optimizers(model, config.train)
+        log_temperature = nn.Parameter(torch.tensor(math.log(config.loss.temperature), device=model.device))
+        if config.loss.matching == "infonce":  # the other losses keep their temperature
+            group = {"params": [log_temperature], "lr": config.train.text_lr, "weight_decay": 0.0}
+            optimizers["text"].add_param_group(group)
+        schedulers = build_schedulers(optimizers, config.train, epoch_steps)
+        return cls(model, optimizers, schedulers, log_temperature=log_temperature)
 
     def end_step(self, config: TrainConfig) -> None:
         if config.schedule != "plateau":
@@ -123,6 +130,7 @@ class Learner:
                 "param_groups": groups,
                 "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
                 "progress": asdict(self.progress),
+                "log_temperature": float(self.log_temperature.detach()),
             }
             (new / "training_state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
             write_sums(new)
@@ -140,6 +148,8 @@ class Learner:
             optimizer.load_state_dict({"state": slots_of[name], "param_groups": state["param_groups"][name]})
             _match_memory_format(optimizer)
             self.schedulers[name].load_state_dict(state["schedulers"][name])
+        with torch.no_grad():
+            self.log_temperature.fill_(state.get("log_temperature", 0.0))
         known = {f.name for f in fields(Progress)}  # checkpoints of older versions hold more
         self.progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
 

@@ -22,8 +22,11 @@ from timam.losses import (
     encoder_adversarial_loss,
     full_precision,
     gradient_penalty,
+    infonce_loss,
     norm_softmax_loss,
+    sdm_loss,
     softmax_loss,
+    triplet_loss,
 )
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
@@ -54,6 +57,7 @@ class Embedded:
         identity_labels: (B,) int64.
         model: for the identity classifier and the discriminator.
         config: the loss settings.
+        temperature: scalar, learned; only InfoNCE uses it.
     """
 
     images: Tensor
@@ -61,6 +65,7 @@ class Embedded:
     identity_labels: Tensor
     model: TIMAM
     config: LossConfig
+    temperature: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,16 @@ class Term:
 
 
 def _matching(batch: Embedded) -> Tensor:
-    return cmpm_loss(batch.images, batch.texts, batch.identity_labels, batch.config.matching_epsilon)
+    """The matching loss that `loss.matching` names."""
+    pairs, config = (batch.images, batch.texts, batch.identity_labels), batch.config
+    if config.matching == "sdm":
+        return sdm_loss(*pairs, config.temperature, config.matching_epsilon)
+    if config.matching == "infonce":
+        # CLIP's bound: logits of at most 100. Beyond it the loss follows single pairs.
+        return infonce_loss(*pairs, batch.temperature.clamp(min=0.01))
+    if config.matching == "triplet":
+        return triplet_loss(*pairs, config.margin)
+    return cmpm_loss(*pairs, config.matching_epsilon)
 
 
 def _identification(batch: Embedded, embeddings: Tensor, modality: int) -> Tensor:
@@ -173,6 +187,7 @@ def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> di
         gather(inputs.identity_labels),
         learner.model,
         config.loss,
+        learner.log_temperature.exp(),
     )
     game = _train_discriminator(batch, learner, config, job)
     terms = {term.name: term.compute(batch) for term in TERMS}

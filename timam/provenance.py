@@ -1,4 +1,4 @@
-"""What computed a result: commit, code, versions, device."""
+"""Where a result comes from: commit, code, versions, device."""
 
 from __future__ import annotations
 
@@ -17,24 +17,20 @@ import timam
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What computes here: commit, versions, device."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()} CPU"
-    )
+    """Commit, versions and device of this process, for metrics.json."""
+    cpu = f"{platform.processor() or platform.machine()} CPU"
     return {
         "timam": timam.__version__,
         "commit": commit(),
         "python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (torch, torchvision, transformers, accelerate)},
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
     }
 
 
 def code_fingerprint() -> str:
-    """8 hex digits over the package's sources: unlike the commit, the same until what computes changes."""
+    """8 hex digits that identify the package's source code. Unlike the commit, other files do not change them."""
     folder = Path(timam.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -43,7 +39,10 @@ def code_fingerprint() -> str:
 
 
 def commit(*folders: Path) -> str | None:
-    """The commit of the checkout that holds the folders, with "-dirty" where one of them differs from it."""
+    """The commit of the package's checkout, with "-dirty" if the folders (by default the package) differ from it.
+
+    None for an installed copy.
+    """
     package = Path(timam.__file__).parent
     folders = folders or (package,)
 
@@ -53,7 +52,7 @@ def commit(*folders: Path) -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside another repository
+        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may be inside another repository
         differs = git("status", "--porcelain", "--", *map(str, folders))
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):

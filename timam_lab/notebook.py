@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from IPython.display import HTML
+from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from PIL import Image
+from torch import Tensor
 
 from timam import config as configs
 from timam.config import Config, LossConfig
+from timam.data import Split
+from timam.drawing import rankings
+from timam.evaluation import Embeddings
+from timam.images import read_image
 from timam_lab.statistics import mean_interval
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -106,16 +116,58 @@ def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 
 
 def percents(table: pd.DataFrame, measures: Mapping[str, str], more: Iterable[str] = ("minutes",)) -> Styler:
-    """`variant_table` for reading: each measure under its title as "12.3 ± 0.4" percent, without ± for one seed."""
+    """`variant_table` for reading: each measure under its title as "12.3 ± 0.4", without ± for one seed.
+
+    Fractions are in percent; the distance of the centroids is not one.
+    """
 
     def text(row: pd.Series, name: str) -> str:
         mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-        return f"{100 * mean:.1f}" + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
+        scale, digits = (1, 2) if name == "centroid_distance" else (100, 1)
+        half = "" if pd.isna(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
+        return f"{scale * mean:.{digits}f}{half}"
 
     shown = table[["variant", "seeds"]].copy()
     for name, title in measures.items():
         shown[title] = [text(row, name) for _, row in table.iterrows()]
     return shown.join(table[list(more)]).style.format(precision=2)
+
+
+def ranked(split: Split, embeddings: Embeddings, queries: Sequence[int], k: int = 8) -> Figure:
+    """The k best pictures for some captions of a split, with the best-ranked right picture in the last column.
+
+    Args:
+        embeddings: of the split.
+        queries: indices of captions. Each row's title says at which rank the first right picture is.
+    """
+    texts, labels = embeddings.texts[list(queries)], embeddings.text_labels[list(queries)]
+    similarity = F.normalize(texts, dim=1) @ F.normalize(embeddings.images, dim=1).T
+    relevant = labels[:, None] == embeddings.image_labels[None, :]
+    top = similarity.topk(min(k, similarity.shape[1]))
+    best, right = similarity.masked_fill(~relevant, -torch.inf).max(dim=1)
+    ranks = 1 + (similarity.masked_fill(relevant, -torch.inf) >= best[:, None]).sum(dim=1)  # ties count against it
+
+    def pictures(indices: Tensor) -> list[Image.Image]:
+        return [read_image(split.image_paths[i]) for i in indices.tolist()]
+
+    return rankings(
+        [split.captions[i] for i in queries],
+        [pictures(row) for row in top.indices],
+        top.values.tolist(),
+        relevant.gather(1, top.indices).tolist(),
+        references=pictures(right),
+        titles=[f"right picture at rank {rank}" for rank in ranks.tolist()],
+    )
+
+
+def one_of_each(ranks: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """Queries drawn at random: one with the right answer first, a near miss (rank 2 to 5) and a failure, if any.
+
+    Args:
+        ranks: (Q,) rank of the first right answer, from 1; NaN where there is none.
+    """
+    kinds = (ranks == 1, (ranks > 1) & (ranks <= 5), ranks > 5)
+    return [int(rng.choice(np.flatnonzero(kind))) for kind in kinds if kind.any()]
 
 
 def game(loss: LossConfig) -> str:
@@ -130,8 +182,9 @@ def game(loss: LossConfig) -> str:
 def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
     """A sentence for each row of `timam_lab.statistics.compare`.
 
-    A difference counts as shown where both intervals exclude 0 and the corrected p is below `level`. With one seed
-    there is no interval over seeds, and the sentence says so.
+    A difference counts as shown where both intervals exclude 0 and the corrected p is below `level`. Otherwise the
+    sentence says which difference the seeds could have detected (80 % power) and which they leave possible (two
+    one-sided 5 % tests). With one seed there is no interval over seeds.
     """
     for row in compared.to_dict("records"):
         points = {key: f"{100 * value:+.1f}" for key, value in row.items() if key not in ("variant", "baseline")}
@@ -142,7 +195,10 @@ def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
             continue
         excluded = row["seeds_low"] * row["seeds_high"] > 0 and row["identities_low"] * row["identities_high"] > 0
         shown = excluded and row["p_holm"] < level
-        verdict = ("A gain" if row["difference"] > 0 else "A loss") if shown else "No difference is shown"
+        verdict = "A gain" if row["difference"] > 0 else "A loss"
+        if not shown:
+            within = f"at most {100 * row['equivalence_bound']:.1f} points are left possible"
+            verdict = f"No difference is shown: {100 * row['detectable']:.1f} points could have been detected, {within}"
         p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
         over_seeds = f"{points['seeds_low']} to {points['seeds_high']} over seeds"
         yield f"{pair} ({over_seeds}, {over_identities}, corrected {p}). {verdict}."

@@ -20,15 +20,14 @@ from PIL import Image
 
 from timam.drawing import RIGHT, WRONG
 from timam.drawing import rankings as rankings  # beside the other figures of the notebooks
+from timam.objective import TERMS
 from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
+# Columns of history.csv and what figures call them.
 LOSS_NAMES = {
     "total": "total, as weighted",
-    "matching": "matching (CMPM)",
-    "identification_image": "identification, images",
-    "identification_text": "identification, texts",
-    "adversarial": "adversarial, encoders",
+    **{term.name: term.label for term in TERMS},
     "discriminator": "discriminator",
 }
 

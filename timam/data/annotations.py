@@ -42,6 +42,15 @@ def parse_person_search(root: Path, files: tuple[str, ...], path_key: str = "fil
     return parsed
 
 
+def parse_one_person_search(root: Path) -> Parsed:
+    """As `parse_person_search`, for a data set that does not name its annotation file: the one .json in ROOT."""
+    files = tuple(sorted(f.name for f in root.glob("*.json")))
+    if len(files) > 1:
+        problem = f"{root}: expected one annotation file *.json; found {', '.join(files)}"
+        return Parsed(files[0], problems=[problem], unreadable=True)
+    return parse_person_search(root, files or ("*.json",))
+
+
 def _split_files(root: Path, parsed: Parsed) -> dict[Any, str]:
     """{picture path or identity: split} from the files beside caption_all.json, in the forms of public repositories.
 

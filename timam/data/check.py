@@ -11,10 +11,12 @@ import numpy as np
 
 from timam.data.datasets import DATASETS, PROTOCOLS
 from timam.data.readers import read_dataset
-from timam.data.records import SPLITS, Dataset, Record, plain
+from timam.data.records import SPLITS, Dataset, Record, plain, show
+from timam.embedded import container, open_picture
 from timam.images import find_unreadable
 
 MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
+FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several percent
 _COUNTS = ("images", "captions", "identities")
 
 
@@ -38,10 +40,16 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
     if not problems:
         problems += [f"the {s} split has no identities" for s in SPLITS if s not in splits]
     paths = [dataset.image_root / r.image for r in dataset.records]
-    present = [p for p in paths if p.is_file()]
+    present = [p for p in paths if container(p).is_file()]
     problems += find_unreadable(present, progress and len(present) > 1000)
     warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset)]
-    warnings += _duplicates(dataset) + _long_captions(dataset, max_words)
+    warnings += [*_duplicates(dataset), *_long_captions(dataset, max_words), *_shared_captions(dataset)]
+    warnings += _lost_identities(dataset)
+    notes = [*dataset.notes]
+    for split, found in splits.items():
+        line = f"the {split} split has {found['identities']} identities: too few for rank-1 to mean anything"
+        if split != "train" and found["identities"] < FEW:
+            (warnings if found["identities"] == 1 else notes).append(line)
     published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
     folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
     return {
@@ -52,7 +60,7 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
         "published": published,
         "problems": [plain(p) for p in problems],
         "warnings": [plain(w) for w in warnings],
-        "notes": [*dataset.notes, *_other_counts(splits, published)],
+        "notes": [*notes, *_other_counts(splits, published)],
     }
 
 
@@ -118,32 +126,60 @@ def _partial_download(dataset: Dataset) -> list[str]:
     for r in dataset.records:
         folder = r.image.split("/")[0] if "/" in r.image else "."
         listed[folder] += 1
-        absent[folder] += not (dataset.image_root / r.image).is_file()
+        absent[folder] += not container(dataset.image_root / r.image).is_file()
     missing, total = absent.total(), len(dataset.records)
     folders = ", ".join(f"{f} {n:,} of {listed[f]:,}" for f, n in sorted(absent.items()) if n)
     return [f"partial download: {missing:,} of {total:,} pictures are missing, by folder: {folders}"] if missing else []
 
 
 def _duplicates(dataset: Dataset) -> list[str]:
-    """Picture files of the same bytes in different splits. Only files of equal size are read."""
+    """Pictures of the same bytes in different splits or of different identities. Files of unique sizes are not read."""
     by_size = defaultdict(list)
     for r in dataset.records:
         path = dataset.image_root / r.image
-        if path.is_file():
-            by_size[path.stat().st_size].append(r)
+        if (file := container(path)).is_file():
+            by_size[file.stat().st_size if file == path else 0].append(r)
     warnings = []
     for records in by_size.values():
-        if len({r.split for r in records}) < 2:
-            continue
         first: dict[bytes, Record] = {}
-        for r in records:
-            digest = hashlib.sha256((dataset.image_root / r.image).read_bytes()).digest()
-            other = first.setdefault(digest, r)
-            if other.split != r.split:
+        for r in records if len(records) > 1 else ():
+            try:
+                source = open_picture(dataset.image_root / r.image)
+            except (OSError, ValueError):  # `find_unreadable` has named it
+                continue
+            content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+            other = first.setdefault(hashlib.sha256(content).digest(), r)
+            mine, its = ((o.split, *([o.identity] if dataset.kind != "instance" else [])) for o in (r, other))
+            if mine != its:
+                place = "split {}, identity {}" if dataset.kind != "instance" else "split {}"
                 warnings.append(
-                    f"{r.source}: picture {r.image} ({r.split} split) has the bytes of {other.image} "
-                    f"({other.split} split, {other.source})"
+                    f"{r.source}: picture {r.image} ({place.format(*mine)}) has the bytes of {other.image} "
+                    f"({place.format(*its)}; {other.source})"
                 )
+    return warnings
+
+
+def _shared_captions(dataset: Dataset) -> list[str]:
+    """One caption of three or more identities: it cannot tell them apart, and is often a default text."""
+    identities = defaultdict(set)
+    for r in dataset.records if dataset.kind == "identity" else ():
+        for caption in r.captions:
+            identities[caption.strip().lower()].add(r.identity)
+    shared = sorted(((len(who), text) for text, who in identities.items() if len(who) > 2), reverse=True)
+    worst = "; ".join(f"{show.repr(text)} ({n} identities)" for n, text in shared[:5])
+    return [f"{len(shared):,} captions stand under three or more identities, most often {worst}"] if shared else []
+
+
+def _lost_identities(dataset: Dataset) -> list[str]:
+    """Pictures without identities, as many as a data set of identities has: a copy that lost them."""
+    warnings = []
+    for name, spec in DATASETS.items() if dataset.kind == "instance" else ():
+        known = [pictures for pictures, _, _ in spec.published.values() if pictures]
+        if spec.kind == "identity" and known and len(dataset.records) in (*known, sum(known)):
+            warnings.append(
+                f"{len(dataset.records):,} pictures, as {name} has, but no identities: every picture counts as its "
+                f"own, and results do not compare with published ones; its authors give the identities ({spec.source})"
+            )
     return warnings
 
 

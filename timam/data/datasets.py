@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from timam.data.annotations import parse_karpathy, parse_person_search, parse_reed
+from timam.data.annotations import parse_karpathy, parse_one_person_search, parse_person_search, parse_reed
+from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_sidecar, parse_webdataset
 from timam.data.parsing import Parsed
-from timam.data.tables import parse_table
+from timam.data.tables import parse_imagefolder, parse_parquet, parse_table
 
 # (pictures, captions, identities or classes); None: not stated by any source that we could check.
 Counts = tuple[int | None, int | None, int | None]
@@ -30,7 +30,7 @@ class DatasetSpec:
 
     Attributes:
         kind: what is relevant, a key of `PROTOCOLS`; the parser may decide otherwise.
-        parse: reads the annotation in ROOT.
+        parse: parse(ROOT) reads the annotation; with `has_columns`, parse(ROOT, columns={...}) too.
         image_folders: where in ROOT the pictures may lie; "." is ROOT itself.
         layout: what ROOT must hold.
         source: where it is published, and who hands it out on request.
@@ -42,7 +42,7 @@ class DatasetSpec:
     """
 
     kind: str
-    parse: Callable[[Path], Parsed]
+    parse: Callable[..., Parsed]
     image_folders: tuple[str, ...]
     layout: str
     source: str
@@ -51,6 +51,7 @@ class DatasetSpec:
     versions: dict[str, dict[str, Counts]] = field(default_factory=dict)
     holds_out: bool = False
     folds: int = 1
+    has_columns: bool = False
 
 
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent"
@@ -185,12 +186,86 @@ DATASETS: dict[str, DatasetSpec] = {
         },
         holds_out=True,
     ),
+    "coco-captions": DatasetSpec(
+        kind="instance",
+        parse=parse_coco_captions,
+        image_folders=(".", "images", "train2014", "val2014"),
+        layout="captions_train2014.json and captions_val2014.json (in ROOT or ROOT/annotations) and train2014/, "
+        "val2014/ (in ROOT or ROOT/images)",
+        source="https://cocodataset.org/#download; the published results use Karpathy's split, which `coco` reads",
+        terms="captions CC BY 4.0; the pictures belong to Flickr's users",
+        holds_out=True,
+    ),
+    "flickr30k-token": DatasetSpec(
+        kind="instance",
+        parse=parse_flickr_token,
+        image_folders=("flickr30k-images", "images", "."),
+        layout="results_20130124.token and flickr30k-images/ (or images/)",
+        source="on request: https://shannon.cs.illinois.edu/DenotationGraph; the published results use Karpathy's "
+        "split, which `flickr30k` reads",
+        terms=_FLICKR,
+    ),
+    "ufine6926": DatasetSpec(
+        kind="identity",
+        parse=parse_one_person_search,
+        image_folders=(".", "imgs"),
+        layout="one .json of {split, id, file_path, captions} and the pictures, images/1.jpg",
+        source="on request from its authors: https://github.com/Zplusdragon/UFineBench",
+        terms="by a signed license agreement",
+        published={"train+val+test": (26_206, 52_412, 6_926)},
+        holds_out=True,
+    ),
     "csv": DatasetSpec(
         kind="identity",
         parse=parse_table,
         image_folders=(".",),
-        layout="one table, captions.csv or captions.parquet (or any other name, if it is the only one), with the "
-        "columns image_path (relative to ROOT), caption, and optionally identity and split; a row a caption",
+        layout="one table, captions.csv, .tsv, .jsonl or .parquet (or any other name, if it is the only one), with the "
+        "columns image_path (relative to ROOT), caption, and optionally identity and split; or open_clip's filepath "
+        "and title",
+        source="your own",
+        terms="yours",
+        holds_out=True,
+        has_columns=True,
+    ),
+    "parquet": DatasetSpec(
+        kind="identity",
+        parse=parse_parquet,
+        image_folders=(".",),
+        layout="Parquet files with a column of pictures (image: bytes and path, as the Hugging Face hub has it) and "
+        "one or several of captions; train, validation and test in the files' names or a column split",
+        source="your own",
+        terms="yours",
+        holds_out=True,
+        has_columns=True,
+    ),
+    "imagefolder": DatasetSpec(
+        kind="identity",
+        parse=parse_imagefolder,
+        image_folders=(".",),
+        layout="metadata.csv, metadata.jsonl or metadata.parquet with file_name (relative to it) and one or several "
+        "columns of captions, in ROOT or in train/, validation/, test/",
+        source="your own",
+        terms="yours",
+        holds_out=True,
+        has_columns=True,
+    ),
+    "webdataset": DatasetSpec(
+        kind="identity",
+        parse=parse_webdataset,
+        image_folders=(".",),
+        layout=".tar shards of KEY.jpg with KEY.txt (a caption a line) or KEY.json; train, val and test in the "
+        "shards' names or folders",
+        source="your own",
+        terms="yours",
+        holds_out=True,
+        has_columns=True,
+    ),
+    "sidecar": DatasetSpec(
+        kind="instance",
+        parse=parse_sidecar,
+        image_folders=(".",),
+        layout="pictures, each with a text file of its name (0001.jpg, 0001.txt; a caption a line), in ROOT or in "
+        "train/, val/, test/",
         source="your own",
         terms="yours",
         holds_out=True,

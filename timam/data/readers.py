@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os.path
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from timam.data.datasets import DATASETS
 from timam.data.parsing import by_hash
 from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
+from timam.data.tables import COLUMNS
+from timam.embedded import container
 
 
-def load_dataset(name: str, root: Path | str, required_splits: tuple[str, ...] = SPLITS) -> Dataset:
+def load_dataset(
+    name: str,
+    root: Path | str,
+    required_splits: tuple[str, ...] = SPLITS,
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:
     """Reads and checks a data set. Pictures must exist; they are not decoded here.
 
     Args:
         name: one of `DATASETS`.
         root: the folder of annotation and pictures.
         required_splits: these must not be empty.
+        columns: for tables, {"image_path", "caption", "identity" or "split": the column to read it from}.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or columns for a data set that has none.
         DataError: every problem of annotation and records.
     """
-    dataset, problems = read_dataset(name, root)
+    dataset, problems = read_dataset(name, root, columns)
     present = {r.split for r in dataset.records}
     if not problems:
         problems = [f"the {s} split has no identities" for s in required_splits if s not in present]
@@ -32,12 +41,16 @@ def load_dataset(name: str, root: Path | str, required_splits: tuple[str, ...] =
     return dataset
 
 
-def read_dataset(name: str, root: Path | str) -> tuple[Dataset, list[str]]:
+def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None = None) -> tuple[Dataset, list[str]]:
     """As `load_dataset`, but returns the usable records and the problems."""
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
     spec, root = DATASETS[name], Path(root)
-    parsed = spec.parse(root)
+    if columns and not spec.has_columns:
+        raise ValueError(f"{name} has no columns that could have other names")
+    if unknown := set(columns or ()) - set(COLUMNS):
+        raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(COLUMNS)}")
+    parsed = spec.parse(root, columns=columns) if columns else spec.parse(root)
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
     published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
     folders = [root / f for f in spec.image_folders if (root / f).is_dir()]
@@ -48,10 +61,10 @@ def read_dataset(name: str, root: Path | str) -> tuple[Dataset, list[str]]:
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")
     # Reed's archive has a folder images/ of features; the right folder is the one that holds the pictures.
-    image_root = max(folders, key=lambda f: sum(os.path.isfile(f / r.image) for r in records[:20]))
+    image_root = max(folders, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
     conflicts = find_conflicts(records, kind)
     records, unusable = _with_pictures(records, image_root, root)
-    if records and not any(os.path.isfile(image_root / r.image) for r in records):
+    if records and not any(os.path.isfile(container(image_root / r.image)) for r in records):
         problems.append(f"{image_root}: none of the {len(records):,} pictures; {published}")
     problems += unusable + conflicts
     notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
@@ -85,7 +98,7 @@ def _with_pictures(records: list[Record], image_root: Path, root: Path) -> tuple
             problems.append(f"{r.source}: picture {reason}")
             continue
         usable.append(r)
-        if not (image_root / r.image).is_file():
+        if not container(image_root / r.image).is_file():
             problems.append(f"{r.source}: no such picture: {image_root / r.image}")
     return usable, problems
 

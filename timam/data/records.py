@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from timam.embedded import container
+
 SPLITS = ("train", "val", "test")
 
 
@@ -120,7 +122,7 @@ class Dataset:
         """SHA-256 (16 hex digits) over records and the sizes of the picture files, the same on every machine."""
         digest = hashlib.sha256()
         for r in self.records:
-            size = (self.image_root / r.image).stat().st_size
+            size = container(self.image_root / r.image).stat().st_size
             digest.update(json.dumps([r.image, r.captions, r.identity, r.split, size]).encode())
         return digest.hexdigest()[:16]
 

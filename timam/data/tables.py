@@ -1,159 +1,219 @@
-"""Parsers of tables: rows of picture, caption and, where given, identity and split -> records."""
+"""Parsers of tables: CSV, JSON lines, Parquet; pictures as paths or, in Parquet, as embedded bytes."""
 
 from __future__ import annotations
 
 import csv
-import math
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from timam.data.parsing import Parsed, by_hash, check_captions, check_split
-from timam.data.records import Record, show
+from timam.data.parsing import Parsed
+from timam.data.rows import add_rows, split_of_name
 
-COLUMNS = ("image_path", "caption", "identity", "split")
-HELD_OUT = 0.1  # share of the identities for validation, and again for the test, where a table has no splits
-# What other tools write for a missing value. Read as a name, it would make one person of all who have none.
-MISSING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "inf", "-inf"}
+# What is read -> the columns that are looked for, the first that exists is taken. Captions may stand in several:
+# caption_0, caption_1, ...
+COLUMNS = {
+    "image_path": ("image_path", "file_name", "filepath", "image", "img", "filename"),
+    "caption": ("caption", "captions", "title", "text", "sentence", "sentences"),
+    "identity": ("identity", "person_id", "pid"),
+    "split": ("split",),
+}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
-Rows = list[tuple[int, list[Any]]]  # (number, values); the first row below the header has number 1
+Rows = Iterator[tuple[int, dict[str, Any]]]  # the first row below the header has number 1
 
 
-def parse_table(root: Path) -> Parsed:
-    """A CSV or Parquet file; a row a caption. `COLUMNS` are read, of which identity and split may be absent."""
-    parsed = Parsed("captions.csv", unreadable=True)
-    files = sorted(f for f in root.glob("*") if f.suffix.lower() in (".csv", ".parquet"))
+def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
+    """The one table in a folder, or captions.csv (.tsv, .jsonl, .parquet) of several; pictures relative to ROOT."""
+    files = sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
     if len(chosen) != 1:
         found = ", ".join(f.name for f in files) or "none"
-        parsed.problems.append(f"{root}: expected one table, captions.csv or captions.parquet; found {found}")
-        return parsed
-    parsed.file = chosen[0].name
-    try:
-        if not chosen[0].is_file():
-            raise OSError("not a regular file")
-        read = _csv_rows if chosen[0].suffix.lower() == ".csv" else _parquet_rows
-        header, rows = read(chosen[0], parsed)
-    except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
-        parsed.problems.append(f"{chosen[0]}: not readable as a table ({type(error).__name__}: {error})")
-        return parsed
-    missing, twice = [c for c in COLUMNS[:2] if c not in header], [c for c in COLUMNS if header.count(c) > 1]
-    if missing or twice:
-        what = f"no column {', '.join(sorted(missing))}" if missing else f"two columns {twice[0]}"
-        parsed.problems.append(f"{parsed.file}: {what}; it has {', '.join(header)}")
-        return parsed
-    parsed.unreadable = False
-    places = {c: header.index(c) for c in COLUMNS if c in header}
-    add_rows(((f"{parsed.file} row {i}", {c: row[k] for c, k in places.items()}) for i, row in rows), parsed)
+        problem = f"{root}: expected one table, captions.csv or captions.parquet; found {found}"
+        return Parsed("captions.csv", problems=[problem], unreadable=True)
+    return _parse_files(root, chosen, columns or {}, by_name=False)
+
+
+def parse_parquet(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
+    """All Parquet files below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
+    return _parse_files(root, _below(root, "*.parquet"), columns or {})
+
+
+def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
+    """metadata.csv, .jsonl or .parquet in ROOT or in folders below it; pictures are relative to their metadata file."""
+    return _parse_files(root, _below(root, "metadata.*"), columns or {})
+
+
+def _below(root: Path, pattern: str) -> list[Path]:
+    """Files in and below a folder; hidden folders, such as the hub's .cache, are left out."""
+    files = (f for f in root.rglob(pattern) if f.suffix.lower() in SUFFIXES)
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts))
+
+
+def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
+    """Tables of one form.
+
+    Args:
+        columns: {a key of COLUMNS: the column to read instead; for captions several, joined by commas}.
+        by_name: splits are read from the names of files and folders where there is no column of splits.
+    """
+    parsed = Parsed(files[0].relative_to(root).as_posix() if len(files) == 1 else f"{len(files)} tables")
+    if not files:
+        parsed.problems.append(f"{root}: no table found")
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for file in files if not parsed.problems else ():
+        label, folder = file.relative_to(root), file.relative_to(root).parent
+        try:
+            if not file.is_file():
+                raise OSError("not a regular file")
+            header, read = _open(file, parsed, label.as_posix())
+        except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
+            parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
+            continue
+        try:
+            chosen = choose_columns(header, columns, parsed)
+        except ValueError as error:
+            parsed.problems.append(f"{label}: {error}; it has {', '.join(header)}")
+            continue
+        named = {"named_split": split_of_name(label)} if by_name else {}
+        try:
+            for i, values in read(chosen):
+                row = named | row_of(values, chosen)
+                if isinstance(row["image_path"], str) and row["image_path"]:
+                    row["image_path"] = (folder / row["image_path"]).as_posix()
+                rows.append((f"{label} row {i}", row))
+        except Exception as error:
+            parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
+    parsed.unreadable = bool(parsed.problems) and not rows
+    add_rows(rows, parsed)
     return parsed
 
 
-def _csv_rows(path: Path, parsed: Parsed) -> tuple[list[str], Rows]:
-    """All values as text, so that a caption "NA" or an identity 007 is not changed."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) -> dict[str, list[str]]:
+    """{a key of COLUMNS: the columns to read}; a note says which, where they have other names. Raises ValueError."""
+    chosen = {}
+    for key, names in COLUMNS.items():
+        if key in given:
+            found = [c.strip() for c in given[key].split(",")]
+            if absent := [c for c in found if c not in header]:
+                raise ValueError(f"no column {', '.join(absent)}")
+        else:
+            found = next(([n] for n in names if n in header), [])
+            if key == "caption" and not found:
+                pattern = re.compile(rf"({'|'.join(names)})_?\d+")
+                found = [c for c in header if pattern.fullmatch(c)]
+        if twice := [c for c in found if header.count(c) > 1]:
+            raise ValueError(f"two columns {twice[0]}")
+        if found:
+            chosen[key] = found
+    if missing := [k for k in ("caption", "image_path") if k not in chosen]:
+        raise ValueError(f"no column {', '.join(missing)}")
+    others = [f"{k} from {', '.join(names)}" for k, names in chosen.items() if names != [k]]
+    unread = sorted(set(header) - {c for names in chosen.values() for c in names})
+    note = f"columns read: {'; '.join(others)}" + (f"; not read: {', '.join(unread)}" if unread else "")
+    if others and note not in parsed.notes:
+        parsed.notes.append(note)
+    return chosen
+
+
+def row_of(values: Mapping[str, Any], chosen: dict[str, list[str]]) -> dict[str, Any]:
+    """A row for `add_rows`. Captions may be texts and lists; of several columns, empty ones are left out."""
+    captions: list[Any] = []
+    for column in chosen["caption"]:
+        caption = values.get(column)
+        if isinstance(caption, list):
+            captions += caption
+        elif len(chosen["caption"]) == 1 or caption not in (None, ""):
+            captions.append(caption)
+    return {k: values.get(names[0]) for k, names in chosen.items() if k != "caption"} | {"captions": captions}
+
+
+# -- files: (header, a function that reads the rows of some columns) ----------------------------------------------
+
+
+def _open(file: Path, parsed: Parsed, label: str) -> tuple[list[str], Any]:
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return _open_parquet(file)
+    if suffix == ".jsonl":
+        return _open_json_lines(file)
+    return _open_csv(file, parsed, label)
+
+
+def _open_csv(file: Path, parsed: Parsed, label: str) -> tuple[list[str], Any]:
+    """Separated by commas, or by tabs if the header has one. All values are text: "NA" and 007 are not changed."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        first = stream.readline()
+        stream.seek(0)
+        reader = csv.reader(stream, strict=True, delimiter="\t" if "\t" in first else ",")
         try:
             header, *rows = [row for row in reader if row]
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from error
-    parsed.problems += [
-        f"{parsed.file} row {i}: {len(row)} values; expected {len(header)} (a caption with a comma needs quotes)"
-        for i, row in enumerate(rows, 1)
-        if len(row) != len(header)
-    ]
-    return [c.strip() for c in header], [(i, row) for i, row in enumerate(rows, 1) if len(row) == len(header)]
+    header = [c.strip() for c in header]
+
+    def read(_: dict[str, list[str]]) -> Rows:
+        for i, row in enumerate(rows, 1):
+            if len(row) == len(header):
+                yield i, dict(zip(header, row, strict=True))
+            else:
+                expected = f"expected {len(header)} (a caption with a comma needs quotes)"
+                parsed.problems.append(f"{label} row {i}: {len(row)} values; {expected}")
+
+    return header, read
 
 
-def _parquet_rows(path: Path, _: Parsed) -> tuple[list[str], Rows]:
+def _open_json_lines(file: Path) -> tuple[list[str], Any]:
+    rows = []
+    with file.open(encoding="utf-8-sig") as stream:
+        for i, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                raise ValueError(f"line {i}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {i}: expected an object, found {type(row).__name__}")
+            rows += [(i, row)] if row else []
+    return sorted({key for _, row in rows for key in row}), lambda _: iter(rows)
+
+
+def _open_parquet(file: Path) -> tuple[list[str], Any]:
+    """Read in batches, without the bytes of pictures: these are named FILE#COLUMN:ROW (`timam.embedded`)."""
     import pyarrow.parquet as pq  # here: `timam --help` need not wait for it
 
-    table = pq.read_table(path)
-    columns = [column.to_pylist() for column in table.columns]
-    return [c.strip() for c in table.column_names], list(enumerate(map(list, zip(*columns, strict=True)), 1))
+    table = pq.ParquetFile(file)
+    own = {c.strip(): c for c in table.schema_arrow.names}
+
+    def read(chosen: dict[str, list[str]]) -> Rows:
+        picture = own[chosen["image_path"][0]]
+        form = _picture_form(table, picture)
+        others = [own[c] for key, names in chosen.items() for c in names if key != "image_path"]
+        leaves = {"bytes": others, "path": [*others, f"{picture}.path"], "text": [*others, picture]}[form]
+        i = 0
+        for batch in table.iter_batches(1024, columns=leaves):
+            for values in batch.to_pylist():
+                if form == "bytes":
+                    values[picture] = f"{file.name}#{picture}:{i}"
+                elif form == "path":
+                    values[picture] = (values[picture] or {}).get("path")
+                i += 1
+                yield i, {c.strip(): v for c, v in values.items()}
+
+    return list(map(str.strip, table.schema_arrow.names)), read
 
 
-def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> None:
-    """Adds the records of (source, {column: value}) to `parsed`; the rows of a picture become one record.
+def _picture_form(table: Any, column: str) -> str:
+    """How a column names pictures: "bytes" (embedded), "path" (a struct with paths alone), "text" (anything else)."""
+    import pyarrow as pa
 
-    Without identities every picture is its own. Identities that are not all whole numbers are numbered in the order
-    of their names. Without splits, the identities are split by `by_hash`.
-    """
-    pictures: dict[str, dict[str, Any]] = {}
-    columns: set[str] = set()
-    for source, row in rows:
-        columns |= row.keys()
-        _add_row(row, source, pictures, parsed.problems)
-    parsed.kind = "identity" if "identity" in columns else "instance"
-    names = sorted({p["identity"] for p in pictures.values()})
-    number = _numbered(names, parsed)
-    splits = {} if "split" in columns or not names else _made_splits(names, parsed)
-    parsed.records = [
-        Record(path, tuple(p["captions"]), number[p["identity"]], p.get("split") or splits[p["identity"]], p["source"])
-        for path, p in pictures.items()
-    ]
-
-
-def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any]], problems: list[str]) -> None:
-    """Adds a row's caption to its picture, or a problem."""
-    found = len(problems)
-    row = {k: v.strip() if isinstance(v, str) else v for k, v in row.items()}
-    path = row["image_path"]
-    if path in ("", None):
-        problems.append(f"{source}: image_path is empty")
-    elif not isinstance(path, str):
-        problems.append(f"{source}: image_path = {show.repr(path)}: expected str")
-    check_captions([row["caption"]], problems, source)
-    values: dict[str, Any] = {}
-    if "identity" in row:
-        values["identity"] = _identity(row["identity"], problems, source)
-    if "split" in row:
-        values["split"] = check_split(row["split"] or "", problems, source)
-    if len(problems) > found:
-        return
-    picture = pictures.setdefault(path, {"identity": path, **values, "captions": [], "source": source})
-    for key, value in values.items():
-        if picture[key] != value:
-            says = f"{picture['source']} says {show.repr(picture[key])}"
-            problems.append(f"{source}: {key} {show.repr(value)} of {path}: {says}")
-            return
-    picture["captions"].append(row["caption"])
-
-
-def _identity(value: Any, problems: list[str], source: str) -> str:
-    """An identity as text: a name, or a whole number of any type."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        problems.append(f"{source}: identity is empty")
-    elif not isinstance(value, int | str) or isinstance(value, bool) or str(value) in MISSING:
-        problems.append(f"{source}: identity = {show.repr(value)}: expected a name or a whole number")
-    return str(value)
-
-
-def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:
-    """The identities' own numbers, if all are whole and differ (pandas writes 3.0 for 3), else positions by name."""
-    whole = all(re.fullmatch(r"-?\d{1,18}(\.0+)?", n) for n in names)
-    number = {n: int(n.partition(".")[0]) if whole else i for i, n in enumerate(names)}
-    if len(set(number.values())) == len(names):
-        return number
-    first: dict[int, str] = {}
-    alike = [(first[k], n) for n, k in number.items() if first.setdefault(k, n) != n]
-    parsed.warnings.append(
-        f"{parsed.file}: identities {alike[0][0]} and {alike[0][1]} are one number and were read as two names"
-        + (f"; and {len(alike) - 1} more such pairs" if len(alike) > 1 else "")
-    )
-    return {n: i for i, n in enumerate(names)}
-
-
-def _made_splits(names: list[str], parsed: Parsed) -> dict[str, str]:
-    """{identity: split}: by hash, 80 % train, 10 % val, 10 % test; at least one each if there are three identities."""
-    ordered = by_hash(names)
-    few = max(1, round(HELD_OUT * len(ordered)))
-    val, test = set(ordered[:few]), set(ordered[few : 2 * few])
-    parsed.notes.append(
-        f"{parsed.file} has no column split: {len(ordered) - 2 * few}/{few}/{few} identities were made train/val/test, "
-        "in the order of their names' SHA-256 (the same on every machine)"
-    )
-    return {n: "val" if n in val else "test" if n in test else "train" for n in names}
+    kind = table.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind):
+        return "bytes" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "text"
+    groups = [table.metadata.row_group(k) for k in range(table.metadata.num_row_groups)]
+    parts = [part for g in groups for part in map(g.column, range(g.num_columns))]
+    stored = [part for part in parts if part.path_in_schema == f"{column}.bytes"]
+    empty = [part.statistics is not None and part.statistics.null_count == part.num_values for part in stored]
+    return "path" if all(empty) else "bytes"

@@ -1,0 +1,299 @@
+"""timam.data: the layouts that people have in hand; pictures that are read inside Parquet files and tar archives."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from layouts import (
+    HF_IMAGE,
+    LAYOUTS,
+    picture_bytes,
+    write_coco_captions,
+    write_flickr_token,
+    write_imagefolder,
+    write_parquet,
+    write_picture,
+    write_sidecar,
+    write_table,
+    write_tar,
+    write_ufine,
+    write_webdataset,
+)
+from PIL import Image
+
+from timam.data import SPLITS, Dataset, load_dataset, read_dataset
+from timam.data.check import check_dataset
+from timam.embedded import container, open_picture
+from timam.images import ImageError, read_image
+from timam.stores import open_pixels
+
+
+def captions(dataset: Dataset, split: str) -> list[tuple[str, ...]]:
+    return [r.captions for r in dataset.records if r.split == split]
+
+
+def counts(dataset: Dataset) -> list[int]:
+    return [len(captions(dataset, split)) for split in SPLITS]
+
+
+def problems_of(name: str, root: Path, **columns: str) -> list[str]:
+    return read_dataset(name, root, columns or None)[1]
+
+
+# -- what each layout gives -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["parquet", "imagefolder", "imagefolder csv", "webdataset"])
+def test_splits_come_from_the_names_of_files_and_folders(tmp_path, layout):
+    name, write, _ = LAYOUTS[layout]
+    dataset = load_dataset(name, write(tmp_path))
+    assert (dataset.kind, counts(dataset)) == ("instance", [4, 2, 2])
+    first = {"parquet": ("picture 0", "in red")}.get(layout, ("train 0", "in red"))
+    assert captions(dataset, "train")[0] == first
+    assert not any("SHA-256" in note for note in dataset.notes)
+    assert len({read_image(p).tobytes() for p in dataset.split("train").image_paths}) == 4
+    assert check_dataset(name, tmp_path)["problems"] == []
+
+
+def test_several_columns_and_renamed_ones_are_read_and_said(tmp_path):
+    rows = {"train": [{"text": f"a {i}", "person_id": f"p{i}", "width": 8} for i in range(10)]}
+    dataset = load_dataset("parquet", write_parquet(tmp_path / "a", rows))
+    assert dataset.kind == "identity"
+    assert dataset.notes[0] == (
+        "columns read: image_path from image; caption from text; identity from person_id; not read: width"
+    )
+    assert "training data alone: 8/1/1 identities were made train/val/test" in dataset.notes[1]
+    dataset = load_dataset("imagefolder", write_imagefolder(tmp_path / "b"))
+    assert dataset.notes == ("columns read: image_path from file_name; caption from caption_0, caption_1",)
+
+
+def test_columns_may_be_named(tmp_path):
+    rows = [["photo", "said", "note", "who"], *([f"p/{i}.png", f"a {i}", f"b {i}", f"x{i}"] for i in range(6))]
+    root = write_table(tmp_path, rows)
+    columns = {"image_path": "photo", "caption": "said,note", "identity": "who"}
+    dataset = load_dataset("csv", root, columns=columns)
+    assert dataset.records[3].captions == ("a 3", "b 3")
+    assert dataset.kind == "identity"
+    assert "no column what; it has photo, said" in problems_of("csv", root, image_path="photo", caption="what")[0]
+    with pytest.raises(ValueError, match="unknown columns colour: expected some of image_path, caption"):
+        read_dataset("csv", root, {"colour": "red"})
+    with pytest.raises(ValueError, match="cuhk-pedes has no columns"):
+        read_dataset("cuhk-pedes", root, {"caption": "text"})
+
+
+def test_empty_ones_of_several_captions_are_left_out(tmp_path):
+    write_table(tmp_path, [["image_path", "caption_0", "caption_1"], ["p/0.png", "a", ""], ["p/1.png", "", ""]])
+    dataset, problems = read_dataset("csv", tmp_path)
+    assert [r.captions for r in dataset.records] == [("a",)]
+    assert problems == ["captions.csv row 2: it has no captions"]
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_the_csv_of_open_clip(tmp_path, separator):
+    write_table(tmp_path)
+    lines = [("filepath", "title"), *((f"p/{i}.png", f"a photo, number {i}") for i in range(6))]
+    quoted = [[f'"{v}"' if separator in v else v for v in line] for line in lines]
+    (tmp_path / "captions.csv").write_text("\n".join(map(separator.join, quoted)))
+    dataset = load_dataset("csv", tmp_path)
+    assert {r.image: r.captions for r in dataset.records}["p/3.png"] == ("a photo, number 3",)
+    assert dataset.notes[0] == "columns read: image_path from filepath; caption from title"
+
+
+def test_sidecar_files(tmp_path):
+    root = write_sidecar(tmp_path)
+    (root / "0" / "8.txt").unlink()
+    write_picture(root / "UPPER.PNG")
+    (root / "UPPER.txt").write_text("one\n")
+    dataset = load_dataset("sidecar", root)
+    assert {r.image: r.captions for r in dataset.records}["1/3.png"] == ("picture 3", "in red")
+    assert {r.image: r.captions for r in dataset.records}["UPPER.PNG"] == ("one",)
+    assert dataset.warnings == ("1 pictures without a text file are not used: 0/8.png",)
+    assert counts(dataset) == [8, 1, 1]
+
+
+def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):
+    dataset = load_dataset("coco-captions", write_coco_captions(tmp_path))
+    assert counts(dataset) == [4, 2, 2]
+    assert dataset.records[0].captions == ("picture 10, 0", "picture 10, 1")
+    assert dataset.split("train").image_paths[0] == tmp_path / "train2014" / "COCO_train2014_000000000010.jpg"
+    (note,) = dataset.notes
+    assert "no test split: 2 of 4 val identities were made the test split" in note
+    (tmp_path / "annotations/captions_train2014.json").unlink()  # torchvision's example has val2014 alone
+    assert problems_of("coco-captions", tmp_path) == []
+    content = json.loads((tmp_path / "annotations/captions_val2014.json").read_text())
+    content["annotations"][1]["image_id"] = 5
+    (tmp_path / "annotations/captions_val2014.json").write_text(json.dumps(content))
+    (problem,) = problems_of("coco-captions", tmp_path)
+    assert problem == "annotations/captions_val2014.json annotation 1: image_id 5 is not among the images"
+
+
+def test_flickr30k_token_file(tmp_path):
+    root = write_flickr_token(tmp_path)
+    dataset = load_dataset("flickr30k-token", root)
+    assert counts(dataset) == [8, 1, 1]
+    assert dataset.records[2].captions[4] == "Picture 2 , sentence 4 ."
+    with (root / "results_20130124.token").open("a") as file:
+        file.write("1000.jpg 5 no tab\n")
+    (problem,) = problems_of("flickr30k-token", root)
+    assert problem == (
+        "results_20130124.token line 51: '1000.jpg 5 no tab': expected PICTURE.jpg#NUMBER, a tab, a sentence"
+    )
+
+
+def test_ufine_has_one_annotation_file_of_any_name(tmp_path):
+    dataset = load_dataset("ufine6926", write_ufine(tmp_path))
+    assert dataset.kind == "identity"
+    assert dataset.split("test").image_paths[0] == tmp_path / "images/11.jpg"
+    assert "1 of 5 training identities are held out" in dataset.notes[0]
+    (tmp_path / "b.json").write_text("[]")
+    assert (
+        "expected one annotation file *.json; found annotations.json, b.json" in problems_of("ufine6926", tmp_path)[0]
+    )
+
+
+# -- embedded pictures ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    """A Parquet file of 50 pictures in groups of 20 rows."""
+    write_parquet(tmp_path, {"train": [{"caption": f"a {i}"} for i in range(50)]}, group=20)
+    return tmp_path / "data" / "train-00000-of-00001.parquet"
+
+
+def picture_of(shard: Path, row: int) -> Path:
+    return shard.with_name(f"{shard.name}#image:{row}")
+
+
+def test_embedded_pictures_in_any_order_are_their_own(shard):
+    order = [0, 49, 3, 2, 1, 25, 24, 49, 0, *np.random.default_rng(0).permutation(50).tolist()]
+    for row in order:
+        assert open_picture(picture_of(shard, row)).getvalue() == picture_bytes(row)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda row: open_picture(picture_of(shard, row)).getvalue(), range(50)))
+    assert found == [picture_bytes(row) for row in range(50)]
+
+
+def test_pixel_store_of_embedded_pictures_is_that_of_files(tmp_path):
+    for name, write in (("parquet", write_parquet), ("webdataset", write_webdataset)):
+        paths = load_dataset(name, write(tmp_path / name)).split("train").image_paths
+        pixels = open_pixels(paths, 16, 8, progress=False)
+        files = []
+        for i, path in enumerate(paths):
+            files.append(tmp_path / name / f"{i}.png")
+            files[-1].write_bytes(open_picture(path).getvalue())
+        assert np.array_equal(pixels, open_pixels(files, 16, 8, progress=False))
+
+
+def test_a_changed_shard_is_read_anew(shard):
+    before = open_picture(picture_of(shard, 3)).getvalue()
+    pictures = [{"bytes": picture_bytes(7), "path": None}] * 50
+    pq.write_table(pa.table({"image": pa.array(pictures, HF_IMAGE), "caption": ["a"] * 50}), shard)
+    os.utime(shard, ns=(1, 1))
+    assert open_picture(picture_of(shard, 3)).getvalue() == picture_bytes(7) != before
+
+
+def test_what_is_no_embedded_picture_is_named(shard):
+    for path, words in (
+        (picture_of(shard, 50), "no row 50; it has 50"),
+        (picture_of(shard, -1), "no row -1"),
+        (shard.with_name(f"{shard.name}#photo:0"), "photo"),
+        (shard.with_name("other.parquet#image:0"), "no such file"),
+    ):
+        with pytest.raises(ImageError, match=words) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value)
+    plain = shard.with_name("a.tar#b.png")  # a file of this name is a file
+    write_picture(plain)
+    assert container(plain) == plain
+
+
+def test_missing_and_damaged_pictures_are_named_by_the_check(tmp_path):
+    root = write_parquet(tmp_path)
+    file = root / "data" / "test-00000-of-00001.parquet"
+    pictures = [{"bytes": None, "path": "0.png"}, {"bytes": b"no picture", "path": "1.png"}]
+    pq.write_table(pa.table({"image": pa.array(pictures, HF_IMAGE), "caption": ["a", "b"]}), file)
+    one, other = check_dataset("parquet", root)["problems"]
+    assert f"{file}#image:0: not a readable picture (ValueError: no bytes)" in one
+    assert f"{file}#image:1: not a readable picture (UnidentifiedImageError" in other
+
+
+def test_paths_alone_and_plain_bytes_are_pictures_too(tmp_path):
+    write_picture(tmp_path / "a" / "0.png")
+    pictures = pa.array([{"bytes": None, "path": "0.png"}], HF_IMAGE)
+    pq.write_table(pa.table({"image": pictures, "caption": ["a"]}), tmp_path / "a" / "test.parquet")
+    dataset, problems = read_dataset("parquet", tmp_path / "a")
+    assert (problems, dataset.records[0].image) == ([], "0.png")
+    (tmp_path / "b").mkdir()
+    pq.write_table(pa.table({"img": [picture_bytes(5)], "caption": ["a"]}), tmp_path / "b" / "test.parquet")
+    dataset, problems = read_dataset("parquet", tmp_path / "b")
+    assert (problems, dataset.records[0].image) == ([], "test.parquet#img:0")
+    assert np.array_equal(read_image(dataset.image_root / dataset.records[0].image), decoded(picture_bytes(5)))
+
+
+def decoded(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_one_group_of_rows_of_any_size_is_read_in_bounded_memory(tmp_path):
+    """100 MB in one group of rows, at most 16 MB of it at once. (A page, compressed as a whole, is read as a whole.)"""
+    rng = np.random.default_rng(0)
+    pictures = [{"bytes": rng.bytes(1 << 18), "path": f"{i}.png"} for i in range(400)]
+    table = pa.table({"image": pa.array(pictures, HF_IMAGE), "caption": ["a"] * 400})
+    pq.write_table(table, tmp_path / "test.parquet", row_group_size=400, write_batch_size=4)
+    del table
+    pool = pa.default_memory_pool()
+    before, most = pool.bytes_allocated(), 0
+    dataset, problems = read_dataset("parquet", tmp_path)
+    most = max(most, pool.bytes_allocated() - before)
+    for i, record in enumerate(dataset.records):
+        assert open_picture(tmp_path / record.image).getvalue() == pictures[i]["bytes"]
+        most = max(most, pool.bytes_allocated() - before)
+    assert problems == []
+    assert most < 16 << 20
+
+
+# -- tar archives -----------------------------------------------------------------------------------------------
+
+
+def test_webdataset_of_json_and_odd_members(tmp_path):
+    said = {"caption": ["a man", "in red"], "person_id": 7, "split": "test"}
+    members = {
+        "set.a/0001.jpg": picture_bytes(1), "set.a/0001.json": json.dumps(said).encode(),
+        "set.a/0002.seg.png": b"no picture of ours", "README.md": b"x",
+        "0003.jpg": picture_bytes(3),
+        "0004.jpg": picture_bytes(4), "0004.json": b"[1]",
+        "0005.jpg": picture_bytes(5), "0005.txt": b"word " * 100_000,
+    }  # fmt: skip
+    write_tar(tmp_path / "0.tar", members)
+    dataset, problems = read_dataset("webdataset", tmp_path)
+    (record,) = dataset.records
+    assert (record.image, record.captions, record.identity, record.split) == (
+        "0.tar#set.a/0001.jpg", ("a man", "in red"), 7, "test",
+    )  # fmt: skip
+    assert np.array_equal(read_image(tmp_path / record.image), decoded(picture_bytes(1)))
+    assert problems == [
+        "0.tar 0005.txt: 500,000 bytes; expected at most 400,000",
+        "0.tar 0004.json: expected an object, found list",
+        "0.tar 0003.jpg: it has no captions",
+        "0.tar 0005.jpg: it has no captions",
+    ]
+
+
+def test_compressed_and_truncated_archives_are_named(tmp_path):
+    root = write_webdataset(tmp_path / "a")
+    shard = root / "train" / "0.tar"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert problems_of("webdataset", root)[0].startswith(f"{shard}: not readable as a tar archive")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.tar.gz").write_bytes(gzip.compress(b"x"))
+    assert "no shard *.tar; 0.tar.gz is compressed: decompress it" in problems_of("webdataset", tmp_path / "b")[0]

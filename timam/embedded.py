@@ -1,0 +1,107 @@
+"""Pictures inside Parquet files and tar archives, read in place: nothing is unpacked.
+
+Such a picture has a path of its own: ROOT/shard.parquet#COLUMN:ROW, or ROOT/shard.tar#MEMBER.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import deque
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+_BATCH = 16  # rows that are decoded at once
+_KEPT = 8  # batches that are kept, as parallel threads ask for rows not quite in order ...
+_KEPT_BYTES = 1 << 28  # ... and at most this many bytes
+
+
+def container(path: Path) -> Path:
+    """The file to look at for size and time: the Parquet file or tar archive that holds a picture, else the path."""
+    for suffix in (".parquet#", ".tar#"):
+        before, mark, _ = str(path).partition(suffix)
+        if mark and not path.is_file():
+            return Path(before + suffix[:-1])
+    return path
+
+
+def open_picture(path: Path) -> Path | io.BytesIO:
+    """What Pillow can open: the path of a picture file, or the bytes of an embedded picture.
+
+    Raises:
+        OSError: no such file.
+        ValueError: no such picture in it.
+    """
+    file = container(path)
+    if file == path:
+        return path
+    key, stamp = str(path)[len(str(file)) + 1 :], file.stat().st_mtime_ns
+    if file.suffix == ".tar":
+        members = tar_members(file, stamp)
+        if key not in members:
+            raise ValueError("no such member")
+        offset, size = members[key]
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            return io.BytesIO(stream.read(size))
+    column, _, row = key.rpartition(":")
+    picture = _column(file, column, stamp).read(int(row))
+    if not picture:
+        raise ValueError("no bytes")
+    return io.BytesIO(picture)
+
+
+@lru_cache(maxsize=64)
+def tar_members(file: Path, stamp: int) -> dict[str, tuple[int, int]]:
+    """{name: (offset, size)} of an uncompressed archive's files. `stamp`, the time of change, renews the cache."""
+    with tarfile.open(file, "r:") as archive:
+        return {m.name: (m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()}
+
+
+@lru_cache(maxsize=4)
+def _column(file: Path, column: str, stamp: int) -> _Column:
+    return _Column(file, column)
+
+
+class _Column:
+    """One column of a Parquet file, read forward in small batches. It needs memory for some pages, not for the file."""
+
+    def __init__(self, file: Path, column: str) -> None:
+        import pyarrow as pa  # here: picture files need none
+        import pyarrow.parquet as pq
+
+        self.file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        self.column, self.lock = column, Lock()
+        self.is_struct = pa.types.is_struct(self.file.schema_arrow.field(column).type)
+        metadata = self.file.metadata
+        self.starts = [0]
+        for group in range(metadata.num_row_groups):
+            self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+        self.kept: deque[tuple[int, list[bytes | None]]] = deque(maxlen=_KEPT)
+        self.next = -1  # the row that the open pass reads next
+        self.group = -1  # the group of rows that it is in
+
+    def read(self, row: int) -> bytes | None:
+        with self.lock:
+            while True:
+                for start, values in self.kept:
+                    if start <= row < start + len(values):
+                        return values[row - start]
+                self._advance(row)
+
+    def _advance(self, row: int) -> None:
+        """Reads the next batch towards a row; starts again at the row's group where that is behind or further on."""
+        if not 0 <= row < self.starts[-1]:
+            raise ValueError(f"no row {row}; it has {self.starts[-1]:,}")
+        group = next(g for g in range(len(self.starts) - 1) if row < self.starts[g + 1])
+        if group != self.group or row < self.next:
+            self.group, self.next = group, self.starts[group]
+            leaf = f"{self.column}.bytes" if self.is_struct else self.column
+            self.batches = self.file.iter_batches(_BATCH, row_groups=[group], columns=[leaf], use_threads=False)
+        column = next(self.batches).column(0)
+        values = (column.field("bytes") if self.is_struct else column).to_pylist()
+        self.kept.append((self.next, values))
+        self.next += len(values)
+        while len(self.kept) > 1 and sum(len(v or b"") for _, batch in self.kept for v in batch) > _KEPT_BYTES:
+            self.kept.popleft()

@@ -1,0 +1,46 @@
+"""Rendered pedestrians with other captions, fewer identities or more difficulty, in folders beside the original."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+
+NOISE = ("omission", "mistake", "misspelling")
+HARDER = {"omission": 0.5, "mistake": 0.08, "misspelling": 0.03, "occlusion": 0.3, "near_duplicate": 0.3}
+
+
+def spec_of(root: Path) -> PedestrianSpec:
+    """What rendered the folder. Raises FileNotFoundError for a folder of other data."""
+    return PedestrianSpec(**json.loads((root / "attributes.json").read_text(encoding="utf-8"))["spec"])
+
+
+def with_shares(root: Path, name: str, **shares: Any) -> Path:
+    """The same people with other shares (fields of `PedestrianSpec`), rendered to ROOT-NAME unless it is there."""
+    target = root.with_name(f"{root.name}-{name}")
+    render_pedestrians(target, replace(spec_of(root), **shares), progress=False)
+    return target
+
+
+def with_noise(root: Path, level: float) -> Path:
+    """The same people and pictures, described with `level` times the omissions, mistakes and misspellings."""
+    if level == 1:
+        return root
+    spec = spec_of(root)
+    return with_shares(root, f"noise-{level:g}", **{name: level * getattr(spec, name) for name in NOISE})
+
+
+def with_fewer(root: Path, count: int) -> Path:
+    """The first `count` training identities alone; validation and test stay whole, and the pictures are linked."""
+    target = root.with_name(f"{root.name}-identities-{count}")
+    records = json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
+    kept = set(sorted({r["id"] for r in records if r["split"] == "train"})[:count])
+    target.mkdir(exist_ok=True)
+    if not (target / "imgs").exists():
+        (target / "imgs").symlink_to(root.resolve() / "imgs")
+    left = [r for r in records if r["split"] != "train" or r["id"] in kept]
+    (target / "reid_raw.json").write_text(json.dumps(left), encoding="utf-8")
+    return target
