@@ -31,6 +31,7 @@ class Progress:
     unfrozen_at: int | None = None  # the first epoch that trained the language model
     data_fingerprint: str = ""  # of the data set
     code: list[str] = field(default_factory=list)  # fingerprint of each version of the code that trained a part of it
+    config: dict[str, Any] = field(default_factory=dict)  # a second copy, for a damaged config.json
     kept: dict[str, str] = field(default_factory=dict)  # moment -> SHA-256 of its validation embeddings
     # Of an epoch that a signal interrupted: finished steps, the sums of their loss terms, and their seconds.
     step: int = 0

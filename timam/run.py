@@ -182,20 +182,22 @@ class Run:
         Raises:
             RunError: the directory holds something else, an interrupted run without `resume`, or damaged files.
         """
-        if not self._config_file.exists():
+        if not self._config_file.exists() and not self.last.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise RunError(f"{self.folder} is not empty and holds no run; give a new folder")
-        else:
-            self._check_config(config)
-            if self.finished:
-                try:
-                    return self.metrics()
-                except ValueError as error:
-                    raise RunError(
-                        f"{error}. Remove {self._metrics_file} and go on with --resume: the end is done again"
-                    ) from error
-            if not resume:
-                raise RunError(f"{self.folder} holds an interrupted run; go on with --resume, or remove it")
+            return None
+        if self.finished:
+            try:
+                check_sums(self.folder)
+            except ValueError as error:
+                raise RunError(
+                    f"{error}. Remove {self._metrics_file} and go on with --resume: the end is done again"
+                ) from error
+        self._check_config(config)
+        if self.finished:
+            return self.metrics()
+        if not resume:
+            raise RunError(f"{self.folder} holds an interrupted run; go on with --resume, or remove it")
         return None
 
     def create(self, config: Config) -> None:
@@ -207,11 +209,7 @@ class Run:
 
     def _check_config(self, config: Config) -> None:
         """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
-        try:
-            known = configs.to_dict(self.config())
-        except ValueError as error:
-            raise RunError(f"{error}; remove {self.folder} and train again") from error
-        asked = configs.to_dict(config)
+        known, asked = configs.to_dict(self._known_config()), configs.to_dict(config)
         changed = [
             f"{section}.{key}: {known[section][key]!r} there, {asked[section][key]!r} asked for"
             for section in configs.SECTIONS
@@ -220,6 +218,17 @@ class Run:
         ]
         if changed:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
+
+    def _known_config(self) -> Config:
+        """The config by config.json or, where that is damaged, by the last checkpoint."""
+        try:
+            return self.config()
+        except (FileNotFoundError, ValueError) as error:
+            try:
+                state = read_json(self.last / "training_state.json", finite=False)
+                return configs.from_dict(state["progress"]["config"])
+            except (FileNotFoundError, ValueError, KeyError, TypeError):
+                raise RunError(f"{error}; remove {self.folder} and train again") from error
 
     def restore(self, learner: Learner) -> bool:
         """Loads the last checkpoint into the learner; False where there is none. Raises RunError for a damaged one."""

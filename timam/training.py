@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from timam import config as configs
 from timam.collapse import training_warnings
 from timam.config import Config
 from timam.data import DataError, Dataset, load_dataset
@@ -131,7 +132,7 @@ class _Training:
                 f"{self.run.folder} was begun on other data: fingerprint {progress.data_fingerprint} then, "
                 f"{fingerprint} now, in {data.dataset.image_root}; put the data back or give a new folder"
             )
-        progress.data_fingerprint = fingerprint
+        progress.data_fingerprint, progress.config = fingerprint, configs.to_dict(self.config)
         if (code := code_fingerprint()) not in progress.code:
             progress.code.append(code)
         model.text_encoder.freeze(progress.unfrozen_at is None)
