@@ -1,0 +1,49 @@
+"""Running an encoder over many items: in batches, in eval mode, without gradients, loading one batch ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from timam.images import prefetch
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; afterwards the model is in the mode that it had."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def slices(items: Any, batch_size: int) -> list[Any]:
+    """The items in consecutive batches; the last one may be smaller. Raises ValueError for a batch_size below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: expected 1 or more")
+    return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+
+
+def encode_batches(
+    model: Any, batches: Sequence[Any], load: Callable[[Any], tuple[Tensor, ...]], encode: Callable[..., Tensor],
+    bar: str | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """encode(*load(batch)) for each batch, in order, as float32 on the CPU.
+
+    Args:
+        model: what `encode` uses; gives the device.
+        load: a batch -> CPU tensors with one row an item. A thread loads the next batch meanwhile.
+        encode: these tensors on the model's device -> one tensor.
+        bar: names a progress bar; None shows none.
+    """
+    with eval_mode(model):
+        for tensors in prefetch(load, tqdm(batches, disable=bar is None, desc=bar, unit="batch"), model.device):
+            yield encode(*tensors).float().cpu()

@@ -1,0 +1,151 @@
+"""Saving a model as a folder, and reading one back, which may come from a stranger.
+
+The folder holds model.safetensors, config.json and tokenizer/. No file of it can run code or make the reader fetch
+anything, and a config that asks for other sizes than the file of weights has is refused before memory is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from timam import config as configs
+from timam.files import check_sums, read_json
+from timam.models.weights import build_backbone, build_language_model
+
+if TYPE_CHECKING:
+    from timam.models.joint import TIMAM
+
+FILES = ("config.json", "model.safetensors", "tokenizer/*")
+
+
+def public_name(name: str) -> str:
+    """A name on the hub as it is; of a local folder, only its last part: the rest is private to this machine."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def save(model: TIMAM, folder: Path) -> None:
+    """Writes everything that `load` needs into an existing folder."""
+    names = {key: public_name(getattr(model.model_config, key)) for key in ("backbone", "language_model")}
+    content = {
+        "model": {**dataclasses.asdict(model.model_config), **names},
+        "num_identities": model.num_identities,
+        "language_model_config": _transformers_config(model.text_encoder.language_model),
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _transformers_config(module: Any) -> dict[str, Any] | None:
+    if not isinstance(module, transformers.PreTrainedModel):
+        return None
+    content = json.loads(module.config.to_json_string(use_diff=False))
+    content.pop("_name_or_path", None)  # a folder of this machine
+    return content
+
+
+def fetched(name: str, **options: Any) -> Path:
+    """The folder of this name, or a download of the hub repository; options as `TIMAM.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: the name is a path, and there is no such folder.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2:  # a repository's id is OWNER/NAME
+        raise FileNotFoundError(f"{name}: no such folder")
+    return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
+
+
+def load(cls: type[TIMAM], folder: Path) -> TIMAM:
+    """The model in a folder, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: as `TIMAM.from_pretrained`.
+    """
+    check_sums(folder)
+    content, state = _read(folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder / "tokenizer", trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
+    language_config = content["language_model_config"]
+    try:
+        model_config = configs.from_dict({"model": content["model"]}).model
+        if language_config and _layers(language_config) > len(state):
+            raise ValueError(f"{_layers(language_config):,} layers of {len(state)} tensors")
+        with init_empty_weights(include_buffers=False):  # RegNet computes its sizes with tensors that need values
+            backbone = build_backbone(model_config.backbone, model_config.backbone_weights)
+        with torch.device("meta"):  # takes no memory: a config of a few bytes may ask for terabytes
+            words = language_config and build_language_model(language_config)
+            model = cls(model_config, content["num_identities"], tokenizer, backbone, words)
+    except Exception as error:  # torchvision and transformers raise many kinds
+        raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
+    expected = model.state_dict()
+    sizes, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (expected, state))
+    if differing := sorted(n for n in sizes | found if sizes.get(n) != found.get(n)):
+        n = differing[0]
+        raise ValueError(
+            f"{folder}: model.safetensors does not fit config.json: {n} has the size {found.get(n)}, expected "
+            f"{sizes.get(n)} (one of {len(differing)})"
+        )
+    model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
+    model.image_encoder.to(memory_format=torch.channels_last)
+    if language_config:
+        _fill_buffers(model.text_encoder.language_model, language_config)
+    return model.eval()
+
+
+def _fill_buffers(module: Any, config: dict[str, Any]) -> None:
+    """Gives values to buffers that no file holds, such as the numbers of the positions: they follow from the config."""
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if not empty:
+        return
+    with init_empty_weights(include_buffers=False):
+        fresh = build_language_model(config)
+    for name in empty:
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, fresh.get_buffer(name))
+
+
+def _layers(language_config: dict[str, Any]) -> int:
+    """The greatest number of layers that a transformers config asks for, under any of its names."""
+    return max((v for k, v in language_config.items() if "layer" in k and type(v) is int), default=0)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and model.safetensors. Raises FileNotFoundError or ValueError naming the file."""
+    for name in ("config.json", "model.safetensors", "tokenizer/tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a saved TIMAM: it has no {name}")
+    content = read_json(folder / "config.json")
+    missing = {"model", "num_identities", "language_model_config"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a saved TIMAM's config: it has no {', '.join(sorted(missing))}"
+        )
+    if type(content["num_identities"]) is not int:
+        raise ValueError(f"{folder / 'config.json'}: num_identities = {content['num_identities']!r}: expected int")
+    try:
+        state = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_complex() or not tensor.isfinite().all():
+            raise ValueError(f"{folder / 'model.safetensors'}: {name} holds other than finite numbers")
+    return content, state
