@@ -194,18 +194,18 @@ def test_prefetch_loads_one_item_ahead_and_no_more():
 
     def load(i):
         begun[i].set()
-        return torch.tensor([i])
+        return torch.tensor([i]), torch.tensor([10 * i])
 
     items = prefetch(load, range(4), torch.device("cpu"))
-    assert next(items).tolist() == [0]
+    assert [t.tolist() for t in next(items)] == [[0], [0]]
     assert begun[1].wait(10)  # while the caller is at item 0
     assert not begun[2].wait(0.2)
-    assert [int(item) for item in items] == [1, 2, 3]
+    assert [(int(a), int(b)) for a, b in items] == [(1, 10), (2, 20), (3, 30)]
 
 
 def test_prefetch_raises_in_its_turn():
-    items = prefetch(lambda i: torch.tensor(1 // (1 - i)), range(3), torch.device("cpu"))
-    assert int(next(items)) == 1
+    items = prefetch(lambda i: (torch.tensor(1 // (1 - i)),), range(3), torch.device("cpu"))
+    assert int(next(items)[0]) == 1
     with pytest.raises(ZeroDivisionError):
         next(items)
     assert list(prefetch(torch.tensor, [], torch.device("cpu"))) == []

@@ -1,4 +1,4 @@
-"""timam.stores: what is stored equals what it stands for, and is made again exactly when an input changed."""
+"""timam.stores: what is stored equals what it stands for, and is built again exactly when an input changed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from layouts import write_picture
 
 from timam import stores
-from timam.config import LossConfig, TrainConfig
+from timam.config import Config, TrainConfig
 from timam.data import DataError
 from timam.images import IMAGENET_MEAN, IMAGENET_STD, normalize, read_image, to_pixels
+from timam.job import Job
+from timam.learner import Learner, build_optimizers
+from timam.objective import Inputs, train_step
 from timam.stores import WordStates, open_pixels, open_word_states
-from timam.training import build_optimizers, train_step
 
 CAPTIONS = ["a man", "the woman in a red dress and a black hat and boots", "a", "a green coat and white shoes", "blue"]
 
@@ -209,7 +210,7 @@ def test_damaged_store_is_named_and_made_again(paths, own_cache, tiny_model, dam
     if (damage, name) == (Path.unlink, "SHA256SUMS"):
         again = opened()  # nothing says what it was
     else:
-        with pytest.warns(UserWarning, match=r"pixels/.*(damaged|absent).*the store is made again"):
+        with pytest.warns(UserWarning, match=r"pixels/.*(damaged|absent).*the store is built again"):
             again = opened()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -356,8 +357,9 @@ def test_training_step_is_the_same_with_stored_states(tiny_model):
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(4, 3, 64, 32, generator=generator), torch.tensor([0, 1, 2, 2])
     # Plain SGD at rate 1: what a parameter loses in its first step is its gradient.
-    config = TrainConfig(image_optimizer="sgd", text_optimizer="sgd", discriminator_optimizer="sgd", image_lr=1.0,
-                         text_lr=1.0, discriminator_lr=1.0, weight_decay=0.0)  # fmt: skip
+    optimizers = dict.fromkeys(("image_optimizer", "text_optimizer", "discriminator_optimizer"), "sgd")
+    rates = dict.fromkeys(("image_lr", "text_lr", "discriminator_lr"), 1.0)
+    config = Config(train=TrainConfig(**optimizers, **rates, weight_decay=0.0))
     losses, gradients = [], []
     for stored in (False, True):
         model = tiny_model()
@@ -369,8 +371,8 @@ def test_training_step_is_the_same_with_stored_states(tiny_model):
             states, mask = open_word_states(model, captions, progress=False).gather(np.arange(4))
             text = {"word_states": states, "attention_mask": mask}
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        terms = train_step(model, images, text, labels, build_optimizers(model, config), LossConfig(),
-                           Accelerator(cpu=True))  # fmt: skip
+        learner = Learner(model, build_optimizers(model, config.train), {})
+        terms = train_step(learner, Inputs(images, text, labels), config, Job("no"))
         losses.append(terms)
         gradients.append({name: before[name] - p.detach() for name, p in model.named_parameters()})
     for name, plain in losses[0].items():
@@ -378,4 +380,4 @@ def test_training_step_is_the_same_with_stored_states(tiny_model):
     for name, plain in gradients[0].items():
         assert (gradients[1][name] - plain).norm() <= 5e-3 * plain.norm() + 1e-5, name
         assert bool(plain.any()) != name.startswith("text_encoder.language_model"), name  # it alone does not move
-    assert not torch.equal(losses[0]["matching"], losses[1]["matching"])  # half precision indeed: the store was used
+    assert not torch.equal(losses[0]["matching"], losses[1]["matching"])  # the store was used: it has half precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from timam.files import replacing_file
 from timam.gap import modality_gap
-from timam.images import normalize, prefetch
 from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
-from timam.models.joint import eval_mode
 from timam.stores import StoredSplit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -57,25 +53,14 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
         stored: its word states, where it has them, are used in place of the language model. They must have been
             computed with this language model.
     """
-    split, words = stored.split, stored.words
-    with eval_mode(model):
-        images = [
-            model.image_encoder(b).float().cpu() for b in image_batches(model, stored.pixels, batch_size, progress)
-        ]
-        if words is None:
-            texts = model.encode_texts(split.captions, batch_size, progress)
-        else:
-            parts = np.array_split(np.arange(len(split.captions)), -(-len(split.captions) // batch_size))
-            gathered = ([tensor.to(model.device) for tensor in words.gather(part)] for part in parts)
-            texts = torch.cat([model.text_encoder.summarize(*tensors).float().cpu() for tensors in gathered])
+    split = stored.split
+    images = model.encode_pixels(stored.pixels, batch_size, progress)
+    if stored.words is None:
+        texts = model.encode_texts(split.captions, batch_size, progress)
+    else:
+        texts = model.encode_word_states(stored.words, batch_size)
     labels = torch.from_numpy(split.image_labels), torch.from_numpy(split.caption_labels)
-    return Embeddings(torch.cat(images), texts, *labels)
-
-
-def image_batches(model: TIMAM, pixels: np.ndarray, batch_size: int, progress: bool) -> Iterator[Tensor]:
-    starts = tqdm(range(0, len(pixels), batch_size), desc="encoding images", unit="batch", disable=not progress)
-    copy = lambda start: torch.from_numpy(np.array(pixels[start : start + batch_size]))  # noqa: E731  # read-only store
-    yield from map(normalize, prefetch(copy, starts, model.device))
+    return Embeddings(images, texts, *labels)
 
 
 def evaluate(embeddings: Embeddings, kind: str = "identity", folds: int = 1) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures to pixels: the one way in which training, evaluation and a saved model decode and resize."""
+"""Decoding, resizing and normalising pictures: training, evaluation and saved models all do it here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
@@ -19,24 +19,29 @@ from timam.embedded import open_picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-# Pillow knows 40 more, some of which start a program (PostScript) or are decoded by code that few have looked at.
+_TURNS = {  # values of EXIF's orientation tag, and what makes such a picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+# Pillow reads 40 more. Some start a program (PostScript), others have decoders that few have checked for safety.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-LONGEST_SIDE = 65_535  # pixels, as in JPEG: a row of 90 million would need gigabytes to resize
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a row of 90 million pixels would take gigabytes
+# What Pillow registers for these formats.
+SUFFIXES = (".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+            ".tif", ".tiff", ".webp")  # fmt: skip
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read; the message names the file and what was found."""
+    """A picture that cannot be read; the message names the file and the reason."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decodes a whole picture, of a file or embedded, as RGB, turned as its EXIF says, transparency laid on white.
+    """Decodes a whole picture, of a file or embedded, as RGB, turned upright by EXIF, with transparency laid on white.
 
     Raises:
-        ImageError: missing, empty, truncated, not a picture of `FORMATS`, or absurdly large: a side above
-            `LONGEST_SIDE`, or more than twice PIL.Image.MAX_IMAGE_PIXELS in all, 179 million (0.5 GB decoded), where
-            Pillow refuses; from half of that on it warns.
+        ImageError: missing, empty, truncated, not one of `FORMATS`, or too large: a side above `LONGEST_SIDE`, or more
+            pixels than Pillow's limit of 179 million (0.5 GB decoded). Pillow warns from half of that on.
     """
     try:
         with Image.open(open_picture(path), formats=FORMATS) as image:
@@ -51,15 +56,28 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info and image.getexif().get(_ORIENTATION, 1) == 1:
+    turn = _TURNS.get(_orientation(image))
+    if image.mode == "RGB" and "transparency" not in image.info and turn is None:
         return image  # each of the steps below would copy it
-    image = ImageOps.exif_transpose(image)
+    if turn is not None:  # ImageOps.exif_transpose writes all tags anew, which fails where any of them is malformed
+        transparency = image.info.get("transparency")
+        image = image.transpose(turn)
+        image.info = (
+            {} if transparency is None else {"transparency": transparency}
+        )  # not the orientation: it is upright
     if image.mode.startswith("I"):  # 16 bits a channel: convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # Pillow raises many kinds for damaged metadata; the pixels may be whole
+        return 1
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -87,11 +105,11 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
 
 
 def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """Pixels with ImageNet's mean and standard deviation.
+    """Pixels normalised by ImageNet's mean and standard deviation.
 
     Args:
         pixels: (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
-        out: where to write; on a CPU fresh memory for a large batch costs several times the arithmetic.
+        out: memory to write to; on a CPU allocating it for a large batch takes several times as long as the arithmetic.
 
     Returns:
         (B, 3, H, W) float32 in channels-last memory; `out` where it was given.
@@ -99,7 +117,8 @@ def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     batch, _, height, width = pixels.shape
     if out is None:
         out = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
-    # Rows of whole picture lines, the constants repeated along them: an inner loop of 3 channels is many times slower.
+    # One row of memory for each line of a picture, with the constants repeated along it: broadcasting over the 3
+    # channels would be many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
     std = (torch.tensor(IMAGENET_STD, device=pixels.device) * 255).repeat(width)
     lines = out.permute(0, 2, 3, 1).view(batch * height, width * 3)  # fails where `out` is not channels-last
@@ -107,12 +126,15 @@ def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def prefetch(load: Callable[[Any], Tensor], items: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
-    """load(item), a tensor on the CPU, on the device for each item in order; a thread works one item ahead."""
+def prefetch(
+    load: Callable[[Any], tuple[Tensor, ...]], items: Iterable[Any], device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """load(item), which are tensors on the CPU, on the device for each item in order; a thread works one item ahead."""
 
-    def work(item: Any) -> Tensor:
-        batch = load(item)
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+    def work(item: Any) -> tuple[Tensor, ...]:
+        if device.type == "cuda":
+            return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in load(item))
+        return tuple(tensor.to(device) for tensor in load(item))
 
     with ThreadPoolExecutor(1) as thread:
         waiting = None

@@ -1,7 +1,8 @@
-"""Stores: what never changes during training is computed once, kept in a memory-mapped file and gathered from it.
+"""Stores: decoded pictures, and outputs of the frozen language model, are computed once and kept on disk.
 
-Each store is named by a fingerprint of its inputs, so a changed picture, size, caption or model makes another one.
-They appear whole or not at all, are built once where several runs want them, and made again where they are damaged.
+A store is a memory-mapped array in the cache folder, named by a fingerprint of its inputs: a changed picture, size,
+caption or model gives another store. A store is complete or absent. Runs that need the same one at the same time wait
+until one of them has built it. A damaged store is built again.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from timam.embedded import container
 from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import ImageError, read_image, to_pixels
 from timam.models import TIMAM
-from timam.models.joint import eval_mode
+from timam.models.batching import encode_batches, slices
 
-_VERSION = b"2"  # of the stored form: raise it when decoding or resizing changes
+_VERSION = b"2"  # of the stored values: raise it when decoding or resizing changes
 
 
 def _fingerprint(*parts: bytes) -> str:
@@ -44,60 +45,70 @@ def _fingerprint(*parts: bytes) -> str:
 def _open_store(
     kind: str, name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
 ) -> np.ndarray:
-    """A store's array, read-only memory-mapped; where it is absent or damaged, `fill` makes it first."""
+    """The stored array, read-only memory-mapped. Where it is absent or damaged, `fill` computes it first.
+
+    Args:
+        kind: folder inside the cache.
+        name: fingerprint of the inputs.
+        fill: writes all values into an empty array of this dtype and shape.
+    """
     folder = cache_folder() / kind / name
-    if (found := _load(folder)) is not None:
-        return found
+    if (stored := _load(folder)) is not None:
+        return stored
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):  # a second run waits for the first one's store
-        if (found := _load(folder, say=True)) is not None:
-            return found
+    with FileLock(folder.with_name(f".{name}.lock")):  # another run may be building the same store
+        if (stored := _load(folder, warn=True)) is not None:
+            return stored
         with replacing_folder(folder, durable=False) as new:
             fill(_new_array(new / "store.npy", dtype, shape))
             write_sums(new)
     return np.load(folder / "store.npy", mmap_mode="r")
 
 
-def _load(folder: Path, say: bool = False) -> np.ndarray | None:
+def _load(folder: Path, warn: bool = False) -> np.ndarray | None:
+    """The array of a store; None where it is absent or damaged."""
     if not folder.exists():
         return None
     try:
         check_sums(folder)
         return np.load(folder / "store.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        if say:
-            warnings.warn(f"{error}; the store is made again", stacklevel=3)
+        if warn:
+            warnings.warn(f"{error}; the store is built again", stacklevel=3)
         return None
 
 
 def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped file with its room on the disk: a page that found none later would end the process (SIGBUS)."""
+    """A memory-mapped array whose disk space is reserved now.
+
+    Writing to a memory-mapped page on a full disk would kill the process (SIGBUS).
+    """
     size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
     try:
         if size > free:
             raise OSError(errno.ENOSPC, "too small")
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # also where a quota is less than what is free
+        if hasattr(os, "posix_fallocate"):  # notices a quota below the free space, too
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
     except OSError as error:
-        reason = f"the store needs {size:,} bytes and the disk has {free:,}; set TIMAM_CACHE to another"
+        reason = f"the store needs {size:,} bytes and the disk has {free:,}; set TIMAM_CACHE to another disk"
         raise OSError(f"{path.parent}: {reason} ({error.strerror})") from error
 
 
 def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool = True) -> np.ndarray:
     """Decoded and resized pictures, read-only memory-mapped: (N, 3, height, width) uint8 in channels-last memory.
 
-    Decodes in parallel threads on the first call for these files and this size (Pillow releases the
-    interpreter's lock); later calls open the stored file. Every unreadable picture is found before any is used.
+    The first call for these files and this size decodes all of them, in threads (Pillow releases the interpreter's
+    lock). Later calls open the stored array.
 
     Raises:
-        DataError: every picture that cannot be read.
+        DataError: naming every picture that cannot be read.
         OSError: too little space on the disk.
     """
     stats = [os.stat(container(p)) for p in paths]
-    # The time of the last change of status, too: tools that copy pictures set back the time of modification.
+    # With ctime, as tools that copy pictures set mtime back.
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
     name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
     shape = len(paths), height, width, 3
@@ -127,7 +138,7 @@ def _decode(paths: Sequence[Path], pixels: np.ndarray, progress: bool) -> None:
 
 
 class WordStates:
-    """The frozen language model's outputs for a list of captions: half precision, ragged, memory-mapped.
+    """Outputs of the frozen language model for M captions: half precision, memory-mapped, without padding.
 
     Args:
         states: (all tokens, C) float16.
@@ -136,6 +147,9 @@ class WordStates:
 
     def __init__(self, states: np.ndarray, offsets: np.ndarray) -> None:
         self.states, self.offsets = states, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
     def select(self, captions: np.ndarray) -> WordStates:
         """A copy of the states of some captions, given by their indices, in that order."""
@@ -163,29 +177,29 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in language_model.state_dict().values()]
     name = _fingerprint(token_ids.numpy().tobytes(), offsets.tobytes(), *weights)
 
-    def read(states: np.ndarray) -> None:
-        order = np.argsort(lengths, kind="stable")  # alike lengths together: little padding
-        starts = range(0, len(order), batch_size)
-        with eval_mode(model):
-            for start in tqdm(starts, desc="reading captions", unit="batch", disable=not progress):
-                batch = order[start : start + batch_size]
-                longest = int(lengths[batch].max())
-                ids = token_ids[batch, :longest].to(model.device)
-                outputs = model.text_encoder.word_states(ids, mask[batch, :longest].to(model.device))
-                for m, output in zip(batch, outputs.cpu().numpy(), strict=True):
-                    states[offsets[m] : offsets[m + 1]] = output[: lengths[m]]
+    def load(batch: np.ndarray) -> tuple[Tensor, Tensor]:
+        longest = int(lengths[batch].max())
+        return token_ids[batch, :longest], mask[batch, :longest]
 
-    shape = int(offsets[-1]), model.text_encoder.lstm.input_size
-    return WordStates(_open_store("word_states", name, np.float16, shape, read), offsets)
+    def fill(states: np.ndarray) -> None:
+        batches = slices(np.argsort(lengths, kind="stable"), batch_size)  # similar lengths together: little padding
+        bar = "reading captions" if progress else None
+        outputs = encode_batches(model, batches, load, model.text_encoder.word_states, bar)
+        for batch, output in zip(batches, outputs, strict=True):
+            for m, words in zip(batch, output.numpy(), strict=True):
+                states[offsets[m] : offsets[m + 1]] = words[: lengths[m]]
+
+    shape = int(offsets[-1]), model.text_encoder.input_width
+    return WordStates(_open_store("word_states", name, np.float16, shape, fill), offsets)
 
 
 @dataclass
 class StoredSplit:
-    """A split with what is stored of it.
+    """A split with its stored pixels and word states.
 
     Attributes:
         pixels: (N, 3, H, W) uint8, as from `open_pixels`.
-        words: of the captions, while they are used in place of the language model; else None.
+        words: the language model's outputs for the captions, while they replace it; else None.
     """
 
     split: Split

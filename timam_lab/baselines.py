@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.manifold import TSNE
@@ -11,9 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from timam.data import Split
-from timam.evaluation import image_batches
 from timam.models import TIMAM
-from timam.models.joint import eval_mode
 from timam.stores import open_word_states
 
 
@@ -64,8 +61,7 @@ def frozen_features(
     Returns:
         (N, C) float32 pooled picture features and (M, C') float32 means of the captions' word states.
     """
-    with eval_mode(model):
-        images = [model.image_encoder.features(batch) for batch in image_batches(model, pixels, batch_size, False)]
+    images = model.encode_pixels(pixels, batch_size, encode=model.image_encoder.features)
     words = open_word_states(model, split.captions)
     sums = np.add.reduceat(words.states, words.offsets[:-1], axis=0, dtype=np.float32)
-    return torch.cat(images).float().cpu().numpy(), sums / np.diff(words.offsets)[:, None].astype(np.float32)
+    return images.numpy(), sums / np.diff(words.offsets)[:, None].astype(np.float32)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class ModalityDiscriminator(nn.Module):
     """Embeddings (B, D) of either modality -> modality_logits (B,), positive for "image".
 
-    No batch normalisation: fed one modality at a time it would erase the very difference in mean and spread
-    that is to be detected. LeakyReLU [recalled].
+    Without batch normalisation, which would remove the difference in mean and spread between the modalities.
+    LeakyReLU [recalled].
     """
 
     def __init__(self, embedding_dim: int, hidden: int) -> None:
@@ -17,4 +17,4 @@ class ModalityDiscriminator(nn.Module):
         self.layers = nn.Sequential(nn.Linear(embedding_dim, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.layers(embeddings).squeeze(1)  # dim named: a batch of one keeps its axis
+        return self.layers(embeddings).squeeze(1)  # not squeeze(): a batch of one keeps its axis

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def strip_head(backbone: nn.Module) -> nn.Module:
-    """Removes a torchvision classifier's classification layers in place, so that forward gives pooled features.
+    """Removes the classification layers of a torchvision model in place, so that forward gives pooled features.
 
-    What stands before the first linear layer of the head (pooling, layer normalisation, flattening) stays, as
-    the backbone was trained with it. VGG and AlexNet pool to 1 x 1 instead of 7 x 7 and 6 x 6.
+    The head's layers before its first linear layer (pooling, layer normalisation, flattening) are kept, as the
+    backbone was trained with them. VGG and AlexNet pool to 1 x 1 instead of 7 x 7 and 6 x 6.
 
     Raises:
         ValueError: no head of a known form.
@@ -38,7 +38,9 @@ def strip_head(backbone: nn.Module) -> nn.Module:
 
 
 def feature_width(backbone: nn.Module, height: int, width: int) -> int:
-    """Channels C of a stripped backbone's output for pictures (B, 3, height, width), found without computing.
+    """Channels C of the features that a backbone without head gives for pictures (B, 3, height, width).
+
+    Found with tensors that have sizes but no values, on torch's meta device.
 
     Raises:
         ValueError: the backbone does not take this size, or does not give (B, C).

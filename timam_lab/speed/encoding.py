@@ -20,7 +20,6 @@ from PIL import Image
 
 from timam.config import PRESETS, override
 from timam.data import load_dataset
-from timam.evaluation import image_batches
 from timam.images import any_to_pixels, normalize
 from timam.models import TIMAM
 from timam.search import Gallery
@@ -52,7 +51,7 @@ def forward(model: TIMAM, batches: Any) -> None:
 
 
 def stored(model: TIMAM, pixels: np.ndarray) -> None:
-    forward(model, image_batches(model, pixels, BATCH, False))
+    model.encode_pixels(pixels, BATCH)
 
 
 def decode(files: list[Path], height: int, width: int) -> None:
