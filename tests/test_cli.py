@@ -178,21 +178,22 @@ def test_mistakes_are_told_before_torch_is_imported(people, tmp_path):
 
 
 def test_check_prints_the_statistics_of_each_split(call, tmp_path):
-    records = person_search_records(train=3, val=1, test=2)
+    records = person_search_records(train=3, val=2, test=2)
     records[0]["captions"] = ["one two three four five", "six", "seven"]
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
     assert result.code == 0
-    train, val, test, protocol, note, last = result.out.splitlines()
+    train, val, test, protocol, note, *few, last = result.out.splitlines()
     numbers = (
         r"identities +3 \(published 11,003\) +pictures +6 \(published 34,054\) +captions +13 \(published 68,126\) "
     )
     assert re.search("train .*" + numbers, train)
     assert "(at most 9)" in train  # a person in a red coat and blue trousers
     assert train.endswith("5 with 2, 1 with 3")
-    assert re.search(r"val .*identities +1 .*pictures +2 .*captions +4 ", val)
+    assert re.search(r"val .*identities +2 .*pictures +4 .*captions +8 ", val)
     assert re.search(r"test .*identities +2 .*pictures +4 .*captions +8 ", test)
     assert protocol.startswith("protocol: identity: relevant is every picture (or caption) of the same identity")
     assert note.startswith("note: a part or another version of the benchmark: 6 images in train, published 34,054")
+    assert [line[:39] for line in few] == [f"note: the {s} split has 2 identities: too"[:39] for s in ("val", "test")]
     assert "0 problem(s), 0 warning(s)" in last
     assert result.err == ""
 

@@ -337,7 +337,7 @@ def test_command_line_refuses_what_is_not_utf8(saved_model, tmp_path, monkeypatc
 @pytest.mark.slow  # a new interpreter
 def test_root_that_is_not_utf8_is_checked_and_named(tmp_path):
     root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
-    write_person_search(root, train=3, val=1, test=1)
+    write_person_search(root)
     arguments = [sys.executable, "-m", "timam", "data", "check", "--dataset", "cuhk-pedes", "--root", root]
     result = subprocess.run(arguments, capture_output=True, cwd=REPOSITORY, check=False)
     assert result.returncode == 0, result.stderr

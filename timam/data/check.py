@@ -45,12 +45,12 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
     warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset)]
     warnings += [*_duplicates(dataset), *_long_captions(dataset, max_words), *_shared_captions(dataset)]
     warnings += _lost_identities(dataset)
-    notes = [*dataset.notes]
+    published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
+    notes = [*dataset.notes, *_other_counts(splits, published)]
     for split, found in splits.items():
         line = f"the {split} split has {found['identities']} identities: too few for rank-1 to mean anything"
         if split != "train" and found["identities"] < FEW:
             (warnings if found["identities"] == 1 else notes).append(line)
-    published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
     folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
     return {
         "dataset": name,
@@ -60,7 +60,7 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
         "published": published,
         "problems": [plain(p) for p in problems],
         "warnings": [plain(w) for w in warnings],
-        "notes": [*notes, *_other_counts(splits, published)],
+        "notes": notes,
     }
 
 
