@@ -193,6 +193,48 @@ def test_gap_needs_two_identities():
         modality_gap(rows, rows, np.zeros(4), np.zeros(4))
 
 
+# -- centring --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_centring_by_hand(standardise):
+    # Unit vectors at 0 and 90 degrees: mean (1/2, 1/2), deviations (1/2, 1/2), whatever the lengths.
+    fitted = gap.Centering.fit(np.array([[3.0, 0], [0, 0.1]]), standardise)
+    # (1, 0) becomes (1/2, -1/2); (0.6, 0.8) becomes (0.1, 0.3). Equal deviations change no direction.
+    expected = np.array([[1, -1], [1, 3]]) / np.sqrt([[2], [10]])
+    np.testing.assert_allclose(fitted(np.array([[5.0, 0], [6.0, 8.0]])), expected, rtol=1e-12)
+
+
+def test_standardising_equals_the_spread_of_the_coordinates():
+    rows = np.random.default_rng(0).normal(size=(500, 4)) * [1, 2, 4, 8] + [0, 0, 0, 5]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = (unit - unit.mean(axis=0)) / unit.std(axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(gap.Centering.fit(rows, standardise=True)(rows), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_centring_removes_a_shift_from_other_samples(standardise):
+    images, texts, labels, _ = two_modalities(shift=6.0, seed=0)
+    val_images, val_texts, *_ = two_modalities(shift=6.0, seed=1)
+    before = modality_gap(images, texts, labels, labels)
+    assert before["probe_accuracy"] > 0.95
+    assert before["cross_modal_neighbours"] < 0.1
+    centred = gap.center_modalities(images, texts, (val_images, val_texts), standardise)
+    after = modality_gap(*centred, labels, labels)
+    assert after["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
+    # Isotropic directions: means of 300, less means of 300, for both modalities: sqrt(4 / 300) = 0.12, by chance.
+    assert after["centroid_distance"] < 0.25
+    assert after["cross_modal_neighbours"] > 0.8  # the shift also changed the spread along the common direction
+
+
+def test_centring_of_constant_embeddings_is_finite():
+    same = np.ones((4, 4), np.float32)
+    for centred in gap.center_modalities(same, same, (same, same), standardise=True):
+        assert centred.dtype == np.float32
+        np.testing.assert_array_equal(centred, 0)
+
+
 # -- what has collapsed ----------------------------------------------------------------------------------------------
 
 # An epoch of the quick preset as it was measured: reports/quick/figures/02_curves.csv, epoch 5; norms assumed.
