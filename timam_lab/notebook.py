@@ -33,6 +33,7 @@ UNREGULARISED = (
     "discriminator_steps=1 discriminator_lr=2e-4 discriminator_momentum=0.9"
 )
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
 def folder(given: str, default: str) -> Path:
@@ -91,12 +92,16 @@ def choose(names: str, known: Mapping[str, T]) -> dict[str, T]:
     return {name: known[name] for name in listed}
 
 
-def numbers(name: str, text: str) -> list[float]:
-    """The numbers in a parameter's text, separated by blanks; also of a number that papermill parsed as one."""
+def numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
+    """The numbers in a parameter's text, separated by blanks. Plain papermill turns a single one into a number itself.
+
+    Raises:
+        ValueError: something else; the message names the parameter.
+    """
     try:
-        return [float(part) for part in str(text).split()]
+        return [kind(part) for part in str(text).split()]
     except ValueError:
-        raise ValueError(f"parameter {name} = {text!r}: expected numbers separated by blanks") from None
+        raise ValueError(f"parameter {name} = {text!r}: expected {kind.__name__}s separated by blanks") from None
 
 
 def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
