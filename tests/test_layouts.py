@@ -7,7 +7,7 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from PIL import Image
 
 from timam.data import SPLITS, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
+from timam.data.rows import split_of_name
 from timam.embedded import container, open_picture
 from timam.images import ImageError, read_image
 from timam.stores import open_pixels
@@ -118,6 +119,22 @@ def test_sidecar_files(tmp_path):
     assert {r.image: r.captions for r in dataset.records}["UPPER.PNG"] == ("one",)
     assert dataset.warnings == ("1 pictures without a text file are not used: 0/8.png",)
     assert counts(dataset) == [8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [("data/test-00000-of-00002.parquet", "test"), ("validation/metadata.csv", "val"), ("train2014/x.tar", "train"),
+     ("flickr_dev_03.tar", "val"), ("contest.tar", None), ("test_query/0.tar", None), ("0.tar", None)],
+)  # fmt: skip
+def test_names_that_say_a_split(path, split):
+    assert split_of_name(PurePosixPath(path)) == split
+
+
+def test_pictures_of_no_split_beside_others_are_named(tmp_path):
+    root = write_sidecar(tmp_path)
+    (root / "0").rename(root / "test")
+    (problem,) = problems_of("sidecar", root)
+    assert problem == "1/1.txt and 4 more are in no split, others are by the names of files"
 
 
 def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):

@@ -59,19 +59,18 @@ _REED = "captions and class lists: https://github.com/reedscot/cvpr2016; picture
 _MSMT17 = "research only; the pictures under MSMT17's terms"
 _FLICKR = "research only; the pictures belong to Flickr's users"
 
+_persons = partial(DatasetSpec, kind="identity", image_folders=("imgs",))
+_yours = partial(DatasetSpec, kind="identity", image_folders=(".",), source="your own", terms="yours", holds_out=True)
+
 DATASETS: dict[str, DatasetSpec] = {
-    "pedestrians": DatasetSpec(
-        kind="identity",
+    "pedestrians": _persons(
         parse=partial(parse_person_search, files=("reid_raw.json",)),
-        image_folders=("imgs",),
         layout="reid_raw.json, imgs/, attributes.json",
         source="rendered here: timam data pedestrians --output ROOT",
         terms="as this project",
     ),
-    "cuhk-pedes": DatasetSpec(
-        kind="identity",
+    "cuhk-pedes": _persons(
         parse=partial(parse_person_search, files=("reid_raw.json", "caption_all.json")),
-        image_folders=("imgs",),
         layout="reid_raw.json (or caption_all.json with a split file) and imgs/ with cam_a, cam_b, CUHK01, CUHK03, "
         "Market, test_query, train_query",
         source="on request from its authors: "
@@ -84,20 +83,16 @@ DATASETS: dict[str, DatasetSpec] = {
             },
         },
     ),
-    "icfg-pedes": DatasetSpec(
-        kind="identity",
+    "icfg-pedes": _persons(
         parse=partial(parse_person_search, files=("ICFG-PEDES.json", "ICFG_PEDES.json")),
-        image_folders=("imgs",),
         layout="ICFG-PEDES.json and imgs/ (the folders of MSMT17: train, test; they are not the split)",
         source="on request from its authors: https://github.com/zifyloo/SSAN",
         terms=_MSMT17,
         published={"train+val": (34_674, 34_674, 3_102), "test": (19_848, 19_848, 1_000)},
         holds_out=True,
     ),
-    "rstp-reid": DatasetSpec(
-        kind="identity",
+    "rstp-reid": _persons(
         parse=partial(parse_person_search, files=("data_captions.json",), path_key="img_path"),
-        image_folders=("imgs",),
         layout="data_captions.json and imgs/ (flat: 0000_c5_0022.jpg)",
         source="on request from its authors: https://github.com/NjtechCVLab/RSTPReid-Dataset",
         terms=_MSMT17,
@@ -215,59 +210,35 @@ DATASETS: dict[str, DatasetSpec] = {
         published={"train+val+test": (26_206, 52_412, 6_926)},
         holds_out=True,
     ),
-    "csv": DatasetSpec(
-        kind="identity",
+    "csv": _yours(
         parse=parse_table,
-        image_folders=(".",),
         layout="one table, captions.csv, .tsv, .jsonl or .parquet (or any other name, if it is the only one), with the "
         "columns image_path (relative to ROOT), caption, and optionally identity and split; or open_clip's filepath "
         "and title",
-        source="your own",
-        terms="yours",
-        holds_out=True,
         has_columns=True,
     ),
-    "parquet": DatasetSpec(
-        kind="identity",
+    "parquet": _yours(
         parse=parse_parquet,
-        image_folders=(".",),
         layout="Parquet files with a column of pictures (image: bytes and path, as the Hugging Face hub has it) and "
         "one or several of captions; train, validation and test in the files' names or a column split",
-        source="your own",
-        terms="yours",
-        holds_out=True,
         has_columns=True,
     ),
-    "imagefolder": DatasetSpec(
-        kind="identity",
+    "imagefolder": _yours(
         parse=parse_imagefolder,
-        image_folders=(".",),
         layout="metadata.csv, metadata.jsonl or metadata.parquet with file_name (relative to it) and one or several "
         "columns of captions, in ROOT or in train/, validation/, test/",
-        source="your own",
-        terms="yours",
-        holds_out=True,
         has_columns=True,
     ),
-    "webdataset": DatasetSpec(
-        kind="identity",
+    "webdataset": _yours(
         parse=parse_webdataset,
-        image_folders=(".",),
         layout=".tar shards of KEY.jpg with KEY.txt (a caption a line) or KEY.json; train, val and test in the "
         "shards' names or folders",
-        source="your own",
-        terms="yours",
-        holds_out=True,
         has_columns=True,
     ),
-    "sidecar": DatasetSpec(
+    "sidecar": _yours(
         kind="instance",
         parse=parse_sidecar,
-        image_folders=(".",),
         layout="pictures, each with a text file of its name (0001.jpg, 0001.txt; a caption a line), in ROOT or in "
         "train/, val/, test/",
-        source="your own",
-        terms="yours",
-        holds_out=True,
     ),
 }

@@ -39,7 +39,7 @@ def parse_sidecar(root: Path) -> Parsed:
         except (OSError, ValueError) as error:
             parsed.problems.append(f"{source}: not readable ({error})")
             continue
-        row = {"image_path": image.as_posix(), "captions": captions, "named_split": split_of_name(image.parent)}
+        row = {"image_path": image.as_posix(), "captions": captions, "named_split": split_of_name(image.with_name("-"))}
         rows.append((source, row))
     if bare:
         shown = ", ".join(bare[:5])

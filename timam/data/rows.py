@@ -19,8 +19,10 @@ _NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 
 
 def split_of_name(path: PurePath) -> str | None:
-    """The split that a file's name or folder says: "test" for data/test-00000-of-00002.parquet."""
-    return next((_NAMES[word] for word in re.findall("[a-z]+", path.as_posix().lower()) if word in _NAMES), None)
+    """The split that a file's name has as a word, or a folder as its name: data/test-00000.parquet, val2014/1.jpg."""
+    words = [part.rstrip("0123456789") for part in path.parent.as_posix().lower().split("/")]
+    words += re.findall("[a-z]+", path.name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), None)
 
 
 def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> None:
@@ -46,6 +48,7 @@ def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> None
     parsed.records = [
         Record(path, tuple(p["captions"]), number[p["identity"]], p["split"], p["source"])
         for path, p in pictures.items()
+        if p["split"]
     ]
 
 
@@ -104,7 +107,11 @@ def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:
 def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:
     """Makes the splits that are missing: all three of nothing or training data alone, the test of half of `val`."""
     given = {p["split"] for p in pictures}
-    if not pictures or (not given <= {None, "train"} and given != {"train", "val"}):
+    if None in given and len(given) > 1:
+        bare = [p["source"] for p in pictures if p["split"] is None]
+        parsed.problems.append(f"{bare[0]} and {len(bare) - 1} more are in no split, others are by the names of files")
+        return
+    if given not in ({None}, {"train"}, {"train", "val"}):
         return
     source = "val" if "val" in given else None
     names = by_hash(p["identity"] for p in pictures if source is None or p["split"] == source)
