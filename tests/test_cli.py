@@ -294,8 +294,7 @@ def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, 
 
 @pytest.mark.parametrize(
     ("cause", "expected"),
-    [("foreign folder", "not empty and holds no run"), ("no --resume", "--resume"), ("checkpoint", "last is damaged"),
-     ("config", "config.json")],
+    [("foreign folder", "not empty and holds no run"), ("no --resume", "--resume"), ("checkpoint", "last is damaged")],
 )  # fmt: skip
 def test_folder_that_cannot_be_trained_in_is_refused_and_kept(call, finished_run, people, tmp_path, cause, expected):
     run = tmp_path / "run"
@@ -303,11 +302,11 @@ def test_folder_that_cannot_be_trained_in_is_refused_and_kept(call, finished_run
         write_picture(run / "thesis.png")
     else:
         interrupted(finished_run, run)
-    if cause in ("checkpoint", "config"):
-        damaged = run / {"checkpoint": "checkpoints/last/training_state.json", "config": "config.json"}[cause]
+    if cause == "checkpoint":
+        damaged = run / "checkpoints/last/training_state.json"
         damaged.write_text(damaged.read_text()[:-20])
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "config.json"}
-    result = call(*train_arguments(people, run, *([] if cause in ("foreign folder", "no --resume") else ["--resume"])))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    result = call(*train_arguments(people, run, *(["--resume"] if cause == "checkpoint" else [])))
     assert result.code == 1
     assert expected in result.err
     assert {p: p.read_bytes() for p in before} == before
