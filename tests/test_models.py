@@ -16,7 +16,7 @@ from torch import nn
 from timam import TIMAM
 from timam.images import ImageError, normalize
 from timam.models import ImageEncoder, ModalityDiscriminator, TextEncoder
-from timam.models.image_encoder import feature_width, strip_head
+from timam.models.image_encoder import blocks_of, feature_width, strip_head
 from timam.models.text_encoder import WordEmbeddings, word_tokenizer
 from timam.models.weights import build_backbone, load_backbone
 
@@ -598,3 +598,40 @@ def test_damaged_model_is_refused_by_name(saved_folder, tmp_path, damage):
         TIMAM.from_pretrained(folder)
     assert str(folder) in str(error.value)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 9), ("mobilenet_v2", 19), ("squeezenet1_1", 13)])
+def test_frozen_blocks_and_the_rest_are_the_backbone(name, count):
+    """ResNet-18: stem and 8 residual blocks; MobileNetV2: 19 layers; SqueezeNet 1.1: 13 layers of `features`."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(load_backbone(name, "none"), 64, 32, 8).eval()
+    images = torch.randn(2, 3, 64, 32)
+    expected, names = encoder(images), [n for n, _ in encoder.named_parameters()]
+    assert len(blocks_of(encoder.backbone)) == count
+    for blocks in (1, count // 2, count):
+        encoder.freeze_blocks(blocks)
+        torch.testing.assert_close(encoder(images), expected)
+        torch.testing.assert_close(encoder(encoder.block_outputs(images)), expected)
+    assert [n for n, _ in encoder.named_parameters()] == names  # nothing is registered twice
+    with pytest.raises(ValueError, match=f"train.frozen_blocks = {count + 1}: .* has {count} blocks"):
+        encoder.freeze_blocks(count + 1)
+
+
+def test_frozen_blocks_neither_learn_nor_change_their_statistics():
+    torch.manual_seed(0)
+    encoder = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 8)
+    encoder.freeze_blocks(3)
+    frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.5)
+    encoder.train()
+    encoder(torch.randn(4, 3, 64, 32)).square().sum().backward()
+    optimizer.step()
+    same = {name for name, value in encoder.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {name for name in before if name.startswith(frozen)}
+
+
+def test_blocks_that_are_not_known_are_refused():
+    encoder = ImageEncoder(load_backbone("shufflenet_v2_x0_5", "none"), 64, 32, 8)
+    with pytest.raises(ValueError, match="the blocks of ShuffleNetV2 are not known"):
+        encoder.freeze_blocks(1)

@@ -293,6 +293,32 @@ def test_rank_1_on_training_people_is_that_of_a_fixed_sample(people, tmp_path, m
     assert run.history()["train_text_to_image_rank_1"].iloc[-1] == pytest.approx(found, abs=1e-12)
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_frozen_blocks_are_stored_unless_pictures_are_augmented(people, tmp_path, monkeypatch, augmented):
+    settings = ["model.backbone=squeezenet1_1", "train.frozen_blocks=4", f"data.horizontal_flip={augmented}"]
+    config, channels, original = tiny_config(people, *settings), set(), training.train_step
+
+    def spy(learner, inputs, *args):
+        channels.add(inputs.images.shape[1])
+        return original(learner, inputs, *args)
+
+    monkeypatch.setattr(training, "train_step", spy)
+    metrics = quiet_fit(config, tmp_path / "run")
+    assert channels == {3 if augmented else 128}  # of SqueezeNet's first fire module
+    # The finished model reads pictures: what it found of the validation split is as in the last row but for rounding.
+    run, row = Run(tmp_path / "run"), Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
+    found = gap(run.val_embeddings("best"))
+    assert found["centroid_distance"] == pytest.approx(row["val_centroid_distance"], abs=1e-2)
+    before = load_file(run.last / "model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        signalled_step(patch, 4)
+        with pytest.raises(Interrupted):
+            quiet_fit(config, tmp_path / "again")
+    quiet_fit(config, tmp_path / "again", resume=True)
+    after = load_file(Run(tmp_path / "again").last / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):
     calls = []
     original = training.train_step

@@ -159,6 +159,9 @@ class TrainConfig:
     warmup_epochs: Nonnegative = 0.0  # linear from 0, with "cosine" and "constant"
     unfreeze_epoch: CountOrNone = None  # the first epoch that trains the language model; None: not by epoch
     unfreeze_patience: CountOrNone = 3  # unfreeze after so many epochs without a better score; None: not by score
+    # The backbone's first blocks keep their weights and statistics. Their outputs are stored unless pictures are
+    # augmented [ours].
+    frozen_blocks: Annotated[int, Field(ge=0)] = 0
     gradient_clip: Nonnegative = 0.0  # greatest norm of each optimizer's gradient; 0 = off
     early_stop: CountOrNone = 15  # stop after so many epochs without a better validation score [ours]
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # "auto": bf16 where the GPU has it, else "no"
@@ -185,6 +188,7 @@ NEW_SETTINGS = (
     "loss.matching",
     "loss.temperature",
     "loss.margin",
+    "train.frozen_blocks",
 )
 
 

@@ -50,11 +50,14 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
     """Encodes every picture and every caption of a split once.
 
     Args:
-        stored: its word states, where it has them, are used in place of the language model. They must have been
-            computed with this language model.
+        stored: its word states and outputs of frozen blocks, where it has them, are used in place of the language model
+            and of the blocks. They must have been computed with this model.
     """
     split = stored.split
-    images = model.encode_pixels(stored.pixels, batch_size, progress)
+    if stored.blocks is None:
+        images = model.encode_pixels(stored.pixels, batch_size, progress)
+    else:
+        images = model.encode_block_outputs(stored.blocks, batch_size)
     if stored.words is None:
         texts = model.encode_texts(split.captions, batch_size, progress)
     else:

@@ -35,7 +35,7 @@ from timam.models.batching import encode_batches, slices
 _VERSION = b"2"  # of the stored values: raise it when decoding or resizing changes
 
 
-def _fingerprint(*parts: bytes) -> str:
+def _fingerprint(*parts: bytes | memoryview) -> str:
     digest = hashlib.sha256()
     for part in (_VERSION, *parts):
         digest.update(hashlib.sha256(part).digest())
@@ -193,18 +193,48 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     return WordStates(_open_store("word_states", name, np.float16, shape, fill), offsets)
 
 
+def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, progress: bool = True) -> np.ndarray:
+    """Outputs of the backbone's frozen blocks, computed on the first call and stored.
+
+    Args:
+        pixels: (N, 3, H, W) uint8.
+
+    Returns:
+        (N, C, h, w) float16 in channels-last memory, read-only memory-mapped.
+
+    Raises:
+        OSError: too little space on the disk.
+    """
+    encoder = model.image_encoder
+    frozen = encoder._parts[0]
+    weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in frozen.state_dict().values()]
+    name = _fingerprint(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).data, *weights)
+    probe = model.encode_pixels(pixels[:1], encode=encoder.block_outputs)
+    _, channels, height, width = probe.shape
+
+    def fill(store: np.ndarray) -> None:
+        for batch in tqdm(slices(range(len(pixels)), batch_size), desc="frozen blocks", disable=not progress):
+            part = model.encode_pixels(pixels[batch.start : batch.stop], batch_size, encode=encoder.block_outputs)
+            store[batch.start : batch.stop] = part.permute(0, 2, 3, 1).numpy()
+
+    shape = len(pixels), height, width, channels
+    return _open_store("blocks", name, np.float16, shape, fill).transpose(0, 3, 1, 2)
+
+
 @dataclass
 class StoredSplit:
-    """A split with its stored pixels and word states.
+    """A split with its stored pixels, outputs of frozen blocks, and word states.
 
     Attributes:
         pixels: (N, 3, H, W) uint8, as from `open_pixels`.
+        blocks: (N, C, h, w) float16, the outputs of the backbone's frozen blocks, while they replace them; else None.
         words: the language model's outputs for the captions, while they replace it; else None.
     """
 
     split: Split
     pixels: np.ndarray
     words: WordStates | None = None
+    blocks: np.ndarray | None = None
 
     def sample(self, identities: int) -> StoredSplit:
         """The pictures and captions of so many identities, copied; the same ones in every call."""
@@ -220,4 +250,6 @@ class StoredSplit:
             caption_image=np.searchsorted(pictures, split.caption_image[captions]),
             identities=split.identities,
         )
-        return StoredSplit(part, self.pixels[pictures], self.words and self.words.select(captions))
+        words = None if self.words is None else self.words.select(captions)
+        blocks = None if self.blocks is None else self.blocks[pictures]
+        return StoredSplit(part, self.pixels[pictures], words, blocks)

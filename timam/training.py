@@ -24,7 +24,7 @@ from timam import config as configs
 from timam.collapse import training_warnings
 from timam.config import Config
 from timam.data import DataError, Dataset, load_dataset
-from timam.data.augment import augment
+from timam.data.augment import augment, augments
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
 from timam.evaluation import embed_split, evaluate, gap
 from timam.images import normalize
@@ -36,7 +36,7 @@ from timam.models import TIMAM
 from timam.objective import Inputs, train_step
 from timam.provenance import code_fingerprint, provenance
 from timam.run import Run, RunError
-from timam.stores import StoredSplit, open_pixels, open_word_states
+from timam.stores import StoredSplit, open_block_outputs, open_pixels, open_word_states
 
 
 def fit(config: Config, output: Path | str, resume: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -136,6 +136,11 @@ class _Training:
         if (code := code_fingerprint()) not in progress.code:
             progress.code.append(code)
         model.text_encoder.freeze(progress.unfrozen_at is None)
+        model.image_encoder.freeze_blocks(self.config.train.frozen_blocks)
+        if self.config.train.frozen_blocks and not augments(self.config.data):
+            with self.job.main_first():
+                for part in (data.train, data.val):
+                    part.blocks = open_block_outputs(model, part.pixels, progress=self.show)
         return learner
 
     def epoch_steps(self, data: _Data) -> int:
@@ -207,7 +212,8 @@ class _Training:
         progress.sums = {}
         epoch, seed, split = progress.epoch + 1, config.train.seed, data.train.split
         part = job.index, job.count
-        batches = epoch_batches(split, data.train.pixels, config.data, seed, epoch, part, first)
+        pictures = data.train.pixels if data.train.blocks is None else data.train.blocks
+        batches = epoch_batches(split, pictures, config.data, seed, epoch, part, first)
         title = f"epoch {epoch}/{config.train.epochs}"
         with tqdm(total=steps, initial=first, desc=title, unit="step", leave=False, disable=not self.show) as bar:
             for step, batch in zip(range(first, steps), batches, strict=False):
@@ -231,7 +237,9 @@ class _Training:
     def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> Inputs:
         """A batch on the device, augmented, with stored word states where the language model is frozen."""
         device = self.job.device
-        images = augment(normalize(batch.pixels.to(device, non_blocking=True)), self.config.data)
+        pixels = batch.pixels.to(device, non_blocking=True)
+        # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
+        images = pixels.float() if stored.blocks is not None else augment(normalize(pixels), self.config.data)
         return Inputs(images, text_inputs(model, stored, batch), batch.identity_labels.to(device))
 
     # -- the end ----------------------------------------------------------------------------------------------------

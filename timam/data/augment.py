@@ -9,6 +9,11 @@ from timam.config import DataConfig
 from timam.images import IMAGENET_MEAN, IMAGENET_STD
 
 
+def augments(config: DataConfig) -> bool:
+    """Whether the config changes pictures at random."""
+    return bool(config.color_jitter or config.horizontal_flip or config.pad_crop or config.random_erasing)
+
+
 def augment(images: Tensor, config: DataConfig) -> Tensor:
     """Applies what the config switches on, in the usual order: colour jitter, flip, pad and crop, erase.
 

@@ -58,6 +58,42 @@ def feature_width(backbone: nn.Module, height: int, width: int) -> int:
     return features.shape[1]
 
 
+def blocks_of(backbone: nn.Module) -> list[list[str]]:
+    """The blocks of a torchvision backbone in the order of its forward pass, each a list of submodule names.
+
+    A block is a layer of `features` (MobileNet, EfficientNet, ConvNeXt, VGG and others), or of a ResNet the stem or a
+    residual block.
+
+    Raises:
+        ValueError: a backbone of another form.
+    """
+    if isinstance(features := getattr(backbone, "features", None), nn.Sequential):
+        return [[f"features.{name}"] for name in features._modules]
+    if isinstance(getattr(backbone, "layer4", None), nn.Sequential):
+        residual = [f"layer{n}" for n in range(1, 5)]
+        return [
+            ["conv1", "bn1", "relu", "maxpool"],
+            *([f"{layer}.{name}"] for layer in residual for name in getattr(backbone, layer)._modules),
+        ]
+    raise ValueError(f"train.frozen_blocks: the blocks of {type(backbone).__name__} are not known; expected 0")
+
+
+def _without(backbone: nn.Module, names: list[str]) -> nn.Module:
+    """The backbone with identities in place of some submodules. The other submodules are the backbone's own."""
+    rest = copy.copy(backbone)
+    rest._modules = dict(backbone._modules)
+    for name in names:
+        *parents, last = name.split(".")
+        parent = rest
+        for step in parents:
+            child = copy.copy(parent._modules[step])
+            assert child is not None
+            child._modules = dict(child._modules)
+            parent._modules[step] = parent = child
+        parent._modules[last] = nn.Identity()
+    return rest
+
+
 class ImageEncoder(nn.Module):
     """Normalised pictures (B, 3, H, W) float32 -> embeddings (B, D), not unit length.
 
@@ -74,10 +110,41 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.backbone = strip_head(backbone)
         self.projection = nn.Linear(feature_width(self.backbone, height, width), embedding_dim)
+        # The frozen blocks and the rest, in a tuple so that their parameters are not registered a second time.
+        self._parts: tuple[nn.Module, ...] = ()
+
+    def freeze_blocks(self, count: int) -> None:
+        """The first `count` blocks keep their weights and, in eval mode whatever `train()` says, their statistics.
+
+        Raises:
+            ValueError: more blocks than the backbone has, or a backbone whose blocks are not known.
+        """
+        if not count:
+            return
+        blocks = blocks_of(self.backbone)
+        if count > len(blocks):
+            raise ValueError(f"train.frozen_blocks = {count}: {type(self.backbone).__name__} has {len(blocks)} blocks")
+        names = [name for block in blocks[:count] for name in block]
+        frozen = nn.Sequential(*map(self.backbone.get_submodule, names)).requires_grad_(False)
+        self._parts = frozen, _without(self.backbone, names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        super().train(mode)
+        for frozen in self._parts[:1]:
+            frozen.eval()
+        return self
+
+    def block_outputs(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> outputs (B, C', h, w) of the frozen blocks, without gradients."""
+        with torch.no_grad():
+            return self._parts[0](images)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> pooled features (B, C) before the projection."""
-        return self.backbone(images)
+        """(B, 3, H, W), or outputs of the frozen blocks -> pooled features (B, C) before the projection."""
+        if not self._parts:
+            return self.backbone(images)
+        return self._parts[1](self.block_outputs(images) if images.shape[1] == 3 else images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection(self.features(images))

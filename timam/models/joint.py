@@ -224,6 +224,12 @@ class TIMAM(
         rows = list(encode_batches(self, batches, lambda b: (load(b),), lambda p: encode(normalize(p)), bar))
         return torch.cat(rows) if rows else torch.empty(0, self.model_config.embedding_dim)
 
+    def encode_block_outputs(self, blocks: np.ndarray, batch_size: int = 64) -> Tensor:
+        """Embeds pictures from outputs (N, C, h, w) of the frozen blocks: (N, D) float32 on the CPU."""
+        batches = slices(range(len(blocks)), batch_size)
+        load = lambda batch: (torch.from_numpy(blocks[batch.start : batch.stop].astype(np.float32)),)  # noqa: E731
+        return torch.cat([*encode_batches(self, batches, load, self.image_encoder)])
+
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences in eval mode: (N, D) float32 on the CPU, not unit length.
 
