@@ -50,7 +50,7 @@ from timam.run import BusyError, RunError
 from timam.search import open_gallery
 from timam.stores import open_pixels
 from timam.training import fit
-from timam_lab.studies import grid, run_grid
+from timam_lab.studies import Resources, grid, run_grid
 
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
 COUNTS: Counter[str] = Counter()
@@ -200,8 +200,8 @@ def test_batch_study_killed_at_random_moments(people, tmp_path):
     while tries < TRIES:
         runs = tmp_path / f"{rounds}"
         for _ in range(4):
-            if not killed(rng.uniform(0, seconds), signal.SIGKILL, run_grid, experiments, runs, 1, "local", True, 1, 0,
-                          False):  # fmt: skip
+            if not killed(rng.uniform(0, seconds), signal.SIGKILL, run_grid, experiments, runs, 1, "local", True,
+                          Resources(), False):  # fmt: skip
                 break
             tries += 1
         run_grid(experiments, runs, keep_models=True, progress=False)

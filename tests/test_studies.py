@@ -1,10 +1,11 @@
-"""timam_lab.studies: each run once, failures said at the end, shared by processes, resumed after a kill, on Ray too."""
+"""timam_lab.studies: each run once, failures listed at the end, processes, resumed after a kill, Ray, tables."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,18 +14,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
 
 from timam import config as configs
+from timam.cli import cli
 from timam.evaluation import Embeddings
+from timam.files import write_sums
 from timam.provenance import code_fingerprint
-from timam.run import BusyError, RunError
+from timam.run import BusyError, Run, RunError
 from timam.training import fit
 from timam_lab import studies
-from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_folder, run_grid, versions
+from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_grid, table, versions
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 
@@ -75,14 +80,6 @@ def test_grid_refuses_what_would_be_one_run_under_two_names(people):
         grid(tiny_config(people), {"a": "loss.adverserial_weight=1"}, [0])
 
 
-def test_run_folder_follows_the_config(people):
-    config = tiny_config(people)
-    assert run_folder("runs", config) == run_folder("runs", tiny_config(people))
-    other = configs.override(config, ["loss.matching_weight=0.5"])
-    assert run_folder("runs", other) != run_folder("runs", config)
-    assert run_folder("runs", config).name.startswith("cuhk-pedes-smoke-0-")
-
-
 # -- running ----------------------------------------------------------------------------------------------------
 
 
@@ -92,11 +89,8 @@ def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
     run_grid(experiments, tmp_path, progress=False)
     assert len(fake_fit.calls) == 4
     assert not list(tmp_path.glob("*/checkpoints"))
-
-
-def test_models_are_kept_when_asked(experiments, fake_fit, tmp_path):
-    run_grid(experiments[:1], tmp_path, keep_models=True, progress=False)
-    assert len(list(tmp_path.glob("*/checkpoints"))) == 1
+    run_grid(experiments[:1], tmp_path / "kept", keep_models=True, progress=False)
+    assert len(list(tmp_path.glob("kept/*/checkpoints"))) == 1
 
 
 @pytest.mark.parametrize("error", [RunError("matching is not finite"), OSError(28, "No space left on device"),
@@ -126,13 +120,10 @@ def test_a_disk_too_full_for_the_reason_stops_no_other_run(experiments, fake_fit
     assert len(list(tmp_path.glob("*/metrics.json"))) == 3
 
 
-def test_interrupt_is_not_swallowed(experiments, fake_fit, tmp_path):
+def test_an_interrupt_and_an_unknown_engine_end_the_study(experiments, fake_fit, tmp_path):
     fake_fit.fails[(1, 0)] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run_grid(experiments, tmp_path, progress=False)
-
-
-def test_unknown_engine(experiments, tmp_path):
     with pytest.raises(ValueError, match="expected one of local, ray"):
         run_grid(experiments, tmp_path, engine="slurm")
 
@@ -250,11 +241,75 @@ def test_hits_of_other_queries_are_refused(experiments, tmp_path):
         hits([], tmp_path)
 
 
+# -- the table of a folder of runs --------------------------------------------------------------------------------
+
+
+def finished(config, runs, rank_1, data="0123", commit="abc"):
+    """A run directory with made-up results."""
+    folder = Run.named(runs, config).folder
+    folder.mkdir(parents=True)
+    measures = {"rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
+    metrics = {"dataset": "csv", "best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
+               "modality_gap": {}, "provenance": {"commit": commit, "data_fingerprint": data}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    write_sums(folder)
+    return folder
+
+
+def test_table_by_hand(people, tmp_path):
+    """Mean 0.3, deviation 0.1; t(2) at 97.5 % is 4.303 (any table): 0.3 +- 4.303 x 0.1 / sqrt(3)."""
+    variants = {"": [0.2, 0.3, 0.4], "loss.adversarial_weight=0": [0.1, 0.1], "train.epochs=7": [0.5]}
+    for settings, values in variants.items():
+        for seed, value in enumerate(values):
+            config = tiny_config(people, *settings.split(), f"train.seed={seed}")
+            finished(config, tmp_path, value, commit="abc" if seed < 2 else "def")
+    (tmp_path / "unfinished").mkdir()
+    result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--csv", str(tmp_path / "t.csv")])
+    assert result.exit_code == 0, result.output
+    assert "30.0 ± 24.8" in result.output
+    frame = pd.read_csv(tmp_path / "t.csv").set_index("variant")
+    assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
+    base = frame.loc["base"]
+    assert (base["seeds"], base["commit"], base["data_fingerprint"]) == ("0, 1, 2", "abc, def", 123)
+    found = [base[f"text_to_image_rank_1{end}"] for end in ("", "_low", "_high")]
+    assert found == pytest.approx([0.3, 0.3 - 0.2484, 0.3 + 0.2484], abs=1e-4)
+    assert base["text_to_image_mAP"] == pytest.approx(0.15)
+    assert np.isnan(frame.loc["epochs=7", "text_to_image_rank_1_low"])
+
+
+def test_table_names_both_of_two_variants_and_follows_moved_data(people, tmp_path):
+    finished(tiny_config(people), tmp_path, 0.2)
+    finished(configs.override(tiny_config(people, "train.seed=1"), ["data.root=/elsewhere"]), tmp_path, 0.2)
+    finished(tiny_config(people, "train.epochs=9"), tmp_path, 0.4)
+    epochs = tiny_config(people).train.epochs
+    frame = table(tmp_path)
+    assert dict(zip(frame["variant"], frame["seeds"], strict=True)) == {f"epochs={epochs}": "0, 1", "epochs=9": "0"}
+
+
+def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
+    with pytest.raises(StudyError, match="no finished run"):
+        table(tmp_path)
+    first = finished(tiny_config(people), tmp_path, 0.2)
+    second = finished(tiny_config(people, "train.seed=1"), tmp_path, 0.3, data="4567")
+    with pytest.raises(StudyError, match=f"different data(.|\n)*{first}: seed 0, data 0123\n.*{second}"):
+        table(tmp_path)
+    shutil.rmtree(second)
+    finished(configs.override(tiny_config(people), ["data.root=/elsewhere"]), tmp_path, 0.2)
+    with pytest.raises(StudyError, match="a seed twice"):
+        table(tmp_path)
+    (first / "metrics.json").write_text("{}")
+    result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path)])
+    assert isinstance(result.exception, StudyError)
+    assert "metrics.json" in str(result.exception)
+
+
 # -- several processes ------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys, torch
 from timam import config as configs
+from timam.cli import cli
 from timam_lab import studies
 if __name__ == "__main__":
     root, runs, workers, engine = sys.argv[1:5]

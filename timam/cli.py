@@ -266,6 +266,28 @@ def push(run: Run, repo_id: str, public: bool) -> None:
         ) from error
 
 
+@cli.group()
+def studies() -> None:
+    """Results of several runs."""
+
+
+@studies.command("table")
+@click.argument("runs", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--csv", type=click.Path(path_type=Path, dir_okay=False), help="Also write it here, as fractions.")
+def studies_table(runs: Path, csv: Path | None) -> None:
+    """One row for each variant among the finished runs in the folder RUNS.
+
+    Mean in percent with its 95 % interval over the seeds, the seeds and the commit. Runs whose settings differ in the
+    seed only are one variant; it is named by the settings in which it differs from most others.
+    """
+    from timam_lab.studies import table, table_text
+
+    frame = table(runs)
+    click.echo(table_text(frame))
+    if csv:
+        frame.to_csv(csv, index=False)
+
+
 def _require(folder: Path) -> None:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")

@@ -1,16 +1,19 @@
-"""Grids of runs: variants x seeds x data sets, found again by their config, shared by processes or a Ray cluster.
+"""Grids of runs: variants x seeds x data sets, shared by several processes or a Ray cluster; tables of their results.
 
-A run's directory on disk is the whole protocol: its name is its config, a finished one has metrics.json, its lock
-says that somebody is at it, and NAME.failed.txt beside it why it failed. So a grid that is executed again re-uses what
-is finished and resumes the rest, and several processes (or machines on one file system) share it without a server.
+Processes coordinate through the run directories alone. A run's name follows from its config, a finished run has its
+metrics, a lock marks the run that a process is training, and a failed one leaves the reason in a file. So a grid that
+is executed again re-uses finished runs and resumes the others, and processes on several machines with one file system
+share it without a server.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from timam import config as configs
 from timam.config import Config
@@ -30,6 +33,7 @@ from timam.files import write_text
 from timam.interruption import Interrupted, interruptible
 from timam.run import BusyError, Run
 from timam.training import fit
+from timam_lab.statistics import mean_interval
 
 ENGINES = ("local", "ray")
 POLL_SECONDS = 1.0
@@ -37,44 +41,41 @@ RAY_RETRIES = 3  # of a run whose worker was lost
 
 
 class StudyError(RuntimeError):
-    """A grid that is not complete, or results that must not stand in one table; the message lists them."""
+    """An incomplete grid, or results that do not belong in one table; the message lists the runs."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of a grid, under the name that tables give it."""
+    """One run of a grid, with its variant's name in tables."""
 
     variant: str
     config: Config
 
+    def run(self, runs: Path | str) -> Run:
+        return Run.named(runs, self.config)
+
     def folder(self, runs: Path | str) -> Path:
-        return run_folder(runs, self.config)
-
-
-def run_folder(runs: Path | str, config: Config) -> Path:
-    """RUNS/DATASET-PRESET-SEED-FINGERPRINT: the same config, the same directory."""
-    return Run.named(runs, config).folder
+        return self.run(runs).folder
 
 
 def grid(base: Config, variants: Mapping[str, Sequence[str] | str], seeds: Iterable[int]) -> list[Experiment]:
-    """Variants x seeds, all variants of a seed before the next seed, so that a part of a grid is balanced.
+    """Variants x seeds. All variants of a seed come before the next seed, so that an unfinished grid is balanced.
 
     Args:
-        base: what all variants have in common.
+        base: settings that all variants share.
         variants: name -> overrides of the base, as `timam train --set` takes them: a list, or separated by blanks.
 
     Raises:
-        ValueError: as `timam.config.override`; or two variants of one config, which would be one run under two names.
+        ValueError: from `timam.config.override`; or two variants with the same config.
     """
     made = {
         name: configs.override(base, settings.split() if isinstance(settings, str) else list(settings))
         for name, settings in variants.items()
     }
-    seen: dict[Config, str] = {}
+    first: dict[Config, str] = {}
     for name, config in made.items():
-        if other := seen.get(config):
+        if (other := first.setdefault(config, name)) != name:
             raise ValueError(f"variants {other!r} and {name!r} have the same config")
-        seen[config] = name
     return [
         Experiment(name, configs.override(config, [f"train.seed={seed}"]))
         for seed in seeds
@@ -85,212 +86,218 @@ def grid(base: Config, variants: Mapping[str, Sequence[str] | str], seeds: Itera
 # -- running ----------------------------------------------------------------------------------------------------
 
 
-def run_grid(
-    experiments: Sequence[Experiment], runs: Path | str, workers: int = 1, engine: str = "local",
-    keep_models: bool = False, cpus: int = 1, gpus: float = 0, progress: bool = True,
-) -> None:  # fmt: skip
-    """Runs what is not finished; a failed run does not stop the others.
+@dataclass(frozen=True)
+class Resources:
+    """What each run takes of a Ray cluster."""
 
-    Any number of processes may call this for the same grid and the same `runs` at once: each run is done by one of
-    them, and all of them return when none is left.
+    cpus: int = 1
+    gpus: float = 0
+
+
+def run_grid(
+    experiments: Sequence[Experiment],
+    runs: Path | str,
+    workers: int = 1,
+    engine: str = "local",
+    keep_models: bool = False,
+    resources: Resources = Resources(),
+    progress: bool = True,
+) -> None:
+    """Trains the runs that are not finished; a failed run does not stop the others.
+
+    Any number of processes may call this for the same grid and the same `runs` at once. Each run is trained by one of
+    them, and all of them return when every run is finished or failed.
 
     Args:
         runs: the folder of the run directories; on a cluster, on a file system that all machines share.
-        workers: processes that this call starts (engine "local"); 1 = this process itself. The cores are shared out.
+        workers: processes that this call starts (engine "local"), which divide the cores; 1 trains in this process.
         engine: "local", or "ray": every run is a task of the Ray cluster that `RAY_ADDRESS` names or that runs on
-            this machine, else of a new one on this machine; a lost worker's run is tried again and resumed.
-        keep_models: keeps checkpoints/ of finished runs. What studies read is small and stays either way.
-        cpus, gpus: what each run takes of the Ray cluster.
+            this machine, else of a new one on this machine. The run of a lost worker is tried again and resumed.
+        keep_models: keeps checkpoints/ of finished runs. Studies read only small files, which stay either way.
+        resources: of each run (engine "ray").
         progress: shows a bar.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the runs under way have saved the step that they were at.
+        Interrupted: SIGINT or SIGTERM; the runs in progress have saved their last step.
         StudyError: at the end, with every run that did not finish and why.
         ValueError: an unknown engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}")
     unique = list({e.folder(runs): e for e in experiments}.values())
-    started = time.time()
+    work = _Work(Path(runs), time.time(), keep_models, progress)
     with interruptible():
         if engine == "ray":
-            _run_on_ray(unique, runs, started, keep_models, cpus, gpus, progress)
+            work.on_ray(unique, resources)
         elif workers == 1:
-            _work(unique, runs, started, keep_models, 0, progress)
+            work.here(unique)
         else:
-            _run_in_processes(unique, runs, started, keep_models, workers, progress)
-    if open_ := [line for e in unique if (line := _unfinished(e, runs))]:
-        raise StudyError("\n  ".join([f"{len(open_)} of {len(unique)} runs did not finish:", *open_]))
+            work.in_processes(unique, workers)
+    if unfinished := [line for e in unique if (line := work.problem(e))]:
+        raise StudyError("\n  ".join([f"{len(unfinished)} of {len(unique)} runs did not finish:", *unfinished]))
 
 
-def _finished(experiment: Experiment, runs: Path | str) -> bool:
-    return Run(experiment.folder(runs)).finished
+@dataclass(frozen=True)
+class _Work:
+    """One call of `run_grid`, as its processes share it."""
 
+    runs: Path
+    started: float
+    keep_models: bool
+    progress: bool
 
-def _failure_file(experiment: Experiment, runs: Path | str) -> Path:
-    return Run(experiment.folder(runs)).failure_file
+    def problem(self, experiment: Experiment) -> str | None:
+        """Why a run is not finished; None where it is."""
+        run = experiment.run(self.runs)
+        if run.finished:
+            return None
+        reason = "no reason was left: its process was killed, or the disk was full"
+        if run.failure_file.exists():
+            reason = run.failure_file.read_text(encoding="utf-8").strip()
+        return f"{experiment.variant}, seed {experiment.config.train.seed} ({run.folder}): {reason}"
 
+    def settled(self, experiment: Experiment) -> bool:
+        """Finished, or failed since the start of this call: an older failure is tried again."""
+        run = experiment.run(self.runs)
+        failure = run.failure_file
+        return run.finished or (failure.exists() and failure.stat().st_mtime >= self.started)
 
-def _write_failure(experiment: Experiment, runs: Path | str, error: Exception) -> None:
-    with suppress(OSError):  # a full disk has no room for its own message; the other runs go on
-        write_text(_failure_file(experiment, runs), f"{type(error).__name__}: {error}\n")
+    def fail(self, experiment: Experiment, error: Exception) -> None:
+        with suppress(OSError):  # a full disk has no room for the message either; the other runs go on
+            write_text(experiment.run(self.runs).failure_file, f"{type(error).__name__}: {error}\n")
 
+    def train(self, experiment: Experiment) -> None:
+        """Trains or resumes one run; leaves its result or the reason of its failure on disk. Raises BusyError."""
+        run = experiment.run(self.runs)
+        try:
+            fit(experiment.config, run.folder, resume=True, progress=False)
+            if not self.keep_models:
+                run.remove_checkpoints()
+            run.failure_file.unlink(missing_ok=True)
+        except BusyError:
+            raise
+        except Exception as error:  # any error of one run; the other runs go on
+            self.fail(experiment, error)
 
-def _unfinished(experiment: Experiment, runs: Path | str) -> str | None:
-    if _finished(experiment, runs):
-        return None
-    failure = _failure_file(experiment, runs)
-    unsaid = "no reason was left: its process was killed, or the disk was full"
-    reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else unsaid
-    return f"{experiment.variant}, seed {experiment.config.train.seed} ({experiment.folder(runs)}): {reason}"
+    def bar(self, total: int) -> Any:
+        return tqdm(total=total, desc="runs", unit="run", disable=not self.progress)
 
+    def here(self, experiments: Sequence[Experiment], threads: int = 0) -> None:
+        """Goes through the grid until every run is settled, by this process or by another."""
+        if threads:
+            torch.set_num_threads(threads)
+        left = list(experiments)
+        with self.bar(len(left)) as bar:
+            while left:
+                busy = []
+                for experiment in left:
+                    try:
+                        if not self.settled(experiment):
+                            self.train(experiment)
+                        bar.update()
+                    except BusyError:
+                        busy.append(experiment)
+                if len(busy) == len(left):
+                    time.sleep(POLL_SECONDS)
+                left = busy
 
-def _settled(experiment: Experiment, runs: Path | str, started: float) -> bool:
-    """Finished, or failed since `started`: an older failure is tried again."""
-    failure = _failure_file(experiment, runs)
-    return _finished(experiment, runs) or (failure.exists() and failure.stat().st_mtime >= started)
+    def in_processes(self, experiments: Sequence[Experiment], workers: int) -> None:
+        """Several processes work on one grid. If one is killed, another one resumes its run."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
+        arguments = dataclasses.replace(self, progress=False), experiments, max(1, cores // workers)
+        pool = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
+        for process in pool:
+            process.start()
+        try:
+            with self.bar(len(experiments)) as bar:
+                while any(process.is_alive() for process in pool):
+                    time.sleep(POLL_SECONDS)
+                    bar.update(sum(map(self.settled, experiments)) - bar.n)
+        finally:  # on an interrupt each worker finishes and saves its step
+            for process in pool:
+                process.terminate()
+            for process in pool:
+                process.join()
 
-
-def run_one(experiment: Experiment, runs: Path | str, keep_models: bool = False, progress: bool = False) -> None:
-    """Begins, resumes or passes over one run, and leaves its result or the reason of its failure on disk.
-
-    Raises:
-        timam.run.BusyError: another process is at it.
-    """
-    folder, failure = experiment.folder(runs), _failure_file(experiment, runs)
-    try:
-        fit(experiment.config, folder, resume=True, progress=progress)
-        if not keep_models:
-            Run(folder).remove_checkpoints()
-        failure.unlink(missing_ok=True)
-    except BusyError:
-        raise
-    except Exception as error:  # whatever a run dies of, the others go on
-        _write_failure(experiment, runs, error)
-
-
-def _work(
-    experiments: Sequence[Experiment], runs: Path | str, started: float, keep_models: bool, threads: int, progress: bool
-) -> None:
-    """Goes through the grid until every run is settled, by this process or by another."""
-    if threads:
-        torch.set_num_threads(threads)
-    left = list(experiments)
-    with tqdm(total=len(left), desc="runs", unit="run", disable=not progress) as bar:
-        while left:
-            busy = []
-            for experiment in left:
+    def on_ray(self, experiments: Sequence[Experiment], resources: Resources) -> None:
+        """One task per run. Ray itself tries a task again when its worker or its machine is lost."""
+        try:
+            import ray
+        except ImportError:
+            raise StudyError("engine = 'ray' needs Ray: pip install 'ray[data]'") from None
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
+        # Workers have another working directory, so the folder is absolute.
+        there = dataclasses.replace(self, runs=self.runs.resolve(), progress=False)
+        task = ray.remote(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RAY_RETRIES, scheduling_strategy="SPREAD"
+        )(_task)
+        threads = 0 if resources.gpus else resources.cpus
+        waiting = {task.remote(there, [e], threads): e for e in experiments if not self.settled(e)}
+        with self.bar(len(waiting)) as bar:
+            while waiting:
+                done, _ = ray.wait(list(waiting), num_returns=1)
+                experiment = waiting.pop(done[0])
                 try:
-                    if not _settled(experiment, runs, started):
-                        run_one(experiment, runs, keep_models)
-                    bar.update()
-                except BusyError:
-                    busy.append(experiment)
-            if len(busy) == len(left):
-                time.sleep(POLL_SECONDS)
-            left = busy
+                    ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    self.fail(experiment, error)
+                bar.update()
 
 
-def _run_in_processes(
-    experiments: Sequence[Experiment], runs: Path | str, started: float, keep_models: bool, workers: int, progress: bool
-) -> None:
-    """Several processes at one grid. One that is killed leaves its run to the others."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // workers)
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
-    arguments = (experiments, runs, started, keep_models, threads, False)
-    pool = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
-    for process in pool:
-        process.start()
+def _task(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
+    work.here(experiments, threads)
+
+
+def _worker(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
     try:
-        with tqdm(total=len(experiments), desc="runs", unit="run", disable=not progress) as bar:
-            while any(process.is_alive() for process in pool):
-                time.sleep(POLL_SECONDS)
-                bar.update(sum(_settled(e, runs, started) for e in experiments) - bar.n)
-    finally:  # an interrupt ends the workers too, each after the step that it is at
-        for process in pool:
-            process.terminate()
-        for process in pool:
-            process.join()
-
-
-def _worker(*arguments: Any) -> None:
-    try:
-        _work(*arguments)
+        work.here(experiments, threads)
     except Interrupted as error:
-        sys.exit(error.exit_code)  # without a traceback; the process that started this one says it
-
-
-def _run_on_ray(
-    experiments: Sequence[Experiment], runs: Path | str, started: float, keep_models: bool, cpus: int, gpus: float,
-    progress: bool,
-) -> None:  # fmt: skip
-    """A task a run. Ray itself tries a task again when its worker or its machine is lost."""
-    try:
-        import ray
-    except ImportError:
-        raise StudyError("engine = 'ray' needs Ray: pip install 'ray[data]'") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RAY_RETRIES, scheduling_strategy="SPREAD")(_work)
-    folder = Path(runs).resolve()  # a worker's working directory is another
-    waiting = {
-        task.remote([e], folder, started, keep_models, cpus if not gpus else 0, False): e
-        for e in experiments
-        if not _settled(e, runs, started)
-    }
-    with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            experiment = waiting.pop(done[0])
-            try:
-                ray.get(done[0])
-            except ray.exceptions.RayError as error:
-                _write_failure(experiment, runs, error)
-            bar.update()
+        sys.exit(error.exit_code)  # without a traceback; the process that started this one reports it
 
 
 # -- results ----------------------------------------------------------------------------------------------------
 
 
 def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame:
-    """One row a finished run: variant, seed, folder, the metrics of both directions, the gap, cost and provenance.
+    """One row per finished run: variant, seed, folder, metrics of both directions, modality gap, cost, provenance.
 
     Returns:
-        Columns variant, seed, folder, best_epoch, seconds, text_to_image_rank_1 and so on, centroid_distance,
-        probe_accuracy, commit, code, device, data_fingerprint.
+        Columns variant, seed, folder, root, best_epoch, seconds, text_to_image_rank_1 and so on, centroid_distance and
+        so on, commit, code, device, data_fingerprint.
 
     Raises:
-        StudyError: runs of one data set that saw different data, data that has changed since, or a damaged run.
+        StudyError: runs of one data set with different data, data that has changed since, or a damaged run.
     """
-    rows = []
-    for experiment in experiments:
-        folder = experiment.folder(runs)
-        if not _finished(experiment, runs):
-            continue
-        try:
-            metrics = Run(folder).metrics()
-        except ValueError as error:
-            raise StudyError(f"{error}; remove {folder} and run the study again") from error
-        flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
-        flat |= metrics.get("class_level", {})
-        kept = {k: metrics["provenance"].get(k) for k in ("commit", "code", "device", "data_fingerprint")}
-        rows.append({"variant": experiment.variant, "seed": experiment.config.train.seed, "folder": str(folder),
-                     "root": experiment.config.data.root, "best_epoch": metrics["best_epoch"],
-                     "seconds": metrics["seconds"], **flat, **metrics["modality_gap"], **kept})  # fmt: skip
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([
+        {"variant": e.variant, **_row(e.run(runs), e.config)} for e in experiments if e.run(runs).finished
+    ])  # fmt: skip
     for root, part in frame.groupby("root") if len(frame) else ():
         name = next(e.config.data.dataset for e in experiments if e.config.data.root == root)
         now = load_dataset(name, str(root)).fingerprint()
         other = part[part["data_fingerprint"] != now]
         if len(other):
-            found = "\n  ".join(f"{r.folder}: {r.data_fingerprint}" for r in other.itertuples())
-            raise StudyError(f"{root} has the fingerprint {now}; runs on other data:\n  {found}\nremove these runs")
+            lines = "\n  ".join(f"{r.folder}: {r.data_fingerprint}" for r in other.itertuples())
+            raise StudyError(f"{root} has the fingerprint {now}; runs on other data:\n  {lines}\nremove these runs")
     return frame
 
 
+def _row(run: Run, config: Config) -> dict[str, Any]:
+    """The results of a finished run, flat. Raises StudyError for a damaged one."""
+    try:
+        metrics = run.metrics()
+    except ValueError as error:
+        raise StudyError(f"{error}; remove {run.folder} and run the study again") from error
+    flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
+    flat |= metrics.get("class_level", {}) | metrics["modality_gap"]
+    kept = {k: metrics["provenance"].get(k) for k in ("commit", "code", "device", "data_fingerprint")}
+    return {"seed": config.train.seed, "folder": str(run.folder), "root": config.data.root,
+            "best_epoch": metrics["best_epoch"], "seconds": metrics["seconds"], **flat, **kept}  # fmt: skip
+
+
 def versions(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many runs of `results` each version of code, commit and device produced: more than one row is a mixture."""
+    """The number of runs of `results` for each version of code, commit and device; several rows mean a mixture."""
     return frame.groupby(["code", "commit", "device"], dropna=False).size().rename("runs").reset_index()
 
 
@@ -304,19 +311,99 @@ def hits(
 
     Raises:
         StudyError: variants that were not tested on the same queries.
-        OSError: a run that is not finished.
+        OSError: an unfinished run.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    right: dict[str, list[np.ndarray]] = {e.variant: [] for e in experiments}
     identities: np.ndarray | None = None
     for experiment in sorted(experiments, key=lambda e: e.config.train.seed):
-        folder = experiment.folder(runs)
-        each = per_query(Run(folder).test_embeddings(), direction)
+        run = experiment.run(runs)
+        each = per_query(run.test_embeddings(), direction)
         if identities is None:
             identities = each["identity"]
         elif not np.array_equal(identities, each["identity"]):
-            raise StudyError(f"{folder}: its queries are not those of the other runs")
-        found.setdefault(experiment.variant, []).append((each["rank"] <= k).astype(float))
+            raise StudyError(f"{run.folder}: its queries are not those of the other runs")
+        right[experiment.variant].append((each["rank"] <= k).astype(float))
     if identities is None:
         raise StudyError("no experiments")
-    order = dict.fromkeys(e.variant for e in experiments)
-    return {variant: np.stack(found[variant]) for variant in order}, identities
+    return {variant: np.stack(rows) for variant, rows in right.items()}, identities
+
+
+# -- a table of a folder of runs ----------------------------------------------------------------------------------
+
+TABLE_METRICS = ("text_to_image_rank_1", "text_to_image_rank_10", "text_to_image_mAP", "image_to_text_rank_1")
+
+
+def table(runs: Path | str) -> pd.DataFrame:
+    """One row per variant of the finished runs in a folder: runs whose configs differ in the seed only.
+
+    A variant is named by the settings in which it differs from the majority of the variants, "base" where there are
+    none; a setting without a majority is in every name. The same data in another folder are the same variant.
+
+    Returns:
+        variant; seeds, for example "0, 1, 2"; of each of `TABLE_METRICS` NAME, NAME_low and NAME_high (mean and 95 %
+        interval over the seeds, fractions; NaN ends for one seed); commit and data_fingerprint.
+
+    Raises:
+        StudyError: no finished run; a damaged one; a variant with runs on different data, or with a seed twice.
+    """
+    folders = sorted(path for path in Path(runs).expanduser().glob("*") if Run(path).finished)
+    if not folders:
+        raise StudyError(f"{runs}: no finished run in this folder")
+    roots: dict[str, str] = {}  # fingerprint -> the first folder with these data
+    rows = []
+    for folder in folders:
+        run = Run(folder)
+        config = run.config()
+        row = _row(run, config)
+        settings = {f"{section}.{key}": value for section, values in configs.to_dict(config).items()
+                    if isinstance(values, dict) for key, value in values.items()}  # fmt: skip
+        settings |= {"preset": config.preset, "data.root": roots.setdefault(row["data_fingerprint"], row["root"])}
+        del settings["train.seed"]
+        rows.append({**row, "settings": tuple(sorted(settings.items()))})
+    frame = pd.DataFrame(rows)
+    names = _names(list(dict.fromkeys(frame["settings"])))
+    return pd.DataFrame([_table_row(names[settings], frame[frame["settings"] == settings]) for settings in names])
+
+
+def _names(variants: Sequence[tuple[tuple[str, Any], ...]]) -> dict[tuple[tuple[str, Any], ...], str]:
+    """A name for each variant, which is given as the pairs of all its settings and their values."""
+    counts: dict[str, Counter[Any]] = {}
+    for settings in variants:
+        for key, value in settings:
+            counts.setdefault(key, Counter())[value] += 1
+
+    def differs(key: str, value: Any) -> bool:
+        common, count = counts[key].most_common(1)[0]
+        return value != common or 2 * count <= len(variants)
+
+    def text(key: str, value: Any) -> str:
+        return f"{key.split('.')[-1]}={value:g}" if isinstance(value, float) else f"{key.split('.')[-1]}={value}"
+
+    return {v: ", ".join(text(*pair) for pair in v if differs(*pair)) or "base" for v in variants}
+
+
+def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
+    """The row of one variant. Raises StudyError for runs that do not belong in one row."""
+    part = part.sort_values("seed")
+    lines = "".join(f"\n  {r.folder}: seed {r.seed}, data {r.data_fingerprint}" for r in part.itertuples())
+    if part["data_fingerprint"].nunique(dropna=False) > 1:
+        raise StudyError(f"{name}: runs on different data; remove those on other data than the rest:{lines}")
+    if part["seed"].duplicated().any():
+        raise StudyError(f"{name}: a seed twice; remove one of the runs:{lines}")
+    row: dict[str, Any] = {"variant": name, "seeds": ", ".join(map(str, part["seed"]))}
+    for metric in TABLE_METRICS:
+        row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_interval(part[metric].to_numpy())
+    commits = ", ".join(dict.fromkeys(str(commit)[:12] for commit in part["commit"]))
+    return {**row, "commit": commits, "data_fingerprint": part["data_fingerprint"].iloc[0]}
+
+
+def table_text(frame: pd.DataFrame) -> str:
+    """`table` for a terminal: percent, the mean and half of its interval."""
+    shown = frame[["variant", "seeds"]].copy()
+    for metric in TABLE_METRICS:
+        half = (frame[f"{metric}_high"] - frame[f"{metric}_low"]) / 2
+        shown[metric.replace("_", " ")] = [
+            f"{100 * mean:.1f}" + ("" if np.isnan(h) else f" ± {100 * h:.1f}")
+            for mean, h in zip(frame[metric], half, strict=True)
+        ]
+    return shown.join(frame["commit"]).to_string(index=False)
