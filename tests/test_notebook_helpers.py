@@ -1,0 +1,142 @@
+"""What the notebooks share: folders, configs, sentences from comparisons, ranked answers, tables of results."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from timam.config import PRESETS, LossConfig
+from timam.data import load_dataset
+from timam.evaluation import Embeddings
+from timam_lab import notebook, panel, results, statistics, variations
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+
+
+def test_an_empty_folder_means_the_clone_whatever_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, runs, figures = notebook.folders("data", "", "out", "studies")
+    assert runs.resolve() == notebook.REPOSITORY / "runs/studies"
+    assert figures == notebook.Path("out/figures")
+    assert str(runs) in capsys.readouterr().out
+
+
+def test_configure_takes_overrides_as_the_command_line_does(tmp_path):
+    config = notebook.configure("smoke", "csv", tmp_path, "seed=3", "epochs=2 max_steps=1")
+    assert (config.data.root, config.train.seed, config.train.epochs) == (str(tmp_path), 3, 2)
+    shown = notebook.settings_table(config).data
+    assert "train.max_steps" in shown.partition("<details>")[0]
+    assert "lstm_hidden" not in shown.partition("<details>")[0]  # as in the preset
+
+
+def test_choose_and_numbers_name_what_is_wrong():
+    assert notebook.choose(" b; a", {"a": 1, "b": 2, "c": 3}) == {"b": 2, "a": 1}
+    assert notebook.choose("", {"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="no variant d; there are a"):
+        notebook.choose("a; d", {"a": 1})
+    assert notebook.numbers("levels", 1, float) == [1.0]
+    assert notebook.numbers("levels", "8 16", int) == [8, 16]
+    with pytest.raises(ValueError, match=r"parameter levels = '1,2': expected ints"):
+        notebook.numbers("levels", "1,2", int)
+
+
+def test_a_difference_is_told_as_shown_not_shown_or_of_one_seed():
+    """Six identities with five queries each; the first variant is right on all, the second on none or on half."""
+    identities = np.repeat(np.arange(6), 5)
+    all_right, none = np.ones((3, 30)), np.zeros((3, 30))
+    varied = np.stack([np.roll(np.tile([1.0, 0.0], 15), k) for k in range(3)])
+    gain, none_shown = notebook.in_words(
+        pd.concat([statistics.compare({"a": all_right, "b": none}, [("a", "b")], identities),
+                   statistics.compare({"a": varied, "b": np.roll(varied, 1, axis=1)}, [("a", "b")], identities)])
+    )  # fmt: skip
+    assert gain.startswith("**a** against *b*: +100.0 points (+100.0 to +100.0 over seeds")
+    assert gain.endswith("A gain.")
+    assert "No difference is shown" in none_shown
+    (one_seed,) = notebook.in_words(statistics.compare({"a": all_right[:1], "b": none[:1]}, [("a", "b")], identities))
+    assert one_seed.endswith("One seed, so nothing is shown.")
+
+
+def test_table_of_variants_is_mean_and_half_interval_in_percent():
+    """0.1 and 0.3: mean 0.2, standard error 0.1, t(0.975, 1) = 12.706."""
+    frame = pd.DataFrame({"variant": ["x", "x", "y"], "seconds": [60.0, 120.0, 30.0], "rank": [0.1, 0.3, 0.5]})
+    table = notebook.variant_table(frame, ["rank"])
+    assert table["minutes"].tolist() == [1.5, 0.5]
+    assert notebook.percents(table, {"rank": "rank-1"}).data["rank-1"].tolist() == ["20.0 ± 127.1", "50.0"]
+
+
+def test_games_are_named_apart():
+    assert notebook.game(LossConfig(adversarial_weight=0)) == "no adversary"
+    assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
+
+
+def test_one_of_each_kind_of_answer():
+    ranks = np.array([3.0, 1.0, 40.0, np.nan])
+    assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
+    assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    root = tmp_path_factory.mktemp("people") / "people"
+    spec = PedestrianSpec(train_identities=4, val_identities=1, test_identities=2, images_per_identity=1)
+    render_pedestrians(root, spec, workers=1, progress=False)
+    return root
+
+
+def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it(people):
+    split = load_dataset("pedestrians", people).split("test")
+    n, m = len(split.image_paths), len(split.captions)
+    images = torch.ones(n, 2)  # all pictures alike: the right one is last
+    embeddings = Embeddings(
+        images, torch.ones(m, 2), torch.tensor(split.image_labels), torch.tensor(split.caption_labels)
+    )
+    figure = notebook.ranked(split, embeddings, [0])
+    titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]
+    wrong = int((split.image_labels != split.caption_labels[0]).sum())
+    assert f"right picture at rank {1 + wrong}" in titles
+    assert "right picture" in titles
+
+
+def test_variations_keep_people_and_pictures(people):
+    assert variations.with_noise(people, 1) == people
+    clean = variations.with_noise(people, 0)
+    assert all(
+        not c["wrong"] for i in json.loads((clean / "attributes.json").read_text())["images"] for c in i["captions"]
+    )
+    names = [sorted(p.name for p in (root / "imgs").rglob("*.*")) for root in (people, clean)]
+    assert names[0] == names[1]
+    fewer = load_dataset("pedestrians", variations.with_fewer(people, 2))
+    assert len(fewer.split("train").identities) == 2
+    assert len(fewer.split("test").identities) == 2
+
+
+def test_search_panel_searches_and_goes_on_from_a_picture(people):
+    paths = sorted((people / "imgs").rglob("*.*"))[:2]
+    asked = []
+
+    def search(request):
+        asked.append(request)
+        return [(path, 0.5) for path in paths]
+
+    box, status, answers = panel.search_panel(search, "a man").children
+    assert (asked, status.value) == (["a man"], "found for: a man")
+    image, score, button = answers.children[1].children
+    assert f'alt="{paths[1].name}"' in image.value
+    assert score.value == "0.50"
+    button.click()
+    assert (asked[-1], status.value) == (paths[1], f"pictures like {paths[1].name}")
+    box.value = "a man"  # the same sentence again
+    assert (asked[-1], status.value) == ("a man", "found for: a man")
+
+
+def test_published_results_and_ours_have_the_same_columns():
+    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f", "seed": [0, 1],
+                          "run": ["a", "b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
+    ours = results.ours("cub", frame)
+    assert ours.loc[0, ["method", "seeds", "runs"]].tolist() == ["TIMAM, paper", 2, "a b"]
+    assert ours.loc[0, results.CLASS_LEVEL[0]] == "50.0 (50.0 to 50.0)"
+    theirs = results.published("cub").set_index("method")
+    assert theirs.loc["CMPM+CMPC", results.CLASS_LEVEL[0]] == 64.3
+    assert results.ours("flickr30k", frame).empty
+    assert results.published("csv").empty
