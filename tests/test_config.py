@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from timam import config as configs
 from timam.config import NEW_SETTINGS, PRESETS, SECTIONS, Config, departures, fingerprint, from_dict, override, to_dict
@@ -276,8 +279,20 @@ def test_wrong_override_is_refused(assignment, expected):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"3", b"null", b'{"train": {"epochs": 0}}', b'{"optim": {}}', b"\xff\xfe", b"[" * 100_000],
-    ids=["empty", "truncated", "list", "number", "null", "bounds", "section", "not utf-8", "deep"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"null",
+        b'{"train": {"epochs": 0}}',
+        b'{"optim": {}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"train": {"image_lr": NaN}}',
+        b'{"train": {"epochs": 3}, "train": {"epochs": 4}}',
+    ],
+    ids=["empty", "truncated", "list", "number", "null", "bounds", "section", "not utf-8", "deep", "nan", "key twice"],
 )
 def test_malformed_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "config.json"
@@ -285,3 +300,39 @@ def test_malformed_file_is_refused_by_name(tmp_path, content):
     with pytest.raises(ValueError, match="config") as caught:
         configs.load(path)
     assert str(path) in str(caught.value)
+
+
+bounded = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+keys = st.sampled_from(["epochs", "data.root", "train.image_lr", "max_steps", "horizontal_flip", "schedule"])
+words = st.sampled_from(["none", "TRUE", "1e400", "-inf", "nan", "1_0", "0x10", "³", "\udce9", "a\0b"])
+
+
+def result(call, *arguments) -> Config | str:
+    """What the call returns, or the message of its ValueError."""
+    try:
+        return call(*arguments)
+    except ValueError as error:
+        return str(error)
+
+
+@bounded
+@given(assignment=st.text(max_size=20) | st.tuples(keys, st.text(max_size=12) | words).map("=".join))
+def test_any_override_is_taken_or_refused(assignment):
+    found = result(override, Config(), [assignment])
+    assert isinstance(found, Config) or re.search("expected|unknown", found)
+
+
+@bounded
+@given(section=st.sampled_from(SECTIONS), data=st.data())
+def test_any_json_is_taken_as_it_is_or_refused_by_name(section, data):
+    key = data.draw(st.sampled_from(sorted(to_dict(Config())[section])) | st.text(max_size=6))
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
+    value = data.draw(scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(max_size=4), scalars))
+    found = result(from_dict, {section: {key: value}})
+    if isinstance(found, str):
+        assert f"{section}." in found
+        assert len(found) < 3000
+    else:
+        taken = to_dict(found)[section][key]
+        assert taken == value
+        assert isinstance(taken, bool) == isinstance(value, bool)
