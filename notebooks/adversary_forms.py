@@ -31,7 +31,7 @@ from timam import gap as modality_gap_measures
 from timam.config import Config, to_dict
 from timam.data import Split, load_dataset
 from timam.data.batches import epoch_order, steps_per_epoch
-from timam.evaluation import Embeddings, evaluate, gap
+from timam.evaluation import DIRECTIONS, Embeddings, evaluate, gap
 from timam.files import write_text
 from timam.images import normalize
 from timam.losses import cmpm_loss, gradient_penalty, norm_softmax_loss
@@ -411,7 +411,7 @@ def trial(
 def measure(embeddings: Embeddings) -> dict[str, float]:
     """Retrieval and gap of a split, as a flat row."""
     result = evaluate(embeddings)
-    return {f"{d}_{k}": result[d][k] for d in result for k in ("rank_1", "rank_10", "mAP")} | gap(
+    return {f"{d}_{k}": result[d][k] for d in DIRECTIONS for k in ("rank_1", "rank_10", "mAP")} | gap(
         embeddings, nonlinear=True
     )
 

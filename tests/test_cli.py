@@ -116,6 +116,8 @@ WRONG_CALLS = {
     "root without dataset": (["evaluate", ".", "--root", "."], "go together"),
     "empty sentence": (["search", ".", "", "--images", "."], "sentence is empty"),
     "no sentence": (["search", ".", "--images", "."], "SENTENCE or --sentences"),
+    "threshold in percent": (["search", ".", "a man", "--images", ".", "--threshold", "30"], "30: expected auto"),
+    "threshold in words": (["search", ".", "a man", "--images", ".", "--threshold", "high"], "high: expected auto or"),
     "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
     "check without root": (["data", "check", "--dataset", "cuhk-pedes"], "--root"),
     "share above 1": (["data", "pedestrians", "--output", "x", "--omission", "1.5"], "1.5"),
@@ -429,6 +431,29 @@ def test_search_takes_sentences_from_a_file_and_draws_them(call, finished_run, a
     assert len(call(*arguments).out.splitlines()) == 8
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 300
+
+
+@pytest.mark.parametrize("threshold", ["auto", "X"])
+def test_search_says_that_nothing_fits(call, finished_run, album, tmp_path, monkeypatch, threshold):
+    arguments = ["search", finished_run, "a person in a red coat", "--images", album]
+    scores = [answer["score"] for answer in json.loads(call(*arguments, "--json").out)]
+
+    def found(value: float, *more: object) -> str:
+        monkeypatch.setattr(Run, "metrics", lambda run: {"open_set": {"threshold": {"0.01": 2.0, "0.1": value}}})
+        result = call(*arguments, "--threshold", threshold if threshold == "auto" else value, *more)
+        assert result.code == 0
+        return result.out
+
+    assert [answer["score"] for answer in json.loads(found(scores[2], "--json"))] == scores[:2]
+    assert json.loads(found(scores[0], "--json")) == []
+    assert found(scores[0], "--figure", tmp_path / "sheet.png") == "nothing here fits\n"
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_run_without_a_threshold_says_so(call, finished_run, album):  # three validation identities
+    result = call("search", finished_run, "a man", "--images", album, "--threshold", "auto")
+    assert (result.code, result.out) == (1, "")
+    assert "fewer than 10 identities" in result.err
 
 
 def test_search_approximately_gives_the_same_in_a_small_folder(call, finished_run, album):

@@ -123,6 +123,54 @@ def test_gap_passes_images_and_texts_in_order():
     assert found["probe_accuracy"] == 1.0
 
 
+# -- open set --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ten_people() -> Embeddings:
+    """Ten directions 36 degrees apart, a picture of each, and a caption a few degrees beside it, of any length.
+
+    Every second identity is taken out: 1, 3, 5, 7, 9. The known captions are 0, 1, 2, 3 and 4 degrees off, and the
+    nearest picture that remains is theirs. The unknown ones, 2, 4, 6, 8 and 10 degrees off, have a picture of the next
+    identity at 34, 32, 30, 28 and 26 degrees.
+    """
+    off = torch.tensor([0.0, 2, 1, 4, 2, 6, 3, 8, 4, 10])
+    labels = torch.arange(10) + 5
+    return Embeddings(4 * unit(*range(0, 360, 36)), unit(*(36.0 * torch.arange(10) + off)), labels, labels)
+
+
+def cosines(*degrees: float) -> list[float]:
+    return pytest.approx([math.cos(math.radians(d)) for d in degrees], rel=1e-5)
+
+
+def test_open_set_by_hand(ten_people):
+    found = evaluate(ten_people)["open_set"]
+    assert list(found) == ["text_to_image"]
+    text = found["text_to_image"]
+    assert (text.pop("queries"), text.pop("unknown"), text.pop("gallery")) == (10, 5, 5)
+    assert list(text["threshold"].values()) == cosines(26, 26)  # of five unknown captions none may be answered
+    assert text["detection_identification_rate"] == {"0.01": 1.0, "0.1": 1.0}
+
+
+def test_thresholds_of_another_split(ten_people):
+    assert list(evaluation.open_set_thresholds(ten_people).values()) == cosines(26, 26)
+    close = math.cos(math.radians(2.5)), math.cos(math.radians(29))
+    found = evaluate(ten_people, thresholds=dict(zip((0.01, 0.1), close, strict=True)))["open_set"]
+    assert found["threshold"] == {"0.01": close[0], "0.1": close[1]}
+    assert found["at_threshold"] == {
+        "detection_identification_rate": {"0.01": 3 / 5, "0.1": 1.0},  # those at 0, 1 and 2 degrees; all
+        "false_alarm_rate": {"0.01": 0.0, "0.1": 2 / 5},  # those at 28 and 26 degrees
+    }
+    assert found["text_to_image"] == evaluate(ten_people)["open_set"]["text_to_image"]
+
+
+def test_a_split_of_few_identities_has_no_open_set_measures(ten_people):
+    few = Embeddings(*(tensor[:9] for tensor in vars(ten_people).values()))
+    assert "open_set" not in evaluate(few)
+    assert evaluation.open_set_thresholds(few) == {}
+    assert evaluate(few, thresholds={}) == evaluate(few)
+
+
 # -- classes and folds -----------------------------------------------------------------------------------------------
 
 
@@ -174,8 +222,8 @@ def test_one_fold_is_the_whole(instances):
 
 def test_a_fold_holds_only_its_own_pictures_and_captions(instances, monkeypatch):
     seen = []
-    original = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda e, *protocol: seen.append(e) or original(e, *protocol))
+    original = evaluation._both_directions
+    monkeypatch.setattr(evaluation, "_both_directions", lambda e: seen.append(e) or original(e))
     evaluate_folds(instances, 2)
     assert [e.image_labels.tolist() for e in seen] == [[7, 2], [4, 0, 9]]
     assert [e.text_labels.tolist() for e in seen] == [[7, 2, 7, 2], [0, 9, 4, 0, 4, 9]]

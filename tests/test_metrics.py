@@ -406,6 +406,12 @@ def test_open_set_by_hand():
     cosines = [math.cos(math.radians(a)) for a in (10, 20, 30)]
     assert list(found["threshold"].values()) == pytest.approx(cosines)  # 0, 1 and 2 of 4 unknown queries are above
     assert list(found["detection_identification_rate"].values()) == [1 / 4, 2 / 4, 3 / 4]
+    given = {0.1: math.cos(math.radians(17)), 0.5: -1.0}  # chosen on other data
+    assert open_set_metrics(*sides, thresholds=given) == {
+        "detection_identification_rate": {0.1: 2 / 4, 0.5: 3 / 4},
+        "threshold": given,
+        "false_alarm_rate": {0.1: 1 / 4, 0.5: 1.0},
+    }
 
 
 def test_open_set_ties_count_against_the_query():

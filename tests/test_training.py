@@ -28,7 +28,7 @@ from timam import training
 from timam.collapse import training_warnings
 from timam.config import PRESETS
 from timam.data import load_dataset
-from timam.evaluation import embed_split, evaluate, gap
+from timam.evaluation import embed_split, evaluate, gap, open_set_thresholds
 from timam.interruption import Interrupted
 from timam.models import TIMAM
 from timam.run import Run, RunError
@@ -214,13 +214,16 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path
     assert_same_history(tmp_path / "a", tmp_path / "b")
 
 
-def test_metrics_are_those_of_the_best_model_on_the_test_split(people, tmp_path):
-    metrics = quiet_fit(tiny_config(people), tmp_path / "run")
+def test_metrics_are_those_of_the_best_model_on_the_test_split(tmp_path):
+    root = write_person_search(tmp_path / "data", val=10, test=11)
+    metrics = quiet_fit(tiny_config(root), tmp_path / "run")
     model = TIMAM.from_pretrained(tmp_path / "run" / "checkpoints" / "best")
-    split = load_dataset("cuhk-pedes", people).split("test")
+    split = load_dataset("cuhk-pedes", root).split("test")
     pixels = open_pixels(split.image_paths, 64, 32, progress=False)
-    results = evaluate(embed_split(model, StoredSplit(split, pixels)))
-    assert {d: metrics[d] for d in results} == results
+    thresholds = open_set_thresholds(Run(tmp_path / "run").val_embeddings("best"))  # not chosen on the test split
+    results = evaluate(embed_split(model, StoredSplit(split, pixels)), thresholds=thresholds)
+    assert {key: metrics[key] for key in results} == results
+    assert metrics["open_set"]["threshold"] == {"0.01": thresholds[0.01], "0.1": thresholds[0.1]}
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -206,11 +207,16 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
     "--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode pictures here, or on a Ray cluster."
 )
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
+@click.option(
+    "--threshold",
+    metavar="auto|X",
+    callback=lambda _context, _option, value: _auto_or_cosine(value),
+    help="Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the validation "
+    "sentences about somebody who was not there got an answer. In a larger or different gallery it will be more.",
+)
 @json_option
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
-def search(
-    run: Run, sentence: str | None, images: Path, sentences: Any, as_json: bool, figure: Path | None, **options: Any
-) -> None:
+def search(run: Run, sentence: str | None, images: Path, sentences: Any, figure: Path | None, **options: Any) -> None:
     """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first.
 
     The folder is encoded once, into RUN/galleries; later only what is new or changed in it.
@@ -218,6 +224,8 @@ def search(
     queries = _queries(sentence, sentences)
     _require(images)
     run.require_best()
+    threshold, as_json = options.pop("threshold"), options.pop("as_json")
+    threshold = _saved_threshold(run) if threshold == "auto" else threshold
     from timam.search import open_gallery
 
     k, approximate = options.pop("k"), options["approximate"]
@@ -228,7 +236,7 @@ def search(
     scores, rows = gallery.search(model.encode_texts(queries), k, exact=not approximate)
     answers: list[dict[str, Any]] = []
     for query, *ranking in zip(queries, scores, rows, strict=True):
-        found = [(row, score) for score, row in zip(*ranking, strict=True) if row >= 0]
+        found = [(row, score) for score, row in zip(*ranking, strict=True) if row >= 0 and score > threshold]
         paths = [{"path": str(images / gallery.paths[row]), "score": float(score)} for row, score in found]
         answers.append({"sentence": query, "answers": paths})
     if figure is not None:
@@ -239,6 +247,8 @@ def search(
     for answer in answers:
         if sentence is None:
             click.echo(answer["sentence"])
+        if not answer["answers"]:
+            click.echo("nothing here fits")
         for found in answer["answers"]:
             click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # also names that are not UTF-8
 
@@ -306,10 +316,37 @@ def _queries(sentence: str | None, sentences: Any) -> list[str]:
     return queries
 
 
+def _auto_or_cosine(value: str | None) -> str | float:
+    """The value of --threshold. Raises BadParameter."""
+    if value is None or value == "auto":
+        return value or -math.inf
+    try:
+        cosine = float(value)
+    except ValueError:
+        cosine = math.nan
+    if not -1 <= cosine <= 1:
+        raise click.BadParameter(f"{value}: expected auto or a cosine similarity, in [-1, 1]")
+    return cosine
+
+
+def _saved_threshold(run: Run) -> float:
+    """The cosine similarity that 10 % of the best answers to unknown validation queries exceed. Raises RuntimeError."""
+    try:
+        return run.metrics()["open_set"]["threshold"]["0.1"]
+    except KeyError:
+        raise RuntimeError(
+            f"{run.folder} has no threshold: its validation split has fewer than 10 identities, or an older version "
+            "made the run. Give a number, --threshold 0.3 for example"
+        ) from None
+
+
 def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
     from timam.drawing import rankings
     from timam.images import read_image
 
+    answers = [answer for answer in answers if answer["answers"]]
+    if not answers:
+        return
     pictures = [[read_image(Path(found["path"])) for found in answer["answers"]] for answer in answers]
     scores = [[found["score"] for found in answer["answers"]] for answer in answers]
     drawn = rankings([answer["sentence"] for answer in answers], pictures, scores)
@@ -339,6 +376,12 @@ def _table(metrics: dict[str, Any]) -> str:
             f"class level, text-to-image AP@50  {ap:6.2f}   one averaged query a class, cosine",
             f"class level, image-to-text rank-1 {rank:6.2f}   the nearest caption's class, cosine",
         ]
+    if open_set := metrics.get("open_set"):
+        found = open_set["text_to_image"]["detection_identification_rate"]
+        lines.append(
+            "half of the identities taken out: at a threshold that answers 1 / 10 % of their captions in vain, "
+            f"{100 * found['0.01']:.2f} / {100 * found['0.1']:.2f} of the others find their picture first and above it"
+        )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from timam.files import replacing_file
 from timam.gap import modality_gap
-from timam.metrics import class_retrieval_metrics, query_metrics, two_way_metrics
+from timam.metrics import class_retrieval_metrics, open_set_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.stores import StoredSplit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
+MIN_OPEN_SET = 10  # identities: with fewer, an open-set measure would mean nothing
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,77 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
     return Embeddings(images, texts, *labels)
 
 
-def evaluate(embeddings: Embeddings, kind: str = "identity", folds: int = 1) -> dict[str, Any]:
+def evaluate(
+    embeddings: Embeddings, kind: str = "identity", folds: int = 1, thresholds: Mapping[float, float] | None = None
+) -> dict[str, Any]:
     """Everything that is reported of a split.
 
     Args:
         kind, folds: of the `timam.data.Dataset`.
+        thresholds: those of `open_set_thresholds` of the validation split.
 
     Returns:
         {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}; for the
         kind "class" also "class_level", `timam.metrics.class_retrieval_metrics` by its defaults; and for several
-        folds also "folds", `evaluate_folds`, unless there are fewer pictures than folds.
+        folds also "folds", `evaluate_folds`, unless there are fewer pictures than folds. Of at least 10 identities also
+        "open_set", `evaluate_open_set`.
     """
     e = embeddings
-    results: dict[str, Any] = dict(two_way_metrics(e.images, e.texts, e.image_labels, e.text_labels))
-    for name in DIRECTIONS:
-        sides = embeddings.direction(name)
-        results[name] |= {"queries": len(sides[0]), "gallery": len(sides[1])}
+    results: dict[str, Any] = _both_directions(embeddings)
     if kind == "class":
         results["class_level"] = class_retrieval_metrics(e.images, e.image_labels, e.texts, e.text_labels)
     if 1 < folds <= len(embeddings.images):
         results["folds"] = evaluate_folds(embeddings, folds)
+    if len(embeddings.text_labels.unique()) >= MIN_OPEN_SET:
+        results["open_set"] = evaluate_open_set(embeddings, thresholds)
     return results
+
+
+def _both_directions(embeddings: Embeddings) -> dict[str, Any]:
+    e = embeddings
+    results: dict[str, Any] = dict(two_way_metrics(e.images, e.texts, e.image_labels, e.text_labels))
+    for name in DIRECTIONS:
+        queries, gallery, *_ = embeddings.direction(name)
+        results[name] |= {"queries": len(queries), "gallery": len(gallery)}
+    return results
+
+
+def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] | None = None) -> dict[str, Any]:
+    """Open-set measures of text-to-image search: the pictures of every second identity are taken out of the gallery.
+
+    The captions of those identities then have no right answer, and a search should say that nothing fits.
+
+    Returns:
+        {"text_to_image": {"queries", "unknown", "gallery", "detection_identification_rate": {"0.01", "0.1"},
+        "threshold": {the same}}}: the numbers of captions, of those without a right answer and of pictures, and
+        `timam.metrics.open_set_metrics` with thresholds chosen on this split. With given `thresholds` also
+        {"threshold": {...}, "at_threshold": {"detection_identification_rate", "false_alarm_rate"}}: what thresholds
+        chosen on another split achieve here.
+    """
+    texts, images, text_labels, image_labels = embeddings.direction("text_to_image")
+    absent = text_labels.unique()[1::2]
+    present = ~torch.isin(image_labels, absent)
+    sides = texts, images[present], text_labels, image_labels[present]
+    unknown = int(torch.isin(text_labels, absent).sum())
+    sizes = {"queries": len(texts), "unknown": unknown, "gallery": int(present.sum())}
+    result: dict[str, Any] = {"text_to_image": sizes | _by_name(open_set_metrics(*sides))}
+    if thresholds:
+        found = _by_name(open_set_metrics(*sides, thresholds=thresholds))
+        result |= {"threshold": found.pop("threshold"), "at_threshold": found}
+    return result
+
+
+def _by_name(measures: dict[str, dict[float, float]]) -> dict[str, dict[str, float]]:
+    """With the rates as text, which is how JSON has them."""
+    return {name: {f"{rate:g}": value for rate, value in values.items()} for name, values in measures.items()}
+
+
+def open_set_thresholds(validation: Embeddings) -> dict[float, float]:
+    """{false-alarm rate: cosine}, chosen on the validation split as `evaluate_open_set` does; {} if it is too small."""
+    if len(validation.text_labels.unique()) < MIN_OPEN_SET:
+        return {}
+    found = evaluate_open_set(validation)["text_to_image"]["threshold"]
+    return {float(rate): cosine for rate, cosine in found.items()}
 
 
 def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
@@ -100,7 +152,7 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
 
     Returns:
         {"folds": folds, "text_to_image": {...}, "image_to_text": {...}}, with the plain mean over the parts of all
-        that `evaluate` gives, "queries" and "gallery" included.
+        that `evaluate` gives of a direction, "queries" and "gallery" included.
 
     Raises:
         ValueError: two pictures of one label, a caption of no picture's label, fewer pictures than folds, or folds
@@ -119,7 +171,9 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     for fold in range(folds):
         images, texts = image_fold == fold, text_fold == fold
         sides = embeddings.images[images], embeddings.texts[texts]
-        parts.append(evaluate(Embeddings(*sides, embeddings.image_labels[images], embeddings.text_labels[texts])))
+        parts.append(
+            _both_directions(Embeddings(*sides, embeddings.image_labels[images], embeddings.text_labels[texts]))
+        )
     means = {d: {key: float(np.mean([p[d][key] for p in parts])) for key in parts[0][d]} for d in DIRECTIONS}
     return {"folds": folds, **means}
 

@@ -154,6 +154,7 @@ def open_set_metrics(
     query_labels: Tensor,
     gallery_labels: Tensor,
     false_alarm_rates: Sequence[float] = (0.01, 0.1),
+    thresholds: Mapping[float, float] | None = None,
 ) -> dict[str, dict[float, float]]:
     """Open-set identification: a query is answered by its most similar gallery item, or not at all below a threshold.
 
@@ -163,6 +164,8 @@ def open_set_metrics(
     Args:
         query_embeddings, gallery_embeddings, query_labels, gallery_labels: as `retrieval_metrics`.
         false_alarm_rates: the allowed shares of unknown queries that are answered, each in [0, 1).
+        thresholds: {rate: cosine} that were chosen on other data, to be used instead. The result then also has
+            "false_alarm_rate": {rate: share}, what they lead to here.
 
     Returns:
         {"threshold": {rate: cosine}, "detection_identification_rate": {rate: share}}. The threshold is the smallest at
@@ -184,13 +187,17 @@ def open_set_metrics(
         )
     unknown = np.sort(best[~known])[::-1]  # descending
     allowed = [np.searchsorted(np.arange(len(unknown)) / len(unknown), r, side="right") - 1 for r in false_alarm_rates]
-    thresholds = {rate: float(unknown[count]) for rate, count in zip(false_alarm_rates, allowed, strict=True)}
+    chosen = {rate: float(unknown[count]) for rate, count in zip(false_alarm_rates, allowed, strict=True)}
+    used = chosen if thresholds is None else dict(thresholds)
     tie = _TIE * np.finfo(best.dtype).eps
-    hits = {rate: right[known] & (best[known] > threshold + tie) for rate, threshold in thresholds.items()}
-    return {
+    hits = {rate: right[known] & (best[known] > threshold + tie) for rate, threshold in used.items()}
+    result = {
         "detection_identification_rate": {rate: float(hit.mean()) for rate, hit in hits.items()},
-        "threshold": thresholds,
+        "threshold": used,
     }
+    if thresholds is not None:
+        result["false_alarm_rate"] = {rate: float((unknown > threshold).mean()) for rate, threshold in used.items()}
+    return result
 
 
 def _checked(name: str, embeddings: Tensor, labels: Tensor, kind: str = "labels") -> tuple[Tensor, Tensor]:

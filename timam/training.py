@@ -26,7 +26,7 @@ from timam.config import Config
 from timam.data import DataError, Dataset, load_dataset
 from timam.data.augment import augment, augments
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
-from timam.evaluation import embed_split, evaluate, gap
+from timam.evaluation import DIRECTIONS, embed_split, evaluate, gap, open_set_thresholds
 from timam.images import normalize
 from timam.interruption import Interrupted
 from timam.job import Job
@@ -251,7 +251,8 @@ class _Training:
             model = self.run.best_model(self.job.device)
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.run.folder} and train again") from error
-        self.run.keep_embeddings("best", embed_split(model, StoredSplit(data.val.split, data.val.pixels)))
+        validation = embed_split(model, StoredSplit(data.val.split, data.val.pixels))
+        self.run.keep_embeddings("best", validation)
         test = embed_split(model, data.test, progress=self.show)
         seconds = sum(row["seconds"] for row in progress.history) + time.monotonic() - started
         metrics = {
@@ -259,7 +260,7 @@ class _Training:
             "split": "test",
             "best_epoch": progress.best_epoch,
             "seconds": round(seconds, 1),  # training, validation and test; not the stores
-            **evaluate(test, data.dataset.kind, data.dataset.folds),
+            **evaluate(test, data.dataset.kind, data.dataset.folds, open_set_thresholds(validation)),
             "modality_gap": gap(test),
             # Of the epoch that was tested:
             "warnings": training_warnings(progress.history[progress.best_epoch - 1], self.config.loss.gradient_penalty),
@@ -294,7 +295,7 @@ def _validate(model: TIMAM, data: _Data) -> dict[str, float]:
     """
     embeddings = embed_split(model, data.val)
     results = evaluate(embeddings)
-    row = {f"val_{d}_{k}": results[d][k] for d in results for k in RETRIEVAL_METRICS}
+    row = {f"val_{d}_{k}": results[d][k] for d in DIRECTIONS for k in RETRIEVAL_METRICS}
     for modality, vectors in (("image", embeddings.images), ("text", embeddings.texts)):
         row[f"val_{modality}_norm"] = float(vectors.norm(dim=1).mean())
     row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
