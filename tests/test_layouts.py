@@ -137,6 +137,21 @@ def test_pictures_of_no_split_beside_others_are_named(tmp_path):
     assert problem == "1/1.txt and 4 more are in no split, others are by the names of files"
 
 
+def test_linked_folders_are_read_and_linked_text_outside_is_not(tmp_path):
+    store = write_sidecar(tmp_path / "store")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "people").symlink_to(store / "0")
+    (root / "circle").symlink_to(root)
+    assert len(load_dataset("sidecar", root).records) == 5
+    (tmp_path / "secret.txt").write_text("a password")
+    write_picture(root / "a.png")
+    (root / "a.txt").symlink_to(tmp_path / "secret.txt")
+    dataset, (problem,) = read_dataset("sidecar", root)
+    assert problem.startswith(f"a.txt: not readable (path 'a.txt' is a link that leaves the data root {root}")
+    assert "password" not in str(dataset.records)
+
+
 def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):
     dataset = load_dataset("coco-captions", write_coco_captions(tmp_path))
     assert counts(dataset) == [4, 2, 2]

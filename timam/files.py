@@ -25,6 +25,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TIMAM_CACHE") or default)
 
 
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and its subfolders, linked folders too, whose names end so (in small letters), sorted."""
+    paths, seen = [], set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(top)) in seen:  # links in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [Path(top, name) for name in files if name.lower().endswith(suffixes)]
+    return sorted(paths)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file atomically, in UTF-8."""
     with replacing_file(path) as temporary:

@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from timam.files import read_json, recover_folder, replacing_folder
+from timam.files import files_below, read_json, recover_folder, replacing_folder
 from timam.images import SUFFIXES
 from timam.models import TIMAM
 from timam.nearest import faiss, make_index, nearest, nearest_by_index
@@ -295,15 +295,8 @@ def _pictures(folder: Path) -> tuple[list[_Picture], list[str]]:
     """The picture files in a folder and its subfolders, linked ones too, sorted by path; and those that vanished."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    paths, seen = [], set()
-    for top, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(top)) in seen:  # links in a circle
-            folders.clear()
-            continue
-        seen.add(real)
-        paths += [Path(top, name) for name in files if name.lower().endswith(SUFFIXES)]
     pictures, problems = [], []
-    for path in sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file()):
+    for path in sorted(p.relative_to(folder).as_posix() for p in files_below(folder, SUFFIXES) if p.is_file()):
         try:
             pictures.append(_Picture.of(folder, path))
         except OSError as error:  # removed meanwhile

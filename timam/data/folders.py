@@ -12,8 +12,10 @@ from typing import Any
 
 from timam.config import LONGEST_TEXT
 from timam.data.parsing import Parsed, objects, read_first_json, read_text, value
+from timam.data.records import path_guard
 from timam.data.rows import add_rows, split_of_name
 from timam.data.tables import choose_columns, row_of
+from timam.files import files_below
 
 _LARGEST = 4 * LONGEST_TEXT  # bytes of a text member
 
@@ -26,21 +28,22 @@ def parse_sidecar(root: Path) -> Parsed:
     """PICTURE.txt beside each picture, in ROOT and in folders below it; a caption a line."""
     from timam.images import SUFFIXES  # here: it imports torch
 
-    parsed, rows, bare = Parsed("*.txt"), [], []
-    pictures = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES)
-    for picture in pictures:
+    parsed, rows, bare, refuse = Parsed("*.txt"), [], [], path_guard(root, root)
+    for picture in files_below(root, SUFFIXES):
         image, text = picture.relative_to(root), picture.with_suffix(".txt")
+        source = text.relative_to(root).as_posix()
         if not text.exists():
             bare.append(image.as_posix())
             continue
-        source = text.relative_to(root).as_posix()
         try:
+            if reason := refuse(source):
+                raise OSError(reason)
             captions = _lines(read_text(text))
         except (OSError, ValueError) as error:
             parsed.problems.append(f"{source}: not readable ({error})")
             continue
-        row = {"image_path": image.as_posix(), "captions": captions, "named_split": split_of_name(image.with_name("-"))}
-        rows.append((source, row))
+        split = split_of_name(image.with_name("-"))  # by the folder alone
+        rows.append((source, {"image_path": image.as_posix(), "captions": captions, "named_split": split}))
     if bare:
         shown = ", ".join(bare[:5])
         parsed.warnings.append(f"{len(bare):,} pictures without a text file are not used: {shown}")
@@ -56,10 +59,10 @@ def parse_webdataset(root: Path, columns: Mapping[str, str] | None = None) -> Pa
 
     Pictures are named SHARD#MEMBER and read from the shard (`timam.embedded`).
     """
-    shards = sorted(root.rglob("*.tar"))
+    shards = files_below(root, (".tar",))
     parsed, rows = Parsed(shards[0].name if len(shards) == 1 else f"{len(shards)} shards"), []
     if not shards:
-        packed = sorted(f.name for f in root.rglob("*.tar.*"))
+        packed = [f.name for f in files_below(root, (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2"))]
         hint = f"; {packed[0]} is compressed: decompress it" if packed else ""
         parsed.problems.append(f"{root}: no shard *.tar{hint}")
     for shard in shards:

@@ -11,6 +11,7 @@ from typing import Any
 
 from timam.data.parsing import Parsed
 from timam.data.rows import add_rows, split_of_name
+from timam.files import files_below
 
 # What is read -> the columns that are looked for, the first that exists is taken. Captions may stand in several:
 # caption_0, caption_1, ...
@@ -39,18 +40,18 @@ def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
 
 def parse_parquet(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """All Parquet files below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
-    return _parse_files(root, _below(root, "*.parquet"), columns or {})
+    return _parse_files(root, _below(root, (".parquet",)), columns or {})
 
 
 def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """metadata.csv, .jsonl or .parquet in ROOT or in folders below it; pictures are relative to their metadata file."""
-    return _parse_files(root, _below(root, "metadata.*"), columns or {})
+    return _parse_files(root, [f for f in _below(root) if f.stem == "metadata"], columns or {})
 
 
-def _below(root: Path, pattern: str) -> list[Path]:
-    """Files in and below a folder; hidden folders, such as the hub's .cache, are left out."""
-    files = (f for f in root.rglob(pattern) if f.suffix.lower() in SUFFIXES)
-    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts))
+def _below(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """Tables in and below a folder; hidden folders, such as the hub's .cache, are left out."""
+    files = files_below(root, suffixes)
+    return [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
 
 def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
