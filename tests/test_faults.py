@@ -10,9 +10,6 @@ Kills at chosen moments, one for each step of saving, are in test_training.py, t
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import io
 import json
 import multiprocessing
 import os
@@ -20,22 +17,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hub
-import huggingface_hub
 import nbformat
 import numpy as np
 import pytest
 import torch
-import torchvision
 from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_picture
 from test_training import assert_same_run, signalled_step
 
@@ -45,7 +37,6 @@ from timam.files import recover_folder
 from timam.interruption import Interrupted
 from timam.learner import Learner, Progress
 from timam.models import TIMAM
-from timam.models.weights import WeightsError, load_backbone
 from timam.run import BusyError, RunError
 from timam.search import open_gallery
 from timam.stores import open_pixels
@@ -209,93 +200,6 @@ def test_batch_study_killed_at_random_moments(people, tmp_path):
             assert_same_run(experiment.folder(tmp_path / "undisturbed"), experiment.folder(runs))
         rounds += 1
     COUNTS["SIGKILL during a batch study"] += tries
-
-
-@pytest.fixture
-def slow_server(monkeypatch, tmp_path):
-    """A server of SqueezeNet's weights, about half a second for 5 MB; `server.cut` ends each answer in the middle."""
-    network = torchvision.models.squeezenet1_1()
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    content = buffer.getvalue()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            try:
-                for start in range(0, len(content) // (2 if server.cut else 1), 1 << 16):
-                    self.wfile.write(content[start : start + (1 << 16)])
-                    time.sleep(0.006)
-            except ConnectionError:  # the killed one
-                pass
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.cut, server.state = False, network.state_dict()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value
-    monkeypatch.setattr(weights, "url", f"http://127.0.0.1:{server.server_port}/squeezenet1_1-{digest}.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    yield server
-    server.shutdown()
-
-
-def test_download_killed_at_random_moments_or_cut(slow_server, tmp_path):
-    rng, files = np.random.default_rng(0), tmp_path / "torch" / "hub" / "checkpoints"
-    for _ in range(TRIES):
-        killed(rng.uniform(0, 0.5), signal.SIGKILL, load_backbone, "squeezenet1_1", "IMAGENET1K_V1")
-        found = load_backbone("squeezenet1_1", "IMAGENET1K_V1").state_dict()
-        assert all(torch.equal(found[name], value) for name, value in slow_server.state.items())
-        shutil.rmtree(files)
-        COUNTS["SIGKILL during a download"] += 1
-    slow_server.cut = True
-    with pytest.raises(WeightsError, match=r"could not download or read the IMAGENET1K_V1 weights.*hash"):
-        load_backbone("squeezenet1_1", "IMAGENET1K_V1")
-    slow_server.cut = False
-    load_backbone("squeezenet1_1", "IMAGENET1K_V1")
-    COUNTS["a connection that ends in the middle of a download"] += 1
-
-
-class _SlowWriter:
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def write(self, data: bytes) -> None:
-        for start in range(0, len(data), 1 << 16):
-            self.file.write(data[start : start + (1 << 16)])
-            time.sleep(0.01)
-
-
-def test_model_from_the_hub_killed_at_random_moments(undisturbed, tmp_path, monkeypatch):
-    setup = hub._Handler.setup
-
-    def slow_setup(handler: Any) -> None:
-        setup(handler)
-        handler.wfile = _SlowWriter(handler.wfile)
-
-    monkeypatch.setattr(hub._Handler, "setup", slow_setup)
-    best = undisturbed.run / "checkpoints" / "best"
-    expected, rng = TIMAM.from_pretrained(best).state_dict(), np.random.default_rng(0)
-    with hub.running_hub() as served:
-        hub.pretend_online(monkeypatch, served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        files = {p.relative_to(best).as_posix(): p.read_bytes() for p in best.rglob("*") if p.is_file()}
-        served.repositories["somebody/people"] = hub.Repository(files=files)
-        for i in range(TRIES):
-            read = partial(TIMAM.from_pretrained, "somebody/people", cache_dir=tmp_path / f"{i}")
-            killed(rng.uniform(0, 0.6), signal.SIGKILL, read)
-            found = read().state_dict()
-            assert all(torch.equal(found[name], value) for name, value in expected.items())
-            COUNTS["SIGKILL while a model is fetched from a hub"] += 1
 
 
 # -- disks ------------------------------------------------------------------------------------------------------

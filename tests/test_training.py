@@ -10,8 +10,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -255,14 +253,6 @@ def test_early_stop(people, tmp_path, monkeypatch, scores, settings, epochs):
     assert metrics["best_epoch"] == scores[:epochs].index(max(scores[:epochs])) + 1
 
 
-def test_history_holds_plain_numbers(people, tmp_path, monkeypatch):
-    kept, original = [], Run.save_last
-    monkeypatch.setattr(Run, "save_last", lambda run, learner: kept.append(learner) or original(run, learner))
-    quiet_fit(tiny_config(people), tmp_path / "run")
-    values = [value for row in kept[-1].progress.history for value in row.values()]
-    assert {type(v) for v in values} <= {int, float, bool}  # a live tensor would keep its graph
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -454,16 +444,6 @@ def test_killed_and_resumed_equals_undisturbed(
     assert_same_run(expected, tmp_path / "run")
 
 
-def test_killed_twice_and_resumed(undisturbed, people, language_model, tmp_path, monkeypatch):
-    for nth in (5, 5):  # epoch 2, step 2; then, having started at epoch 2, epoch 3, step 2
-        with monkeypatch.context() as patched:
-            interrupt(patched, training, "train_step", nth)
-            with pytest.raises(Stop):
-                resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
-    resumable_fit(people, language_model, "cosine", tmp_path / "run", resume=True)
-    assert_same_run(undisturbed("cosine"), tmp_path / "run")
-
-
 def signalled_step(monkeypatch, nth: int, number: int = signal.SIGTERM) -> list[int]:
     """The signal comes within the nth step from here; the list grows by one for each step."""
     original, steps = training.train_step, []
@@ -586,37 +566,6 @@ def test_damaged_checkpoint_is_named(people, tmp_path, monkeypatch, damage):
     damage(tmp_path / "run" / "checkpoints" / "last")
     with pytest.raises(RunError, match=r"checkpoints/last is damaged"):
         quiet_fit(config, tmp_path / "run", resume=True)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from timam import config
-from timam.training import fit
-fit(config.load(Path(sys.argv[1])), sys.argv[2], progress=False)
-"""
-
-
-@pytest.mark.slow
-def test_sigkill_and_resume_equals_undisturbed(undisturbed, people, language_model, tmp_path):
-    """A real SIGKILL, some time after the first epoch was saved."""
-    config = resumable_config(people, language_model, "cosine")
-    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
-    run = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest.py's torch.set_num_threads(1)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while not (run / "checkpoints" / "last").exists():
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    resumable_fit(people, language_model, "cosine", run, resume=True)
-    assert_same_run(undisturbed("cosine"), run)
 
 
 # -- golden tiny run --------------------------------------------------------------------------------------------
