@@ -111,6 +111,18 @@ def test_the_table_of_the_card_holds_values_and_intervals(run):
     assert "\n| percent | R@1 | R@5 | R@10 | mAP | mINP |" in text
 
 
+def test_card_says_what_the_threshold_achieved(run, monkeypatch):
+    metrics = Run(run).metrics()
+    at_threshold = {"false_alarm_rate": {"0.1": 0.125}, "detection_identification_rate": {"0.1": 0.314}}
+    monkeypatch.setattr(Run, "metrics", lambda run: metrics | {"open_set": {"at_threshold": at_threshold}})
+    text = str(TIMAM.from_pretrained(Run(run).best).generate_model_card(**card.of_run(run)))
+    assert re.search(
+        r"absent people answered\n  12 % of the test sentences about absent people, and for\n  31 % of", text
+    )
+    monkeypatch.undo()
+    assert "threshold" not in str(TIMAM.from_pretrained(Run(run).best).generate_model_card(**card.of_run(run)))
+
+
 def test_card_of_a_class_benchmark_has_its_protocol(tmp_path):
     lists = {"trainval": [f"class_{i:05d}" for i in range(1, 21)], "test": ["class_00021", "class_00022"]}
     root = write_reed(tmp_path / "data", lists, flat=True)

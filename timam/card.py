@@ -45,6 +45,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "columns": [metric.title for metric in RETRIEVAL_METRICS.values()],
         "rows": {direction.replace("_", " "): list(row.values()) for direction, row in rows.items()},
         "class_level": metrics.get("class_level"),
+        "open_set": metrics.get("open_set", {}).get("at_threshold"),
         "facts": facts,
         "settings": json.dumps(settings, indent=2),
         "wrong": 100 - rows["text_to_image"]["rank_1"][0],
