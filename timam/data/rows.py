@@ -86,6 +86,8 @@ def _identity(value: Any, problems: list[str], source: str) -> str:
         problems.append(f"{source}: identity is empty")
     elif not isinstance(value, int | str) or isinstance(value, bool) or str(value) in MISSING:
         problems.append(f"{source}: identity = {show.repr(value)}: expected a name or a whole number")
+    elif re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", str(value)):  # 1.23457E+11 may have been several persons
+        problems.append(f"{source}: identity = {value!r}: a number as spreadsheets shorten it; expected all its digits")
     return str(value)
 
 

@@ -26,6 +26,10 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 Rows = Iterator[tuple[int, dict[str, Any]]]  # the first row below the header has number 1
 
 
+class ColumnError(ValueError):
+    """A column that is absent or stands twice."""
+
+
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """The one table in a folder, or captions.csv (.tsv, .jsonl, .parquet) of several; pictures relative to ROOT."""
     files = sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
@@ -66,27 +70,21 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
         parsed.problems.append(f"{root}: no table found")
     rows: list[tuple[str, dict[str, Any]]] = []
     for file in files if not parsed.problems else ():
-        label, folder = file.relative_to(root), file.relative_to(root).parent
+        label = file.relative_to(root)
+        named = {"named_split": split_of_name(label)} if by_name else {}
         try:
             if not file.is_file():
                 raise OSError("not a regular file")
             header, read = _open(file, parsed, label.as_posix())
-        except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
-            parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
-            continue
-        try:
             chosen = choose_columns(header, columns, parsed)
-        except ValueError as error:
-            parsed.problems.append(f"{label}: {error}; it has {', '.join(header)}")
-            continue
-        named = {"named_split": split_of_name(label)} if by_name else {}
-        try:
             for i, values in read(chosen):
                 row = named | row_of(values, chosen)
                 if isinstance(row["image_path"], str) and row["image_path"]:
-                    row["image_path"] = (folder / row["image_path"]).as_posix()
+                    row["image_path"] = (label.parent / row["image_path"]).as_posix()
                 rows.append((f"{label} row {i}", row))
-        except Exception as error:
+        except ColumnError as error:
+            parsed.problems.append(f"{label}: {error}; it has {', '.join(header)}")
+        except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
             parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
     parsed.unreadable = bool(parsed.problems) and not rows
     add_rows(rows, parsed)
@@ -94,24 +92,24 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
 
 
 def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) -> dict[str, list[str]]:
-    """{a key of COLUMNS: the columns to read}; a note says which, where they have other names. Raises ValueError."""
+    """{a key of COLUMNS: the columns to read}; a note says which, where they have other names. Raises ColumnError."""
     chosen = {}
     for key, names in COLUMNS.items():
         if key in given:
             found = [c.strip() for c in given[key].split(",")]
             if absent := [c for c in found if c not in header]:
-                raise ValueError(f"no column {', '.join(absent)}")
+                raise ColumnError(f"no column {', '.join(absent)}")
         else:
             found = next(([n] for n in names if n in header), [])
             if key == "caption" and not found:
                 pattern = re.compile(rf"({'|'.join(names)})_?\d+")
                 found = [c for c in header if pattern.fullmatch(c)]
         if twice := [c for c in found if header.count(c) > 1]:
-            raise ValueError(f"two columns {twice[0]}")
+            raise ColumnError(f"two columns {twice[0]}")
         if found:
             chosen[key] = found
     if missing := [k for k in ("caption", "image_path") if k not in chosen]:
-        raise ValueError(f"no column {', '.join(missing)}")
+        raise ColumnError(f"no column {', '.join(missing)}")
     others = [f"{k} from {', '.join(names)}" for k, names in chosen.items() if names != [k]]
     unread = sorted(set(header) - {c for names in chosen.values() for c in names})
     note = f"columns read: {'; '.join(others)}" + (f"; not read: {', '.join(unread)}" if unread else "")
