@@ -312,6 +312,27 @@ def test_frozen_blocks_are_stored_unless_pictures_are_augmented(people, tmp_path
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_warm_start_takes_the_encoders_and_not_the_classifier(people, tmp_path, capsys):
+    """Another number of training identities: the classifier starts anew, everything else from the first run."""
+    first = Run(tmp_path / "first")
+    quiet_fit(tiny_config(people), first.folder)
+    few = write_person_search(tmp_path / "few", train=3)
+    settings = ["train.epochs=1", "train.max_steps=1", "model.embedding_dim=16"]
+    trained = first.best_model().state_dict()
+    config = tiny_config(few, f"train.init={first.folder}", *settings)
+    model = TIMAM.pretrained(config.model, 3, load_dataset("cuhk-pedes", few).split("train").captions)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.warm_start(model, str(first.folder))
+    for name, value in model.state_dict().items():
+        fits = not name.startswith("class_") and before[name].shape == trained[name].shape
+        assert torch.equal(value, trained[name] if fits else before[name]), name
+    assert "started from" in capsys.readouterr().out
+    fit(config, tmp_path / "second", progress=True)
+    assert f"started from {first.folder}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of its tensors"):
+        training.warm_start(torch.nn.Linear(1, 1), str(first.folder), show=False)
+
+
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):
     calls = []
     original = training.train_step

@@ -141,12 +141,13 @@ def _report_text(report: dict[str, Any]) -> str:
 @click.option("--output", type=FOLDER, required=True, help="The run's folder.")
 @click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=...  [default: 0]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting: train.epochs=3.")
+@click.option("--init", metavar="RUN_OR_HUB_ID", help="Start from a trained model. Short for --set train.init=...")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 def train(
-    preset: str, dataset: str, root: Path, output: Path, seed: int | None, settings: tuple[str, ...], resume: bool
+    preset: str, dataset: str, root: Path, output: Path, settings: tuple[str, ...], resume: bool, **short: Any
 ) -> None:
     """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
-    seeds = [] if seed is None else [f"train.seed={seed}"]
+    seeds = [f"train.{name}={value}" for name, value in short.items() if value is not None]
     try:
         config = configs.override(
             configs.PRESETS[preset], [f"data.dataset={dataset}", f"data.root={root.resolve()}", *seeds, *settings]

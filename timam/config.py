@@ -159,6 +159,7 @@ class TrainConfig:
     warmup_epochs: Nonnegative = 0.0  # linear from 0, with "cosine" and "constant"
     unfreeze_epoch: CountOrNone = None  # the first epoch that trains the language model; None: not by epoch
     unfreeze_patience: CountOrNone = 3  # unfreeze after so many epochs without a better score; None: not by score
+    init: str = ""  # a run or a saved TIMAM (folder or hub id) whose encoders training starts from; "" for none [ours]
     # The backbone's first blocks keep their weights and statistics. Their outputs are stored unless pictures are
     # augmented [ours].
     frozen_blocks: Annotated[int, Field(ge=0)] = 0
@@ -189,6 +190,7 @@ NEW_SETTINGS = (
     "loss.temperature",
     "loss.margin",
     "train.frozen_blocks",
+    "train.init",
 )
 
 

@@ -12,7 +12,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -119,6 +119,8 @@ class _Training:
         set_seed(self.config.train.seed)
         train = data.train.split
         model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
+        if self.config.train.init:
+            warm_start(model, self.config.train.init, self.show)
         learner = Learner.build(model, self.config, self.epoch_steps(data))
         if self.job.is_main:
             self.run.create(self.config)
@@ -161,7 +163,6 @@ class _Training:
                 self.run.save_last(learner)
             job.wait()
             self._interrupt(f"in epoch {progress.epoch + 1} after step {progress.step} of {self.epoch_steps(data)}")
-            return
         row["language_model_frozen"] = learner.model.text_encoder.frozen
         row |= job.on_main(lambda: _validate(learner.model, data))
         row["seconds"], progress.seconds = progress.seconds + time.monotonic() - started, 0.0
@@ -176,7 +177,7 @@ class _Training:
             self._interrupt(f"after epoch {progress.epoch}")
         job.signals.held = False
 
-    def _interrupt(self, done: str) -> None:
+    def _interrupt(self, done: str) -> NoReturn:
         message = f"{self.run.folder}: interrupted {done}, which is saved; go on with --resume"
         raise Interrupted(message, self.job.signals.number or signal.SIGTERM)
 
@@ -273,6 +274,29 @@ class _Training:
         }
         self.run.complete(learner, test, metrics)
         return metrics
+
+
+def warm_start(model: TIMAM, source: str, show: bool = True) -> None:
+    """Copies a trained model's parameters and statistics of the same name and shape, except the identity classifier.
+
+    Args:
+        source: a run, or a saved TIMAM: a folder or the id of a hub repository.
+        show: prints what was copied and what was not.
+
+    Raises:
+        FileNotFoundError, ValueError: no saved model there, or none of its tensors fits.
+    """
+    run = Run(Path(source))
+    trained = (run.best_model() if run.best.is_dir() else TIMAM.from_pretrained(source)).state_dict()
+    own = model.state_dict()
+    fits = {name for name, value in trained.items() if name in own and own[name].shape == value.shape}
+    taken = {name: trained[name] for name in fits if not name.startswith(("class_weights", "class_bias"))}
+    if not taken:
+        raise ValueError(f"train.init = {source!r}: none of its tensors has the name and shape of one of this model's")
+    model.load_state_dict(taken, strict=False)
+    left = sorted({name.rsplit(".", 1)[0] for name in own if name not in taken})
+    if show:
+        tqdm.write(f"started from {source}: {len(taken)} of {len(own)} tensors; new: {', '.join(left) or 'none'}")
 
 
 def text_inputs(model: TIMAM, stored: StoredSplit, batch: Batch) -> dict[str, Tensor]:
