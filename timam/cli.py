@@ -58,8 +58,22 @@ def data() -> None:
 @click.option("--mistake", type=click.FloatRange(0, 1), help="Share of stated attributes that are wrong.")
 @click.option("--misspelling", type=click.FloatRange(0, 1), help="Share of misspelled words.")
 @click.option("--remark", type=click.FloatRange(0, 1), help="Share of captions with an irrelevant remark.")
+@click.option("--negation", type=click.FloatRange(0, 1), help="Share of captions that also say what is not there.")
+@click.option(
+    "--unseen-words", type=click.FloatRange(0, 1), help="Share of mentions in validation and test in new words."
+)
+@click.option("--describers", type=click.IntRange(1, 1000), help="Number of people who write.")
+@click.option("--habits", type=click.FloatRange(0, 1), help="Share of their choices that follow a habit.")
+@click.option("--shades", type=click.FloatRange(0, 1), help="Share of shades that one calls by another colour's name.")
 @click.option("--occlusion", type=click.FloatRange(0, 1), help="Share of pictures that are partly hidden.")
+@click.option("--company", type=click.FloatRange(0, 1), help="Share of pictures with other people.")
+@click.option("--cut-off", type=click.FloatRange(0, 1), help="Share of pictures whose edge cuts the person.")
+@click.option(
+    "--smallest", type=click.IntRange(40, 300), help="Pixels: least height before a picture is brought to size."
+)
 @click.option("--near-duplicate", type=click.FloatRange(0, 1), help="Share of persons who resemble another.")
+@click.option("--difficulty", type=click.Choice(["easy", "standard", "hard"]), default="standard",
+              help="Settings of all shares that are not given.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), help="Processes; all cores unless given.")
 def pedestrians(output: Path, identities: int, workers: int | None, **options: Any) -> None:
     """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""

@@ -1,131 +1,164 @@
-"""What our rendered pedestrians and their places are drawn with: a view, tubes, and a canvas of colour and light."""
+"""What the rendered pedestrians are drawn with: a view, and a canvas that keeps the nearest surface of every pixel.
+
+Bodies are made of two solids: a limb (a chain of spheres with everything between them) and a trunk (a stack of elliptic
+cross-sections). Shading, patterns and faces are painted afterwards, on the pixels that can be seen. The pixel loops use
+basic operations and square roots only, which give the same bits on every machine.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
-
-Colour = tuple[int, int, int]
-NEUTRAL = 200  # value of the light layer that leaves a colour as it is
-_ARC = np.linspace(0, 1, 7)
-
-
-def dim(colour: Colour, factor: float) -> Colour:
-    """A darker (or lighter) colour."""
-    return int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor)
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the person stands in the picture: pixels of the drawing, angles in radians."""
+    """Where a person stands in the picture: pixels of the canvas, angles in radians."""
 
-    yaw: float
+    yaw: float  # 0 faces the camera
     pitch: float  # the camera looks down
     x: float  # of the feet
     ground: float  # y of the feet
     scale: float  # pixels per height of the person
-    breadth: float  # 1 is an average build
+    squash: float = 1.0  # width of a pixel's picture
+    distance: float = 0.0  # pixels behind the person described; negative in front
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Body points (..., 3) to pixels (..., 2)."""
-        x, y, z = points[..., 0] * self.breadth, points[..., 1], points[..., 2]
+        """Body points (..., 3) to pixels x, y and depth towards the camera, (..., 3)."""
+        x, y, z = points[..., 0], points[..., 1], points[..., 2]
         across = x * math.cos(self.yaw) + z * math.sin(self.yaw)
-        up = y * math.cos(self.pitch) - self.depth(points) * math.sin(self.pitch)
-        return np.stack([self.x + self.scale * across, self.ground - self.scale * up], axis=-1)
+        ahead = z * math.cos(self.yaw) - x * math.sin(self.yaw)
+        up = y * math.cos(self.pitch) - ahead * math.sin(self.pitch)
+        near = ahead * math.cos(self.pitch) + y * math.sin(self.pitch)
+        return np.stack(
+            [
+                self.x + self.scale * self.squash * across,
+                self.ground - self.scale * up,
+                self.scale * near - self.distance,
+            ],
+            axis=-1,
+        )
 
-    def depth(self, points: np.ndarray) -> np.ndarray:
-        """How far body points (..., 3) are towards the camera, (...)."""
-        return points[..., 2] * math.cos(self.yaw) - points[..., 0] * self.breadth * math.sin(self.yaw)
-
-    def half_width(self, across: np.ndarray | float, ahead: np.ndarray | float) -> np.ndarray:
-        """Half-width in pixels of an upright elliptic cross-section with these half-axes."""
-        side = np.asarray(across) * self.breadth * math.cos(self.yaw)
-        depth = np.asarray(ahead) * (0.4 + 0.6 * self.breadth) * math.sin(self.yaw)
-        return self.scale * np.hypot(side, depth)
-
-
-class Tube:
-    """A shape around a centre line from top to bottom; a place on it is (t along in [0, 1], s across in [-1, 1])."""
-
-    def __init__(self, centres: np.ndarray, radii: np.ndarray, sag: float = 0.0) -> None:
-        self.centres, self.sag = centres, sag  # (N, 2) pixels; sag bends cross-lines as a view from above does
-        along = np.gradient(centres, axis=0)
-        along /= np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
-        normals = np.stack([along[:, 1], -along[:, 0]], axis=-1)
-        spokes = normals * np.asarray(radii)[:, None]  # (N, 2), centre to right edge
-        self.columns = (*centres.T, *spokes.T)
-        self.t = np.linspace(0, 1, len(centres))
-
-    def at(self, t: np.ndarray | float, s: np.ndarray | float) -> np.ndarray:
-        """Pixels (..., 2) of places ``t`` with ``s``, two numbers or two arrays of one shape."""
-        rows = np.stack([np.interp(np.atleast_1d(t), self.t, column) for column in self.columns], axis=-1)
-        return self._place(rows, np.atleast_1d(s)).reshape(*np.shape(t), 2)
-
-    def patches(self, spans: Sequence[tuple[float, float]], t0: float = 0, t1: float = 1) -> list[list[float]]:
-        """Outlines of the pieces between ``t0`` and ``t1`` with s in each of ``spans``: flat lists x, y, x, y, ..."""
-        ts = np.concatenate([[t0], self.t[(self.t > t0) & (self.t < t1)], [t1]])
-        rows = np.stack([np.interp(ts, self.t, column) for column in self.columns], axis=-1)  # (M, 4)
-        s = np.array(spans, float)  # (K, 2)
-        arcs = s[:, :1] + (s[:, 1:] - s[:, :1]) * (_ARC if self.sag else _ARC[::6])  # (K, A)
-        left, right = (self._place(rows, s[:, k : k + 1]) for k in (0, 1))  # (K, M, 2)
-        bottom, top = self._place(rows[-1:], arcs), self._place(rows[:1], arcs)  # (K, A, 2)
-        outlines = np.concatenate([left, bottom, right[:, ::-1], top[:, ::-1]], axis=1)
-        return outlines.reshape(len(s), -1).tolist()
-
-    def _place(self, rows: np.ndarray, s: np.ndarray) -> np.ndarray:
-        bend = self.sag * np.hypot(rows[:, 2], rows[:, 3]) * np.sqrt(np.maximum(0, 1 - s * s))
-        return np.stack([rows[:, 0] + s * rows[:, 2], rows[:, 1] + s * rows[:, 3] + bend], axis=-1)
-
-    def patch(self, t0: float = 0, t1: float = 1, s0: float = -1, s1: float = 1) -> list[float]:
-        """Outline of one piece, as in ``patches``."""
-        return self.patches([(s0, s1)], t0, t1)[0]
+    def half_axes(self, across: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Half-width in pixels, and extent towards the camera, of an elliptic cross-section with these half-axes."""
+        side, front = math.cos(self.yaw), math.sin(self.yaw)
+        width = self.scale * self.squash * np.hypot(across * side, ahead * front)
+        return width, self.scale * np.hypot(across * front, ahead * side)
 
 
 class Canvas:
-    """One picture as two layers, colour without light and light without colour, multiplied at the very end."""
+    """The nearest surface of every pixel.
 
-    def __init__(self, background: Image.Image, light: float) -> None:
-        self.colours, self.lights = background, Image.new("L", background.size, NEUTRAL)
-        self.light = light  # where on a round body it is brightest: -1 left edge, 1 right edge
-        self.colour_pen, self.light_pen = ImageDraw.Draw(self.colours), ImageDraw.Draw(self.lights)
+    Attributes:
+        surface: (H, W) number of the surface, 0 where there is none.
+        depth: (H, W) towards the camera.
+        u: (H, W) angle around the solid in radians: 0 is the person's front, positive to the person's left.
+        v: (H, W) place along the solid: height of a trunk, distance from the start of a limb.
+        nx, ny: (H, W) its normal; the third component is what is lacking to length 1.
+    """
 
-    def polygon(self, points: list[float], colour: Colour, light: int = NEUTRAL) -> None:
-        """A flat piece."""
-        self.colour_pen.polygon(points, fill=colour)
-        self.light_pen.polygon(points, fill=light)
+    def __init__(self, width: int, height: int) -> None:
+        self.surface = np.zeros((height, width), np.int16)
+        self.depth = np.full((height, width), -1e9, np.float32)
+        self.u, self.v, self.nx, self.ny = (np.zeros((height, width), np.float32) for _ in range(4))
+        self._x, self._y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
 
-    def solid(self, tube: Tube, colour: Colour, t0: float = 0, t1: float = 1, depth: float = 1.0) -> None:
-        """A round piece: dark towards the edges, brightest where the light falls."""
-        steps = (0.0, 0.12, 0.3, 0.5, 0.72)
-        bands = tube.patches([(-1 + (1 + self.light) * k, 1 - (1 - self.light) * k) for k in steps], t0, t1)
-        self.colour_pen.polygon(bands[0], fill=colour)
-        for step, band in zip(steps, bands, strict=True):
-            self.light_pen.polygon(band, fill=NEUTRAL + int((-62 + 100 * step) * depth))
+    def _window(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice] | None:
+        """Rows and columns of a box, None where nothing of it is in the picture."""
+        height, width = self.surface.shape
+        rows = slice(max(0, int(top)), min(height, int(bottom) + 2))
+        columns = slice(max(0, int(left)), min(width, int(right) + 2))
+        return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
-    def ball(self, centre: np.ndarray, radius: float, colour: Colour, light: int = NEUTRAL - 20,
-             squash: float = 1.0) -> None:  # fmt: skip
-        """An ellipse of half-width ``radius`` and half-height ``radius * squash``, in pixels."""
-        x, y = float(centre[0]), float(centre[1])
-        box = [x - radius, y - radius * squash, x + radius, y + radius * squash]
-        self.colour_pen.ellipse(box, fill=colour)
-        self.light_pen.ellipse(box, fill=light)
+    def _put(self, window: tuple[slice, slice], inside: np.ndarray, surface: int, values: tuple) -> None:
+        """Replace what is farther away: ``values`` are depth, u, v, nx, ny."""
+        inside &= values[0] > self.depth[window]
+        for buffer, value in zip((self.depth, self.u, self.v, self.nx, self.ny), values, strict=True):
+            np.copyto(buffer[window], value, where=inside)
+        np.copyto(self.surface[window], surface, where=inside)
 
-    def crease(self, tube: Tube, t0: float, s0: float, t1: float, s1: float, width: float,
-               light: int = NEUTRAL - 60) -> None:  # fmt: skip
-        """A fold of the cloth from (t0, s0) to (t1, s1), in the light layer only."""
-        ends = tube.at(np.array([t0, (t0 + t1) / 2, t1]), np.array([s0, (s0 + s1) / 2 + 0.05, s1]))
-        self.light_pen.line(ends.ravel().tolist(), fill=light, width=max(1, round(width)))
+    def limb(self, points: np.ndarray, radii: np.ndarray, surface: int, yaw: float | None, flat: bool) -> None:
+        """Spheres along pixels (N, 3) with these radii (N,), and all between them.
 
-    def line(self, points: np.ndarray, colour: Colour, width: float, light: int = NEUTRAL - 15) -> None:
-        """A strap or a rod through pixels (N, 2)."""
-        for pen, fill in ((self.colour_pen, colour), (self.light_pen, light)):
-            pen.line(points.ravel().tolist(), fill=fill, width=max(1, round(width)), joint="curve")
+        Without a ``yaw`` there is no angle u; ``flat`` cuts off the last dome.
+        """
+        steps = np.sqrt((np.diff(points, axis=0) ** 2).sum(axis=1))
+        rows = np.column_stack([points, radii, np.concatenate([[0], np.cumsum(steps)])]).tolist()
+        for k, (start, end) in enumerate(pairwise(rows)):
+            self._cone(start, end, surface, yaw, flat and k == len(rows) - 2)
 
-    def soften(self, radius: float) -> None:
-        """Blur the light layer, so that bands of shading run into each other."""
-        self.lights = self.lights.filter(ImageFilter.BoxBlur(radius))
-        self.light_pen = ImageDraw.Draw(self.lights)
+    def _cone(self, start: list[float], end: list[float], surface: int, yaw: float | None, flat: bool) -> None:
+        """One piece of a limb; its ends are x, y, depth, radius, v."""
+        (ax, ay, az, ar, av), (bx, by, bz, br, bv) = start, end
+        window = self._window(
+            min(ax - ar, bx - br), min(ay - ar, by - br), max(ax + ar, bx + br), max(ay + ar, by + br)
+        )
+        if window is None:
+            return
+        x, y = self._x[:, window[1]] - ax, self._y[window[0]] - ay
+        dx, dy = bx - ax, by - ay
+        length = max(math.hypot(dx, dy), 1e-3)
+        along = (x * dx + y * dy) / length**2
+        t = np.clip(along, 0, 1)
+        radius = ar + t * (br - ar)
+        nx, ny = (x - t * dx) / radius, (y - t * dy) / radius
+        off = nx * nx + ny * ny
+        dome = (along - t) / radius * 0.7  # domes are lit as if flatter, or joints would show
+        nx, ny = nx - dome * dx, ny - dome * dy
+        inside = off < 1
+        if flat:
+            inside &= along <= 1
+        depth = az + t * (bz - az) + radius * np.sqrt(np.maximum(1 - off, 0))
+        u = np.float32(0) if yaw is None else _wrapped(arcsine((x * dy - y * dx) / (length * radius)) - yaw)
+        self._put(window, inside, surface, (depth, u, av + t * (bv - av), nx, ny))
+
+    def trunk(
+        self, centres: np.ndarray, half_axes: tuple, v: np.ndarray, surface: int, view: View, front: float = 0.0
+    ) -> None:
+        """A stack of upright elliptic cross-sections, from top to bottom.
+
+        Args:
+            centres: (N, 3) pixels, y increasing.
+            half_axes: half-width and extent towards the camera, (N,) each, in pixels.
+            v: (N,) the height of each cross-section.
+            front: width in radians of an opening to either side of the person's front.
+        """
+        width, deep = half_axes
+        sag = math.sin(view.pitch)  # the near side of a cross-section lies lower in the picture
+        bottom = centres[-1, 1] + sag * deep[-1]
+        window = self._window((centres[:, 0] - width).min(), centres[0, 1], (centres[:, 0] + width).max(), bottom)
+        if window is None:
+            return
+        x, y = self._x[:, window[1]], self._y[window[0]]
+        ys = y[:, 0].astype(float)
+        middle, half, near, depth0, height = (
+            np.interp(ys, centres[:, 1], column).astype(np.float32)[:, None]
+            for column in (centres[:, 0], np.maximum(width, 0.3), deep, centres[:, 2], v)
+        )
+        slope = float((v[-1] - v[0]) / (centres[-1, 1] - centres[0, 1]))  # of v over y
+        height = height + slope * np.maximum(0, y - float(centres[-1, 1]))
+        s = (x - middle) / half
+        across = np.sqrt(np.maximum(1 - s * s, 0))
+        place = height - slope * sag * near * across
+        inside = (s > -1) & (s < 1) & (place >= float(v[-1]))
+        u = _wrapped(arcsine(s) - view.yaw)
+        if front:
+            inside &= np.abs(u) > front
+        up = -np.gradient(half[:, 0])[:, None] if len(half) > 1 else np.zeros_like(half)
+        norm = np.sqrt(1 + up * up)
+        self._put(window, inside, surface, (depth0 + near * across, u, place, s / norm, up / norm + 0 * s))
+
+
+def arcsine(s: np.ndarray) -> np.ndarray:
+    """arcsin to within 1e-4, by Abramowitz and Stegun 4.4.45."""
+    a = np.minimum(np.abs(s), 1)
+    angle = math.pi / 2 - np.sqrt(1 - a) * (1.5707288 + a * (-0.2121144 + a * (0.0742610 - 0.0187293 * a)))
+    return np.where(s < 0, -angle, angle)
+
+
+def _wrapped(angle: np.ndarray) -> np.ndarray:
+    """Angles brought to [-pi, pi]."""
+    return angle - 2 * math.pi * np.round(angle / (2 * math.pi))

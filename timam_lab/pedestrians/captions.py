@@ -1,47 +1,79 @@
-"""Write the captions of our rendered pedestrians, each in the manner of another annotator, and say what went into it.
+"""Write the captions of the rendered pedestrians, each by one of several describers, and say what each one states.
 
 A caption is planned as a list of attributes to state (some left out, some stated wrongly), grouped into things (hair,
 upper garment, ...), put into sentences, and finally mistyped here and there.
+
+The words are in ``lexicon.json``. A table maps a key to its options, the usual one first; the key ``""`` is of what is
+left unsaid. In an option ``[a|b]`` stands for any one of a and b, and ``{x}`` for a word that is filled in: n noun,
+c colour, d second colour, a pattern, np noun phrase, side; s, p, o "he", "his", "him"; is, has, does, be, is_ as the
+subject or noun asks. A leading ``+`` marks a plural. A word after ``*`` is kept from all training captions.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from timam_lab.pedestrians import lexicon
 from timam_lab.pedestrians.attributes import NONE, THINGS, Identity
 
-_UNREMARKABLE = {"build": "average", "height": "average", "upper_pattern": "plain"}  # nobody writes these
+_TEXT = (resources.files("timam_lab.pedestrians") / "lexicon.json").read_text("utf-8")
+LEXICON: dict[str, Any] = json.loads(_TEXT)
+KEPT_WORDS = frozenset(re.findall(r"\*([\w-]+)", _TEXT))
+_UNREMARKABLE = {
+    "build": "average",
+    "height": "average",
+    "age": "adult",
+    "upper_pattern": "plain",
+}  # nobody writes these
 _ORDERS = (  # in which people go through a person
-    ("hair", "headwear", "glasses", "upper", "lower", "shoes", "bag"),
-    ("upper", "lower", "shoes", "bag", "hair", "headwear", "glasses"),
-    ("upper", "lower", "shoes", "hair", "glasses", "headwear", "bag"),
-    ("bag", "upper", "lower", "shoes", "headwear", "glasses", "hair"),
-    ("shoes", "lower", "upper", "headwear", "hair", "glasses", "bag"),
+    ("hair", "headwear", "glasses", "scarf", "upper", "lower", "shoes", "bag"),
+    ("upper", "lower", "shoes", "bag", "scarf", "hair", "headwear", "glasses"),
+    ("upper", "scarf", "lower", "shoes", "hair", "glasses", "headwear", "bag"),
+    ("bag", "upper", "lower", "shoes", "headwear", "glasses", "hair", "scarf"),
+    ("shoes", "lower", "upper", "scarf", "headwear", "hair", "glasses", "bag"),
 )
-_BARE = ("{} is shown here", "the picture shows {}", "there is {}", "{} can be seen")  # of whom nothing else is said
-_BE = {False: "is", True: "are"}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Shares in [0, 1]: attributes left out, mentioned ones wrong, words misspelled, captions with a remark."""
+class Manner:
+    """How captions are written: shares in [0, 1]."""
 
-    omission: float
-    mistake: float
-    misspelling: float
-    remark: float
+    omission: float  # of the visible attributes, left out
+    mistake: float  # of the mentioned ones, wrong
+    misspelling: float  # of the words
+    remark: float  # of the captions, with a remark that describes nobody
+    negation: float  # of the captions, also saying what is not there
+    habits: float  # of the choices, made by the describer's habit
+    shades: float  # of the shades, called by another colour's name by a describer
+    unseen_words: float  # of the mentions, with a kept word; 0 in training captions
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """One thing in words: ``verb`` keys lexicon.VERBS, ``clauses`` are whole sentences that say the same."""
+class Describer(NamedTuple):
+    """One of those who write: brief or thorough, with habits that `prefers` derives from the number."""
+
+    number: int
+    seed: int
+
+    def prefers(self, what: str, options: int) -> int:
+        """This describer's choice among so many options for ``what``, always the same."""
+        return zlib.crc32(f"{self.seed} {self.number} {what}".encode()) % options
+
+    @property
+    def brevity(self) -> float:
+        """From -0.5 (thorough) to 0.5 (terse), spread evenly over the describers."""
+        return (self.number * 0.618034 + 0.3) % 1 - 0.5
+
+
+class Phrase(NamedTuple):
+    """One thing in words: ``verb`` keys the lexicon's verbs, ``clauses`` are whole sentences that say the same."""
 
     thing: str
     verb: str
@@ -49,26 +81,36 @@ class Phrase:
     clauses: list[str]
 
 
-def write_caption(rng: np.random.Generator, identity: Identity, hidden: Sequence[str], noise: Noise) -> dict[str, Any]:
+def write_caption(
+    rng: np.random.Generator, identity: Identity, hidden: Sequence[str], describer: Describer, manner: Manner
+) -> dict[str, Any]:
     """Describe ``identity`` as seen in a picture that does not show the attributes ``hidden``.
 
     Returns:
-        text; mentioned, omitted (names of attributes, both visible); wrong (list of attribute, true, stated);
-        misspelled (list of word, written); remark (bool).
+        text; describer (number); mentioned, omitted (names of attributes, both visible); absent (names of attributes
+        said to be absent, rightly); stated (attribute to the values that its words can mean, what is absent included);
+        unseen (attribute to the kept word); wrong (list of attribute, true, stated); misspelled (list of word,
+        written); remark (bool).
     """
     visible = visible_attributes(identity, hidden)
-    mentioned = _choose_mentioned(rng, list(visible), noise.omission)
-    said, wrong = _make_mistakes(rng, {name: visible[name] for name in mentioned}, noise.mistake)
-    remark = bool(rng.random() < noise.remark)
-    text = Writer(rng, said, identity.upper == "dress").write(remark)
-    text, misspelled = _misspell(rng, text, noise.misspelling)
-    omitted = [name for name in visible if name not in said]
-    return {"text": text, "mentioned": mentioned, "omitted": omitted, "wrong": wrong, "misspelled": misspelled,
-            "remark": remark}  # fmt: skip
+    spread = manner.habits * describer.brevity + (1 - manner.habits) * rng.uniform(-0.5, 0.5)
+    share = manner.omission + min(manner.omission, 1 - manner.omission) * spread
+    mentioned = _choose_mentioned(rng, visible, share)
+    said, wrong = _make_mistakes(rng, {name: visible[name] for name in mentioned}, manner.mistake)
+    absent = _choose_absent(rng, identity, hidden) if rng.random() < manner.negation else []
+    remark = bool(rng.random() < manner.remark)
+    writer = Writer(rng, said, identity.upper == "dress", describer, manner)
+    text, misspelled = _misspell(rng, writer.write(absent, remark), manner.misspelling)
+    stated = {name: [value] for name, value in said.items()} | writer.meanings | {name: [NONE] for name in absent}
+    if "gender" in said and "age" not in said:
+        stated["age"] = ["adult", "elderly"]  # a man is no boy
+    return {"text": text, "describer": describer.number, "mentioned": mentioned,
+            "omitted": [name for name in visible if name not in said], "absent": absent, "stated": stated,
+            "unseen": writer.unseen, "wrong": wrong, "misspelled": misspelled, "remark": remark}  # fmt: skip
 
 
 def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, str]:
-    """The attributes a truthful and exhaustive annotator would state, in the order of THINGS."""
+    """The attributes a truthful and exhaustive describer would state, in the order of THINGS."""
     values = identity.as_dict()
     names = [name for group in THINGS.values() for name in group if name not in hidden]
     return {name: values[name] for name in names if values[name] not in (NONE, _UNREMARKABLE.get(name))}
@@ -77,33 +119,32 @@ def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, s
 # -- what to say ------------------------------------------------------------------------------------------------------
 
 
-def _round(rng: np.random.Generator, value: float) -> int:
-    """Round up or down at random, so that the mean is ``value``."""
-    return int(value + rng.random())
-
-
 def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _usual(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """The first option half of the time, else any."""
-    return options[0] if rng.random() < 0.55 else _any(rng, options)
-
-
-def _choose_mentioned(rng: np.random.Generator, names: list[str], omission: float) -> list[str]:
-    """Drop a share ``omission`` of ``names``: often a whole thing at once, else one attribute; at least one stays."""
-    share = omission + min(omission, 1 - omission) * rng.uniform(-0.5, 0.5)  # some annotators are terse
-    drop, kept = min(_round(rng, share * len(names)), len(names) - 1), list(names)
-    while drop:
+def _choose_mentioned(rng: np.random.Generator, visible: Mapping[str, str], share: float) -> list[str]:
+    """Drop a ``share`` of the names: often a whole thing at once, else one attribute; at least one stays."""
+    kept = list(visible)
+    drop = min(int(share * len(kept) + rng.random()), len(kept) - 1)
+    while drop > 0:
         things = [[name for name in group if name in kept] for group in THINGS.values()]
         groups = [group for group in things if 0 < len(group) <= drop and group[0] != "gender"]
         gone = _any(rng, groups) if groups and rng.random() < 0.6 else [_any(rng, kept)]
-        if gone[0] in ("gender", "upper", "lower") and rng.random() < 0.8 and len(kept) > 3:
+        if gone[0] in ("gender", "age", "upper", "lower") and rng.random() < 0.8 and len(kept) > 3:
             continue  # hardly anyone leaves these out
         kept = [name for name in kept if name not in gone]
         drop -= len(gone)
+    if "gender" in kept and visible.get("age") == "child" and "age" not in kept:
+        kept.insert(1, "age")  # nobody calls a child a man
     return kept
+
+
+def _choose_absent(rng: np.random.Generator, identity: Identity, hidden: Sequence[str]) -> list[str]:
+    """One or two things that the person does not have, as the picture shows."""
+    values = identity.as_dict()
+    absent = [name for name in LEXICON["absent"] if values[name] == NONE and name not in hidden]
+    return [str(name) for name in rng.permutation(absent)[: 1 if rng.random() < 0.75 else 2]]
 
 
 def _make_mistakes(
@@ -112,7 +153,7 @@ def _make_mistakes(
     """State a share ``mistake`` of the attributes wrongly; returns what is said and a record of what is wrong."""
     said, wrong = dict(true), []
     for name, value in true.items():
-        if rng.random() < mistake:
+        if name != "scarf" and rng.random() < mistake:
             said[name] = _confuse(rng, name, value, said)
             wrong.append({"attribute": name, "true": value, "stated": said[name]})
     return said, wrong
@@ -120,21 +161,25 @@ def _make_mistakes(
 
 def _confuse(rng: np.random.Generator, name: str, value: str, said: Mapping[str, str]) -> str:
     """Another value that people take ``value`` for; the two colours of a garment stay different."""
-    near = lexicon.CONFUSED.get(name, lexicon.CONFUSED_COLOURS)[value]
-    if name.endswith("_colour") or name == "upper_second":
-        everything = list(lexicon.HAIR_COLOUR_WORDS if name == "hair_colour" else lexicon.COLOUR_WORDS)
-        taken = {value, said.get("upper_second"), said.get("upper_colour")} if name.startswith("upper") else {value}
-        near = near if rng.random() < 0.85 else everything
-        near = [v for v in near if v not in taken] or [v for v in everything if v not in taken]
-    return _any(rng, near)
+    if name in LEXICON["confused"]:
+        return _any(rng, LEXICON["confused"][name][value])
+    everything, near = list(LEXICON["colour_words"]), LEXICON["confused_colours"][value]
+    taken = {value, said.get("upper_second"), said.get("upper_colour")} if name.startswith("upper") else {value}
+    near = near if rng.random() < 0.85 else everything
+    return _any(rng, [v for v in near if v not in taken] or [v for v in everything if v not in taken])
+
+
+def meanings(colour: str, shades: float) -> list[str]:
+    """The colours that the usual name of ``colour`` can mean where a share of the shades are called by other names."""
+    return [colour, *(shade for shade, names in LEXICON["shades"].items() if colour in names and shades > 0)]
 
 
 # -- how to say it ----------------------------------------------------------------------------------------------------
 
 
 def _fitting(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:
-    """Templates that use exactly those of n, c, d that ``words`` has."""
-    return [t for t in templates if set(re.findall(r"\{([ncd])\}", t)) == set(words) & set("ncd")]
+    """Templates that use exactly those of n, c, d, a that ``words`` has."""
+    return [t for t in templates if set(re.findall(r"\{([ncda])\}", t)) == set(words) & set("ncda")]
 
 
 def _join(parts: Sequence[str], last: str = " and ") -> str:
@@ -152,103 +197,168 @@ def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
 
 
 class Writer:
-    """One annotator at one picture: ``said`` maps attributes to the values to state."""
+    """One describer at one picture: ``said`` maps attributes to the values to state.
 
-    def __init__(self, rng: np.random.Generator, said: Mapping[str, str], dress: bool) -> None:
+    Attributes:
+        meanings: of attributes whose words can mean several values.
+        unseen: the kept words that were used, by attribute.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, said: Mapping[str, str], dress: bool, describer: Describer, manner: Manner
+    ) -> None:
         self.rng, self.said, self.dress = rng, said, dress  # a dress left unnamed is no "top"
-        gender = said.get("gender", "")
-        self.noun, self.words = _usual(rng, lexicon.NOUNS[gender]), lexicon.PRONOUNS[gender]
+        self.describer, self.manner = describer, manner
+        self.meanings: dict[str, list[str]] = {}
+        self.unseen: dict[str, str] = {}
+        self.kept = {name for name in said if rng.random() < manner.unseen_words}  # to be told with kept words
+        gender, age = said.get("gender", ""), said.get("age", "")
+        self.words = LEXICON["pronouns"][gender]
+        self.noun = self._word("age" if age in ("child", "elderly") else "gender", LEXICON["nouns"][f"{gender} {age}"])
         self.plural_pronoun = gender == ""
-        self.last = ", and " if rng.random() < 0.35 else " and "
+        self.last = ", and " if self._often("serial comma", 0.35) else " and "
 
-    def write(self, remark: bool) -> str:
+    def write(self, absent: Sequence[str], remark: bool) -> str:
         """The whole caption."""
-        phrases = self._phrases()
-        sentences = self._listed(phrases) if self.rng.random() < 0.05 and len(phrases) > 2 else self._told(phrases)
+        sentences = self._told(self._phrases())
+        if absent and self.rng.random() < 0.5:
+            sentences[-1] += ", with " + _join([self._chosen(LEXICON["absent"][name]) for name in absent])
+        elif absent:
+            sentences += [self._chosen(LEXICON["absent_clauses"][name]) for name in absent]
         if remark:
             where = len(sentences) if self.rng.random() < 0.75 else int(self.rng.integers(1, len(sentences) + 1))
-            sentences.insert(where, self._fill(_any(self.rng, lexicon.REMARKS)))
+            sentences.insert(where, self._fill(_any(self.rng, LEXICON["remarks"])))
         return self._finish(sentences)
+
+    # -- choices
+
+    def _often(self, what: str, share: float) -> bool:
+        """Whether to do what a ``share`` of all captions do: some describers nearly always, others nearly never."""
+        if self.rng.random() < self.manner.habits:
+            return self.describer.prefers(what, 1000) < 1000 * share
+        return bool(self.rng.random() < share)
+
+    def _usual(self, options: Sequence[T]) -> T:
+        """The describer's favourite or, without habits, the first option half of the time, else any."""
+        if self.rng.random() < self.manner.habits:
+            return options[max(0, self.describer.prefers(str(options), 2 * len(options)) - len(options))]
+        return options[0] if self.rng.random() < 0.55 else _any(self.rng, options)
+
+    def _word(self, name: str, options: Sequence[str], chance: bool = False) -> str:
+        """One of the options for attribute ``name``: a kept one if it is to be told so, else one that is not kept."""
+        kept, common = [o for o in options if "*" in o], [o for o in options if "*" not in o]
+        if name in self.kept and kept:
+            option = _any(self.rng, kept)
+            self.unseen[name] = re.findall(r"\*([\w-]+)", option)[0]
+            return option.replace("*", "")
+        return _any(self.rng, common) if chance else self._usual(common)
 
     def _fill(self, template: str, **words: str) -> str:
         while "[" in template:
             template = re.sub(r"\[([^\[\]]*)\]", lambda m: _any(self.rng, m[1].split("|")), template, count=1)
-        return template.format(**{**self.words, "plural": "" if self.plural_pronoun else "s", **words})
+        return template.format(**{**self.words, **words})
 
-    def _fill_fitting(self, templates: Sequence[str], words: Mapping[str, str]) -> str:
-        return self._fill(_any(self.rng, _fitting(templates, words)), **words)
+    def _chosen(self, templates: Sequence[str]) -> str:
+        return self._fill(self._usual(templates))
+
+    def _fill_fitting(self, name: str, templates: Sequence[str], words: Mapping[str, str]) -> str:
+        return self._fill(self._word(name, _fitting(templates, words), chance=True), **words)
 
     # -- things
 
     def _phrases(self) -> list[Phrase]:
-        """What is said of each thing, in this annotator's order."""
-        order = _ORDERS[0 if self.rng.random() < 0.35 else int(self.rng.integers(len(_ORDERS)))]
+        """What is said of each thing, in this describer's order."""
+        order = self._usual(_ORDERS)
         makers = {"hair": self._hair, "bag": self._bag, "upper": self._upper}
         told = [thing for thing in order if any(name in self.said for name in THINGS[thing])]
         return [makers[thing]() if thing in makers else self._worn(thing) for thing in told]
 
-    def _colour(self, name: str, table: lexicon.Table = lexicon.COLOUR_WORDS, key: str = "c") -> dict[str, str]:
-        """The word for a colour that is to be told, under the name it has in templates."""
-        return {key: _usual(self.rng, table[self.said[name]])} if name in self.said else {}
+    def _colour(self, name: str, key: str = "c", other: str = "") -> dict[str, str]:
+        """The word for a colour that is to be told, under the name it has in templates; not the word ``other``."""
+        if name not in self.said:
+            return {}
+        value = self.said[name]
+        if name == "hair_colour":
+            return {key: self._word(name, LEXICON["hair_colour_words"][value])}
+        names = LEXICON["shades"].get(value, [])
+        loose = self.describer.prefers(f"shade {value}", 1000) < 1000 * self.manner.shades
+        called = (
+            names[self.describer.prefers(value, len(names))] if names and loose and name not in self.kept else value
+        )
+        called = value if LEXICON["colour_words"][called][0] == other else called
+        usual = LEXICON["colour_words"][called][0]
+        word = usual if called != value else self._word(name, LEXICON["colour_words"][value])
+        if word == usual:
+            self.meanings[name] = meanings(called, self.manner.shades)
+        return {key: word}
 
     def _noun(self, thing: str) -> tuple[str, bool]:
         """A noun for a thing worn or carried, and whether it is plural."""
-        kind = self.said.get("upper" if thing == "dress" else thing)
-        noun = _usual(self.rng, lexicon.GARMENTS[kind] if kind else lexicon.UNNAMED[thing])
+        name = "upper" if thing == "dress" else thing
+        kind = self.said.get(name)
+        noun = self._word(name, LEXICON["garments"][kind] if kind else LEXICON["unnamed"][thing])
         return noun.removeprefix("+"), noun.startswith("+")
 
     def _clauses(self, thing: str, words: Mapping[str, str], text: str, plural: bool = False) -> list[str]:
         """Whole sentences that say the same as ``text``."""
         singular = not plural or text.startswith("a pair")
-        more = {"np": text, "be": _BE[plural], "v": "s" if singular else "", "is_": _BE[not singular]}
-        templates = [t for t in lexicon.CLAUSES[thing] if "{np}" in t] + _fitting(lexicon.CLAUSES[thing], words)
+        more = {
+            "np": text,
+            "be": "are" if plural else "is",
+            "v": "s" if singular else "",
+            "is_": "is" if singular else "are",
+        }
+        every = LEXICON["clauses"][thing]
+        templates = [t for t in every if "{np}" in t] + _fitting(every, words)
         return [self._fill(t, **words, **more) for t in templates]
 
     def _hair(self) -> Phrase:
-        words, style = self._colour("hair_colour", lexicon.HAIR_COLOUR_WORDS), self.said.get("hair_style", "")
-        text = self._fill_fitting(lexicon.HAIR_PHRASES[style], words)
-        clauses = [self._fill(clause, **words) for clause in _fitting(lexicon.HAIR_CLAUSES[style], words)]
-        return Phrase("hair", "have", text, clauses)
+        words, style = self._colour("hair_colour"), self.said.get("hair_style", "")
+        text = self._fill_fitting("hair_style", LEXICON["hair_phrases"][style], words)
+        clauses = [] if "hair_style" in self.unseen else _fitting(LEXICON["hair_clauses"][style], words)
+        return Phrase("hair", "have", text, [self._fill(clause, **words) for clause in clauses])
 
     def _worn(self, thing: str) -> Phrase:
         noun, plural = self._noun(thing)
         words = {"n": noun, **self._colour(f"{thing}_colour")}
-        text = self._fill_fitting(lexicon.PLAIN_PHRASES["plural" if plural else "singular"], words)
+        text = self._fill_fitting("", LEXICON["plain_phrases"]["plural" if plural else "singular"], words)
         if noun in ("footwear", "headgear"):
             text = text.removeprefix("a ")
         return Phrase(thing, "wear", text, self._clauses(thing, words, text, plural))
 
     def _upper(self) -> Phrase:
         pattern, inner = self.said.get("upper_pattern", ""), "inner_colour" in self.said
-        words = {"n": self._noun("dress" if self.dress else "upper")[0], **self._colour("upper_colour"),
-                 **self._colour("upper_second", key="d")}  # fmt: skip
+        words = {"n": self._noun("dress" if self.dress else "upper")[0], **self._colour("upper_colour")}
+        words |= self._colour("upper_second", "d", words.get("c", ""))
+        table = LEXICON["pattern_phrases"]
+        templates = table[pattern if pattern in table else "any"]
+        by_adjective = pattern in LEXICON["patterns"] and ("upper_pattern" in self.kept or self.rng.random() < 0.6)
+        if by_adjective or not _fitting(templates, words):
+            words, templates = {**words, "a": self._word("upper_pattern", LEXICON["patterns"][pattern])}, table["any"]
         told = any(name in self.said for name in THINGS["upper"][:4])
-        text = self._fill_fitting(lexicon.PATTERN_PHRASES[pattern], words) if told else ""
+        text = self._fill_fitting("upper_pattern", templates, words) if told else ""
         clauses = [] if pattern or "d" in words or inner else self._clauses("upper", words, text)
         if inner:
-            below = _any(self.rng, lexicon.INNER["over" if told else "alone"])
+            below = _any(self.rng, LEXICON["inner"]["over" if told else "alone"])
             text = f"{text} {self._fill(below, **self._colour('inner_colour'))}".strip()
         return Phrase("upper", "wear", text, clauses)
 
     def _bag(self) -> Phrase:
-        place, side = lexicon.BAG_PLACE[self.said.get("bag", "")], self.said.get("bag_side")
+        kind, side = self.said.get("bag", ""), self.said.get("bag_side")
         words = {"n": self._noun("bag")[0], **self._colour("bag_colour")}
-        text = self._fill_fitting(lexicon.PLAIN_PHRASES["singular"][:2], words)
-        if side:
-            where = lexicon.PLACES["shoulder" if place == "back" else place]
-            text += " " + self._fill(_any(self.rng, where), side=side)
-        elif place == "back":
-            text += " " + self._fill(_any(self.rng, lexicon.PLACES["back"]))
-        verb = place if place in ("hand", "pull") else "carry"
-        if place in ("back", "shoulder") and self.rng.random() < 0.4:
+        text = self._fill_fitting("", LEXICON["plain_phrases"]["singular"][:2], words)
+        if side or kind == "backpack":
+            where = "shoulder bag" if kind == "backpack" and side else kind
+            text += " " + self._fill(_any(self.rng, LEXICON["places"][where]), side=side or "")
+        verb = LEXICON["bag_verbs"].get(kind, "carry")
+        if kind in ("backpack", "shoulder bag") and self.rng.random() < 0.4:
             verb = "wear"
         return Phrase("bag", verb, text, self._clauses("bag", words, text))
 
     # -- sentences
 
     def _subject(self, article: str) -> str:
-        names = [name for name in ("height", "build") if name in self.said]
-        traits = [_usual(self.rng, lexicon.STATURE[self.said[name]]) for name in names]
+        traits = [self._word(n, LEXICON["stature"][self.said[n]]) for n in ("height", "build") if n in self.said]
         if not traits:
             return f"{article} {self.noun}"
         return f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}"
@@ -256,14 +366,14 @@ class Writer:
     def _joined(self, verbs: Mapping[str, Sequence[str]], key: str, group: Sequence[Phrase]) -> tuple[str, str]:
         """A verb for ``group``, and its objects. The first two ways to wear also suit glasses and bags."""
         things = {phrase.thing for phrase in group}
-        clothes = things & {"upper", "lower"} and not things & {"glasses", "bag", "headwear"}
-        options = verbs[key] if clothes or key != "wear" else verbs[key][:2]
-        return _usual(self.rng, options), _join([phrase.text for phrase in group], self.last)
+        clothes = things & {"upper", "lower"} and not things & {"glasses", "bag", "headwear", "scarf"}
+        options = verbs[key] if clothes or key != "wear" else verbs[key][:1]
+        return self._usual(options), _join([phrase.text for phrase in group], self.last)
 
     def _main(self, phrases: Sequence[Phrase], plural: bool = False) -> str:
         """Main-clause verbs with their objects: "wears a, b and c, and carries d"."""
         groups = _grouped(phrases)
-        joined = [self._joined(lexicon.VERBS, verb, group) for verb, group in groups.items()]
+        joined = [self._joined(LEXICON["verbs"], verb, group) for verb, group in groups.items()]
         crowded = any(len(group) > 1 for group in groups.values())
         told = [f"{verb.split(', ')[int(plural)]} {objects}" for verb, objects in joined]
         return _join(told, ", and " if crowded else " and ")
@@ -271,14 +381,14 @@ class Writer:
     def _attached(self, phrases: Sequence[Phrase]) -> str:
         """What can follow a noun: "with a, wearing b and c, carrying d"."""
         groups = sorted(_grouped(phrases).items(), key=lambda group: group[0] != "have")
-        parts = [" ".join(self._joined(lexicon.PARTICIPLES, verb, group)) for verb, group in groups]
+        parts = [" ".join(self._joined(LEXICON["participles"], verb, group)) for verb, group in groups]
         space = " " if groups[0][0] == "have" and " in a " not in parts[0] and self.rng.random() < 0.6 else ", "
         return parts[0] if len(parts) == 1 else parts[0] + space + _join(parts[1:], _any(self.rng, (", ", " and ")))
 
     def _told(self, phrases: list[Phrase]) -> list[str]:
         """The description as sentences of one to five things each."""
         if not phrases:
-            return [_any(self.rng, _BARE).format(self._subject("a"))]
+            return [_any(self.rng, LEXICON["bare"]).format(who=self._subject("a"))]
         parts, rest = [], phrases
         while rest:
             size = int(self.rng.choice([1, 2, 3, 4, 5], p=[0.12, 0.26, 0.3, 0.2, 0.12]))
@@ -288,14 +398,14 @@ class Writer:
 
     def _first(self, phrases: list[Phrase]) -> str:
         draw, who = self.rng.random(), self._subject("a")
-        if draw < 0.16:
-            return self._fill(_any(self.rng, lexicon.OPENINGS), who=who, what=self._attached(phrases))
-        if draw < 0.30:
+        if self._often("opening", 0.16):
+            return self._fill(self._usual(LEXICON["openings"]), who=who, what=self._attached(phrases))
+        if draw < 0.17:
             return f"{who} {self._attached(phrases)}"
-        if draw < 0.38 and len(phrases) > 1 and phrases[0].verb == "wear":
-            fronted = " ".join(self._joined({"wear": ("wearing", "wearing", "dressed in")}, "wear", phrases[:1]))
-            return f"{fronted}, {self._subject(_any(self.rng, ('a', 'this', 'the')))} {self._main(phrases[1:])}"
-        who = self._subject(_any(self.rng, ("the", "a", "a", "this")))
+        if draw < 0.27 and len(phrases) > 1 and phrases[0].verb == "wear":
+            fronted = " ".join(self._joined({"wear": ("wearing", "dressed in")}, "wear", phrases[:1]))
+            return f"{fronted}, {who} {self._main(phrases[1:])}"
+        who = _any(self.rng, ("the", "a", "a", "this")) + who[1:]
         attached = [p for p in phrases if p.thing in ("hair", "glasses")] if self.rng.random() < 0.6 else []
         if not attached and self.rng.random() < 0.3:
             attached = [p for p in phrases if p.thing == "upper"]
@@ -315,19 +425,13 @@ class Writer:
             return f"the {self.noun} {self._main(phrases)}"
         return f"{self.words['s']} {self._main(phrases, self.plural_pronoun)}"
 
-    def _listed(self, phrases: list[Phrase]) -> list[str]:
-        """Notes instead of sentences."""
-        notes = [re.sub(r"^(an?|a pair of) ", "", phrase.text) for phrase in phrases]
-        return [", ".join([self._subject("").strip(), *notes])]
-
     def _finish(self, sentences: list[str]) -> str:
-        """Articles, capitals and full stops; a few annotators are careless with the latter two."""
-        careless = self.rng.random()
+        """Articles, capitals and full stops; a few describers are careless with the latter two."""
         tidy = [re.sub(r"\s+", " ", s.replace("colored in color", "colored")) for s in sentences]
         tidy = [re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", s).strip() for s in tidy]
-        if careless > 0.03:
+        if not self._often("lower case", 0.03):
             tidy = [s[0].upper() + s[1:] for s in tidy]
-        return ". ".join(tidy) + ("" if 0.02 < careless < 0.07 else ".")
+        return ". ".join(tidy) + ("" if self._often("no full stop", 0.05) else ".")
 
 
 # -- mistyping --------------------------------------------------------------------------------------------------------
@@ -337,24 +441,25 @@ def _misspell(rng: np.random.Generator, text: str, share: float) -> tuple[str, l
     """Misspell a share of the words, never one of fewer than four letters."""
     words = list(re.finditer(r"[A-Za-z]+", text))
     long = [word for word in words if len(word[0]) >= 4]
-    count = min(_round(rng, share * len(words)), len(long))
-    chosen = sorted(rng.choice(len(long), count, replace=False).tolist(), reverse=True) if count else []
+    count = min(int(share * len(words) + rng.random()), len(long))
     record = []
-    for word in (long[index] for index in chosen):  # from the end, so that earlier positions stay valid
-        written = _mistype(rng, word[0])
+    for index in sorted(
+        rng.permutation(len(long))[:count].tolist(), reverse=True
+    ):  # from the end: positions stay valid
+        word, written = long[index], _mistype(rng, long[index][0])
         record.append({"word": word[0], "written": written})
         text = text[: word.start()] + written + text[word.end() :]
     return text, record[::-1]
 
 
 def _mistype(rng: np.random.Generator, word: str) -> str:
-    """A usual misspelling of ``word``, or letters dropped, doubled or swapped; never ``word`` itself."""
-    usual = lexicon.MISSPELLINGS.get(word.lower())
+    """A usual misspelling of ``word``, or a letter dropped, doubled or swapped; no kept word."""
+    usual = LEXICON["misspellings"].get(word.lower())
     if usual and rng.random() < 0.7:
         written = _any(rng, usual)
         return written.capitalize() if word[0].isupper() else written
     written = word
-    while written == word:
+    while written == word or written.lower() in KEPT_WORDS:
         i, kind = int(rng.integers(1, len(word) - 1)), int(rng.integers(3))
         middle = ("", word[i] * 2, word[i + 1] + word[i])[kind]
         written = word[:i] + middle + word[i + (2 if kind == 2 else 1) :]

@@ -12,30 +12,42 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from tqdm.auto import tqdm
 
-from timam.files import read_json
+from timam.files import read_json, replacing_folder
 from timam_lab.pedestrians.attributes import Identity, draw_identity, vary_identity
-from timam_lab.pedestrians.captions import Noise, write_caption
-from timam_lab.pedestrians.scene import CAMERAS, render_image
+from timam_lab.pedestrians.captions import Describer, Manner, write_caption
+from timam_lab.pedestrians.places import CAMERAS
+from timam_lab.pedestrians.scene import TALLEST, Conditions, render_image
 
-RENDERER_VERSION = 1  # raise whenever the same spec would give other bytes
+RENDERER_VERSION = 2  # raise whenever the same spec would give other bytes
 CUHK_PEDES_IDENTITIES = (11_003, 1_000, 1_000)
 SPLITS = ("train", "val", "test")
 _STREAMS = {"split": 0, "identity": 1, "count": 2, "image": 3, "caption": 4}  # first key of every random stream
+DIFFICULTIES: dict[str, dict[str, float]] = {  # standard: the defaults of `PedestrianSpec`
+    "easy": {"omission": 0.2, "mistake": 0, "misspelling": 0, "remark": 0, "negation": 0, "unseen_words": 0,
+             "habits": 0.3, "shades": 0, "occlusion": 0.05, "company": 0.1, "cut_off": 0, "smallest": 120,
+             "near_duplicate": 0},
+    "standard": {},
+    "hard": {"omission": 0.45, "mistake": 0.08, "misspelling": 0.03, "remark": 0.3, "negation": 0.3,
+             "unseen_words": 0.5, "habits": 0.9, "shades": 0.5, "occlusion": 0.3, "company": 0.5, "cut_off": 0.2,
+             "near_duplicate": 0.3},
+}  # fmt: skip
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class PedestrianSpec:
     """What to render. Shares are fractions in [0, 1].
 
@@ -43,41 +55,49 @@ class PedestrianSpec:
         ValueError: a field is out of its bounds; the message names field, value and bound.
     """
 
-    train_identities: int = 1_000  # with the defaults below 3,710 images: well under a minute on a few cores
-    val_identities: int = 100
-    test_identities: int = 100
-    images_per_identity: float = 40_206 / 13_003  # mean, as CUHK-PEDES
-    captions_per_image: int = 2  # as CUHK-PEDES
-    height: int = 192  # pixels; twice the width is the usual shape of a person crop
-    width: int = 96
-    seed: int = 0
-    omission: float = 0.35  # share of the visible attributes a caption leaves out; gives about 21 words a caption
-    mistake: float = 0.04  # share of the mentioned attributes that are wrong: people err, but not often
-    misspelling: float = 0.015  # share of words; about one in three captions has one
-    remark: float = 0.15  # share of captions that also say something of no use
-    occlusion: float = 0.15  # share of images with something in front of the person
-    near_duplicate: float = 0.15  # share of identities that differ from another one in one or two attributes
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("height", 64, 512), ("width", 32, 512), ("seed", 0, 2**63 - 1)):
-            _check_bounds(name, getattr(self, name), low, high, whole=True)
-        for name in ("train_identities", "val_identities", "test_identities", "captions_per_image"):
-            _check_bounds(name, getattr(self, name), 1, 1_000_000, whole=True)
-        _check_bounds("images_per_identity", self.images_per_identity, 1, 1_000)
-        for name in ("mistake", "misspelling", "remark", "occlusion", "near_duplicate"):
-            _check_bounds(name, getattr(self, name), 0, 1)
-        _check_bounds("omission", self.omission, 0, 0.9)  # a caption that mentions nothing is no caption
+    train_identities: Count = 1_000  # with the defaults below 3,710 images: about a minute on a few cores
+    val_identities: Count = 100
+    test_identities: Count = 100
+    images_per_identity: Annotated[float, Field(ge=1, le=1_000)] = 40_206 / 13_003  # mean, as CUHK-PEDES
+    captions_per_image: Count = 2  # as CUHK-PEDES
+    height: Annotated[int, Field(ge=64, le=512)] = 192  # pixels; twice the width is the usual shape of a person crop
+    width: Annotated[int, Field(ge=32, le=512)] = 96
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    # Share of the visible attributes a caption leaves out: gives about 22 words; all of them left out is no caption.
+    omission: Annotated[float, Field(ge=0, le=0.9)] = 0.35
+    mistake: Share = 0.04  # of the mentioned attributes that are wrong: people err, but not often
+    misspelling: Share = 0.015  # of the words; about one in three captions has one
+    remark: Share = 0.15  # of the captions that also say something of no use
+    negation: Share = 0.15  # of the captions that also say what is not there
+    unseen_words: Share = 0.2  # of the mentions in validation and test in words that no training caption has
+    describers: Annotated[int, Field(ge=1, le=1_000)] = 12  # people who write the captions
+    habits: Share = 0.7  # of a describer's choices (order, length, words, ...) that follow a habit
+    shades: Share = 0.3  # of the shades that a describer calls by another colour's name
+    occlusion: Share = 0.15  # of the images with something in front of the person
+    company: Share = 0.3  # of the images with other people
+    cut_off: Share = 0.1  # of the images whose edge cuts the person
+    smallest: Annotated[int, Field(ge=40, le=TALLEST)] = (
+        40  # pixels: least original height, before it is brought to size
+    )
+    near_duplicate: Share = 0.15  # of the identities that differ from another one in one or two attributes
 
     @classmethod
-    def of_size(cls, identities: int, **fields: Any) -> PedestrianSpec:
+    def of_size(cls, identities: int, difficulty: str = "standard", **given: Any) -> PedestrianSpec:
         """A spec with ``identities`` people in all, split in the proportions of CUHK-PEDES, each split at least one.
 
+        Args:
+            difficulty: one of DIFFICULTIES, for the fields that are not given.
+
         Raises:
-            ValueError: fewer than three identities, or a field out of its bounds.
+            ValueError: fewer than three identities, an unknown difficulty, or a field out of its bounds.
         """
-        _check_bounds("identities", identities, 3, 3_000_000, whole=True)
+        if not 3 <= identities <= 3_000_000:
+            raise ValueError(f"identities = {identities} must lie in [3, 3000000]")
+        if difficulty not in DIFFICULTIES:
+            raise ValueError(f"difficulty = {difficulty!r} must be one of {', '.join(DIFFICULTIES)}")
         _, val, test = (max(1, round(identities * part / sum(CUHK_PEDES_IDENTITIES))) for part in CUHK_PEDES_IDENTITIES)
-        return cls(train_identities=identities - val - test, val_identities=val, test_identities=test, **fields)
+        sizes = {"train_identities": identities - val - test, "val_identities": val, "test_identities": test}
+        return cls(**DIFFICULTIES[difficulty] | sizes | given)
 
     @property
     def identities(self) -> int:
@@ -90,20 +110,11 @@ class PedestrianSpec:
         return round(self.images_per_identity * self.identities)
 
 
-def _check_bounds(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ValueError(f"{name} = {value!r} must be {'a whole number' if whole else 'a number'}")
-    if not low <= value <= high:  # also refuses NaN
-        raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")
-
-
 def _generator(spec: PedestrianSpec, stream: str, *keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, _STREAMS[stream], *keys])))
 
 
-@dataclass(frozen=True)
-class _Person:
+class _Person(NamedTuple):
     """One line of work: a person of a split and how many images to render of them."""
 
     number: int  # 1-based
@@ -152,23 +163,26 @@ def _image_counts(spec: PedestrianSpec) -> list[int]:
 
 
 def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> list[dict[str, Any]]:
-    """Render and describe one person; returns the ground truth of each image, with its captions' text.
+    """Render and describe one person; returns the ground truth of each image, with its captions.
 
-    An image: file_path, id, camera, view, yaw (degrees, 0 is front), pose, occlusion (what hides part of the person, or
-    null), hidden (attributes that cannot be seen in it), captions. A caption: text, mentioned, omitted (visible, not
-    mentioned), wrong ({attribute, true, stated}), misspelled ({word, written}), remark.
+    An image: file_path, id, captions (fields as `write_caption`), and what `render_image` says of it.
     """
     cameras = _generator(spec, "image", person.number).permutation(len(CAMERAS))  # a new camera for each image
-    size, noise = (spec.width, spec.height), Noise(spec.omission, spec.mistake, spec.misspelling, spec.remark)
+    conditions = Conditions(**{field.name: getattr(spec, field.name) for field in fields(Conditions)})
+    manner = Manner(**{field.name: getattr(spec, field.name) for field in fields(Manner)})
+    manner = replace(manner, unseen_words=0.0) if person.split == "train" else manner
     truths = []
     for index in range(person.images):
         camera = CAMERAS[int(cameras[index % len(cameras)])]
         rng = _generator(spec, "image", person.number, index + 1)
-        image, truth = render_image(rng, person.identity, person.number, camera, size, spec.occlusion, spec.seed)
+        image, truth = render_image(rng, person.identity, person.number, camera, conditions)
         file_path = f"{camera.folder}/{person.number:05d}_{index + 1}.jpg"
         image.save(images_dir / file_path, quality=truth.pop("jpeg_quality"))
-        writers = [_generator(spec, "caption", person.number, index + 1, k) for k in range(spec.captions_per_image)]
-        captions = [write_caption(writer, person.identity, truth["hidden"], noise) for writer in writers]
+        captions = []
+        for k in range(spec.captions_per_image):
+            writer = _generator(spec, "caption", person.number, index + 1, k)
+            describer = Describer(int(writer.integers(spec.describers)), spec.seed)
+            captions.append(write_caption(writer, person.identity, truth["hidden"], describer, manner))
         truths.append({"file_path": file_path, "id": person.number, **truth, "captions": captions})
     return truths
 
@@ -186,21 +200,6 @@ def _render_all(
         yield from pool.imap(render, people, chunksize=max(1, min(32, len(people) // (4 * workers))))
 
 
-@contextmanager
-def _complete_or_nothing(output: Path) -> Iterator[Path]:
-    """A directory beside ``output`` that becomes ``output`` on success and vanishes otherwise."""
-    partial_dir = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial_dir, ignore_errors=True)  # what an interrupted rendering may have left
-    partial_dir.mkdir(parents=True)
-    try:
-        yield partial_dir
-        if output.is_dir():
-            output.rmdir()  # empty, or _already_rendered had refused
-        os.rename(partial_dir, output)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-
-
 def _already_rendered(output: Path, spec: PedestrianSpec) -> bool:
     """Whether ``output`` holds exactly this; raises FileExistsError if it holds something else."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -213,8 +212,12 @@ def _already_rendered(output: Path, spec: PedestrianSpec) -> bool:
     if found == wanted:
         return True
     differs = [f"{k}: {found[1].get(k)!r} there, {v!r} asked" for k, v in wanted[1].items() if found[1].get(k) != v]
-    reason = "; ".join(differs) or f"renderer version {found[0]} there, {wanted[0]} here"
-    raise FileExistsError(f"{output} holds other rendered pedestrians ({reason}); remove it or choose another output")
+    if found[0] != wanted[0]:
+        differs = [f"renderer version {found[0]} there, {wanted[0]} here"]
+    difference = "; ".join(differs)
+    raise FileExistsError(
+        f"{output} holds other rendered pedestrians ({difference}); remove it or choose another output"
+    )
 
 
 def render_pedestrians(
@@ -236,12 +239,14 @@ def render_pedestrians(
         ValueError: fewer than one worker.
     """
     output = Path(output)
-    workers = workers if workers is not None else _usable_cores()
-    _check_bounds("workers", workers, 1, 1024, whole=True)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: expected 1 or more")
     if _already_rendered(output, spec):
         return
     people = _draw_people(spec)
-    with _complete_or_nothing(output) as folder:
+    with replacing_folder(output, durable=False) as folder:
         for camera in CAMERAS:
             (folder / "imgs" / camera.folder).mkdir(parents=True)
         images: list[dict[str, Any]] = []
@@ -250,10 +255,6 @@ def render_pedestrians(
                 images.extend(truths)
                 bar.update(len(truths))
         _write_json(folder, people, images, spec)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_json(folder: Path, people: list[_Person], images: list[dict[str, Any]], spec: PedestrianSpec) -> None:

@@ -1,4 +1,4 @@
-"""Draw one of our rendered pedestrians: a jointed body in three dimensions, dressed and projected to the picture.
+"""Draw one rendered pedestrian: a jointed body in three dimensions, dressed, and painted where it can be seen.
 
 Lengths are in units of the person's height. Body axes: x to the person's own left, y up, z ahead; the origin is on the
 ground between the feet. ``yaw`` turns the person: 0 faces the camera, pi shows the back, pi/2 faces the right of the
@@ -10,31 +10,81 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
+from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from timam_lab.pedestrians.attributes import COLOURS, DENIM_COLOURS, HAIR_COLOURS, NONE, SKIN_COLOURS, TABLES, Identity
-from timam_lab.pedestrians.canvas import NEUTRAL, Canvas, Colour, Tube, View, dim
+from timam_lab.pedestrians import attributes
+from timam_lab.pedestrians.attributes import COLOURS, NONE, TABLES, Colour, Identity
+from timam_lab.pedestrians.canvas import Canvas, View
+
+SHAPES = {name: np.array(rows) for name, rows in TABLES["shapes"].items()}  # top to bottom: y, half-width, half-depth
+LEG_CUTS: dict[str, list[float]] = TABLES["leg_cuts"]  # share of the leg, width added at the thigh, at the ankle
+BAGS: dict[str, list[float]] = TABLES["bags"]  # half-width, half-depth, half-height, width at the top
+# A solid has a surface, and each surface a material unless something else is painted there. Both go by number.
+SURFACES: dict[str, str] = TABLES["surfaces"]  # surface to material
+MATERIALS: list[str] = TABLES["materials"]
+SURFACE = {name: number for number, name in enumerate(SURFACES)}
+MATERIAL = {name: number for number, name in enumerate(MATERIALS)}
+_OF_HEAD = ("head", "face", "hair", "tail", "headwear")
+_CHIN, _HIP = 0.868, 0.505  # heights
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a garment is cut: sleeve as a share of the arm, hem as a height, width added around the body."""
+    """How a garment is cut: sleeve as a share of the arm, hem as a height, width added all around and at the hem."""
 
     hem: float
     sleeve: float = 0.0
     loose: float = 0.0
-    flare: float = 0.0  # width added at the hem of a skirt or coat
+    flare: float = 0.0
     collar: str = ""
 
 
-SHAPES: dict[str, list[list[float]]] = TABLES["shapes"]  # cross-sections, top to bottom: y, half-width, half-depth
 UPPER_CUTS = {name: Cut(**cut) for name, cut in TABLES["upper_cuts"].items()}
 SKIRT_CUTS = {name: Cut(**cut) for name, cut in TABLES["skirt_cuts"].items()}
-LEG_CUTS: dict[str, list[float]] = TABLES["leg_cuts"]  # share of the leg, width added at the thigh, at the ankle
-BAGS: dict[str, list[float]] = TABLES["bags"]  # half-width, half-depth, half-height, width at the top
-DARK = (30, 28, 30)  # frames of glasses
+
+
+@dataclass(frozen=True)
+class Build:
+    """A person's own body, gait and shades, the same in all pictures: factors around 1, and colours by material."""
+
+    shoulders: float
+    hips: float
+    stride: float
+    arms: float
+    stoop: float  # radians
+    pitch: float  # of a pattern
+    hairline: float  # height
+    colours: dict[str, Colour]
+
+
+def draw_build(rng: np.random.Generator, identity: Identity) -> Build:
+    """What is a person's own beside the attributes; ``rng`` is the person's."""
+    old, unused = identity.age == "elderly", (120, 120, 120)
+    names = ("upper", "inner", "lower", "headwear", "scarf", "shoes", "bag")
+    colours = {name: COLOURS.get(getattr(identity, f"{name}_colour"), unused) for name in names}
+    colours["second"] = COLOURS.get(identity.upper_second, unused)
+    if identity.lower == "jeans":
+        colours["lower"] = attributes.DENIM_COLOURS[identity.lower_colour]
+    colours["hair"] = attributes.HAIR_COLOURS.get(identity.hair_colour, unused)
+    colours["skin"] = attributes.SKIN_COLOURS[identity.skin]
+    colours = {name: _own_shade(rng, colour, 6 if name in ("hair", "skin") else 10) for name, colour in colours.items()}
+    for name, gains in (("dark", (0.3, 0.28, 0.28)), ("lip", (0.76, 0.52, 0.52))):
+        red, green, blue = (int(part * gain) for part, gain in zip(colours["skin"], gains, strict=True))
+        colours[name] = (red, green, blue)
+    shoulders, hips, stride, arms = rng.normal(1, (0.04, 0.04, 0.12, 0.2)) * (1, 1, 0.6 if old else 1, 1)
+    stoop = rng.uniform(0.12, 0.3) if old else rng.normal(0.02, 0.02)
+    colours |= {"glasses": (24, 23, 26), "white": (232, 232, 228)}
+    return Build(shoulders, hips, stride, arms, stoop, rng.uniform(0.85, 1.25), rng.uniform(0.955, 0.972), colours)
+
+
+def _own_shade(rng: np.random.Generator, rgb: Colour, spread: int) -> Colour:
+    shift = rng.integers(-spread, spread + 1) + rng.integers(-spread // 2, spread // 2 + 1, 3)
+    red, green, blue = np.clip(np.array(rgb) + shift, 12, 248).tolist()
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -47,452 +97,426 @@ class Pose:
     shoulder: Sequence[float]
     elbow: Sequence[float]
     spread: Sequence[float]  # arms away from the body
+    inward: Sequence[float] = (0.1, 0.1)  # hands towards the middle
+    lean: float = 0.0  # of the upper body
 
 
-def draw_pose(rng: np.random.Generator, identity: Identity) -> Pose:
-    """A phase of walking or a way of standing; a hand that holds something hangs."""
-    walking = rng.random() < 0.7
-    swing, phase = (rng.uniform(0.22, 0.46), rng.uniform(0, 2 * math.pi)) if walking else (0.06, rng.uniform(0, 6))
+def draw_pose(rng: np.random.Generator, identity: Identity, build: Build) -> Pose:
+    """A phase of a gait or a way of standing; a hand that holds something hangs."""
+    calm = identity.age == "elderly" or identity.bag == "suitcase"
+    poses: dict[str, dict[str, Any]] = TABLES["poses"]
+    name = attributes.pick(rng, {n: p["weight"] for n, p in poses.items()}, ("running",) if calm else ())
+    pose, phase = poses[name], rng.uniform(0, 2 * math.pi)
+    moving = "swing" in pose or rng.random() < 0.4  # some walk with their arms crossed
+    swing = rng.uniform(*pose.get("swing", (0.16, 0.34))) * build.stride if moving else 0.05
     stride, lift = math.sin(phase), math.cos(phase)
-    knee = [0.06 + (0.75 * swing / 0.4 * max(0.0, lift * side) if walking else 0.0) for side in (1, -1)]
-    shoulder = [-0.85 * swing * stride * side for side in (1, -1)]
-    elbow = rng.uniform(0.12, 0.6, 2).tolist()
-    spread = rng.uniform(0.06, 0.17, 2).tolist()
+    knee = [0.06 + (1.9 * swing * max(0.0, lift * side) if moving else 0.0) for side in (1, -1)]
+    shoulder = [pose.get("shoulder", -0.85 * swing * stride * side * build.arms) for side in (1, -1)]
+    elbow = [pose.get("elbow", bend) for bend in rng.uniform(0.12, 0.6, 2)]
+    spread = [pose.get("spread", away) for away in rng.uniform(0.06, 0.17, 2)]
+    inward, busy = [pose.get("inward", 0.1)] * 2, int(rng.integers(5))
     for index, side in enumerate(("left", "right")):
-        gesture = rng.random()
-        if side == identity.bag_side and identity.bag == "suitcase":
-            shoulder[index], elbow[index] = -0.35, 0.1
-        elif side == identity.bag_side and identity.bag in ("handbag", "plastic bag"):
-            shoulder[index], elbow[index] = 0.3 * shoulder[index], 0.12
-        elif gesture < 0.10:  # telephone, or a hand on a strap
-            shoulder[index], elbow[index] = 0.35, 1.9
-        elif gesture < 0.18:  # hand in the pocket
-            shoulder[index], elbow[index], spread[index] = -0.18, 0.75, 0.2
+        if side == identity.bag_side and identity.bag != "shoulder bag":
+            shoulder[index] = -0.35 if identity.bag == "suitcase" else 0.25 * swing * stride
+            elbow[index], spread[index], inward[index] = 0.1, 0.12, 0.0
+        elif index == busy and name in ("walking", "standing", "strolling"):
+            shoulder[index], elbow[index], inward[index] = 0.35, 2.0, 0.3  # a telephone, or a hand on a strap
     hips = (swing * stride, -swing * stride)
-    return Pose("walking" if walking else "standing", hips, knee, shoulder, elbow, spread)
-
-
-def _jitter(rng: np.random.Generator, rgb: Colour, spread: int = 12) -> Colour:
-    """The person's own shade of a colour."""
-    shift = rng.integers(-spread, spread + 1) + rng.integers(-spread // 2, spread // 2 + 1, 3)
-    red, green, blue = np.clip(np.array(rgb) + shift, 14, 246).tolist()
-    return red, green, blue
+    return Pose(name, hips, knee, shoulder, elbow, spread, inward, pose.get("lean", 0.0) + build.stoop)
 
 
 class Figure:
-    """A dressed person in a pose; ``draw`` puts it on a canvas, ``boxes`` says where each attribute then is."""
+    """A dressed person in a pose: `draw` puts the solids on a canvas, `paint` colours what can be seen of them.
 
-    def __init__(self, rng: np.random.Generator, identity: Identity, pose: Pose, view: View) -> None:
-        """``rng`` is the identity's own: it fixes the shades of the colours, the same in all of the person's images."""
-        self.identity, self.pose, self.view = identity, pose, view
-        names = ("upper", "upper_second", "inner", "lower", "headwear", "shoes", "bag")
-        values = [getattr(identity, name if name == "upper_second" else f"{name}_colour") for name in names]
-        self.colours = {n: _jitter(rng, COLOURS.get(v, (120, 120, 120))) for n, v in zip(names, values, strict=True)}
-        if identity.lower == "jeans":
-            self.colours["lower"] = _jitter(rng, DENIM_COLOURS[identity.lower_colour], 6)
-        self.colours["skin"] = _jitter(rng, SKIN_COLOURS[identity.skin], 6)
-        self.colours["hair"] = _jitter(rng, HAIR_COLOURS.get(identity.hair_colour, (60, 50, 45)), 6)
-        self.pattern_pitch = float(rng.uniform(0.85, 1.2))
-        self.cut = UPPER_CUTS[identity.upper]
-        self.unit, self.facing = view.scale, math.cos(view.yaw)  # pixels per height; 1 front, 0 side, -1 back
+    Attributes:
+        unit: pixels per height of the person.
+        area: pixels of each surface if nothing hid it, known once it is drawn.
+    """
+
+    def __init__(self, identity: Identity, build: Build, pose: Pose, view: View) -> None:
+        self.identity, self.build, self.pose, self.view = identity, build, pose, view
+        self.cut, self.unit, self.first = UPPER_CUTS[identity.upper], view.scale, 0
+        stature = {"short": 1.09, "average": 1.0, "tall": 0.93}[identity.height]
+        self.head = 1.5 if identity.age == "child" else stature  # size of the head
+        self.body = (1 - (1 - _CHIN) * self.head) / _CHIN  # and of all below it
+        self.breadth = {"slim": 0.84, "average": 1.0, "heavy": 1.22}[identity.build] * (0.5 + 0.5 * stature)
+        self.limbs = 0.35 + 0.65 * self.breadth  # thickness
         self.slim = -0.004 if identity.gender == "woman" else 0.0  # added to the radii of the limbs
-        self.bag_side = 1 if identity.bag_side == "left" else -1
-        self.boxes: dict[str, tuple[float, float, float, float]] = {}
+        self.side = 1 if identity.bag_side == "left" else -1
+        self.area: dict[str, float] = dict.fromkeys(SURFACES, 0.0)
         self._stand()
 
     def _stand(self) -> None:
         """Joints of both legs and arms; the lower foot touches the ground."""
-        pose, shoulder_x = self.pose, 0.082 if self.identity.gender == "woman" else 0.093
+        pose, broad = self.pose, 0.4 + 0.6 * self.breadth
+        shoulder_x = (0.08 if self.identity.gender == "woman" else 0.092) * self.build.shoulders * broad
         self.legs, self.arms = [], []
         for index, side in enumerate((1, -1)):
-            hip = np.array([side * 0.052, 0.505, 0.0])
+            hip = np.array([side * 0.05 * broad, _HIP, 0.0])
             a, b = pose.hip[index], pose.hip[index] - pose.knee[index]
-            knee = hip + 0.232 * np.array([0.0, -math.cos(a), math.sin(a)])
-            ankle = knee + 0.232 * np.array([-0.02 * side, -math.cos(b), math.sin(b)])
-            self.legs.append(np.stack([hip, knee, ankle]))
+            knee = hip + 0.232 * np.array([0.02 * side, -math.cos(a), math.sin(a)])
+            self.legs.append(np.stack([hip, knee, knee + 0.232 * np.array([-0.04 * side, -math.cos(b), math.sin(b)])]))
             a, b, c = pose.shoulder[index], pose.shoulder[index] + pose.elbow[index], pose.spread[index]
             joint = np.array([side * shoulder_x, 0.79, 0.0])
             elbow = joint + 0.168 * np.array([side * math.sin(c), -math.cos(a) * math.cos(c), math.sin(a)])
-            inward = 0.1 if pose.elbow[index] < 1 else 0.7
-            wrist = elbow + 0.142 * np.array([-side * inward, -math.cos(b), math.sin(b)])
-            self.arms.append(np.stack([joint, elbow, wrist, wrist + (wrist - elbow) * 0.36]))
-        drop = min(leg[2, 1] for leg in self.legs) - 0.042
-        self.lift = -drop  # added to every height of the upper body
-        for limb in (*self.legs, *self.arms):
-            limb[:, 1] -= drop
-        # The hand on the bag's side, with the lift taken out so that ``_px`` can put it back.
-        self.hand = self.arms[0 if self.bag_side == 1 else 1][3] - np.array([0, self.lift, 0])
+            forearm = np.array([-side * pose.inward[index], -math.cos(b), math.sin(b)])
+            forearm *= 0.145 / np.sqrt((forearm**2).sum())
+            self.arms.append(np.stack([joint, elbow, elbow + forearm, elbow + forearm * 1.34]))
+        self.lift = 0.042 - min(leg[2, 1] for leg in self.legs)  # added to all heights
+        self.hand = self.arms[0 if self.side == 1 else 1][3]  # on the bag's side
 
-    # -- places ---------------------------------------------------------------------------------------------------
+    def _pixels(self, points: Array) -> Array:
+        """Body points (..., 3) to pixels and depth: proportions, the lean of the upper body, the view."""
+        x, y, z = np.moveaxis(np.asarray(points, float), -1, 0)
+        y = np.minimum(y, _CHIN) * self.body + np.maximum(y - _CHIN, 0) * self.head
+        above = np.maximum(y - _HIP * self.body, 0)
+        y = y - above * (1 - math.cos(self.pose.lean)) + self.lift * self.body
+        return self.view.project(np.stack([x, y, z + above * math.sin(self.pose.lean)], axis=-1))
 
-    def _px(self, *point: float) -> np.ndarray:
-        """Pixel of a body point (x, y, z)."""
-        return self.view.project(np.array([point[0], point[1] + self.lift, point[2]]))
+    def _trunk(self, surface: str, rows: Any, at: Sequence[float] = (0, 0), front: float = 0.0) -> None:
+        """An upright piece of cross-sections (N, 3), y, half-width and half-depth, shifted by ``at`` in x and z."""
+        y, across, deep = np.asarray(rows, float).T
+        size = self.head if surface in _OF_HEAD else 1.0
+        centres = self._pixels(np.stack([np.full(len(y), at[0]), y, np.full(len(y), at[1] * size)], axis=-1))
+        centres[:, 1] = np.maximum.accumulate(centres[:, 1] + np.arange(len(y)) * 1e-3)
+        axes = self.view.half_axes(across * size, deep * size)
+        self.area[surface] += float(np.trapezoid(2 * axes[0], centres[:, 1]))
+        self.canvas.trunk(centres, axes, y, self.first + SURFACE[surface], self.view, front)
 
-    def _upright(self, sections: Sequence[Sequence[float]], add: float = 0.0, ahead: float = 0.0) -> Tube:
-        """Tube of elliptic cross-sections (y, half-width, half-depth), top to bottom, shifted ahead."""
-        table = np.array(sections)
-        middle = np.stack([np.zeros(len(table)), table[:, 0] + self.lift, np.full(len(table), ahead)], axis=-1)
-        return Tube(self.view.project(middle), self.view.half_width(table[:, 1] + add, table[:, 2] + add), 0.16)
+    def _limb(self, surface: str, points: Any, radii: Any, flat: bool = False) -> None:
+        """A rounded piece along body points (N, 3); ``radii`` are spread evenly along it."""
+        size = self.head if surface in _OF_HEAD else 1.0
+        places = np.linspace(0, len(points) - 1, max(len(points), len(radii)))
+        line = np.stack([np.interp(places, np.arange(len(points)), c) for c in np.asarray(points).T], axis=-1)
+        radii = np.interp(places, np.linspace(0, len(points) - 1, len(radii)), radii) * size * self.unit
+        pixels = self._pixels(line * [size, 1, size])
+        steps = np.hypot(*np.diff(pixels[:, :2], axis=0).T)
+        self.area[surface] += float((steps * (radii[1:] + radii[:-1])).sum())
+        yaw = self.view.yaw if surface in ("sleeve", "leg") else None  # nothing else is painted around a limb
+        self.canvas.limb(pixels, radii, self.first + SURFACE[surface], yaw, flat)
 
-    def _limb(self, joints: np.ndarray, radii: Sequence[float] | np.ndarray, share: float = 1.0,
-              domed: bool = False) -> Tube:  # fmt: skip
-        """Tube along joints (N, 3), rounded at the joints; ``share`` of its length, counted from the top."""
-        t = np.linspace(0, (len(joints) - 1) * share, 8)
-        line = np.stack([np.interp(t, np.arange(len(joints)), joints[:, axis]) for axis in range(3)], axis=-1)
-        line[1:-1] = 0.25 * line[:-2] + 0.5 * line[1:-1] + 0.25 * line[2:]
-        widths = np.interp(t, np.linspace(0, len(joints) - 1, len(radii)), radii)
-        centres = self.view.project(line)
-        if domed:  # a round shoulder
-            upwards = centres[0] - centres[1]
-            rise = upwards / max(float(np.hypot(*upwards)), 1e-6) * widths[0] * self.unit
-            centres = np.concatenate([centres[0] + rise * np.array([[0.85], [0.72], [0.4]]), centres])
-            widths = np.concatenate([widths[0] * np.array([0.3, 0.65, 0.92]), widths])
-        return Tube(centres, widths * self.unit * (0.5 + 0.5 * self.view.breadth))
+    # -- solids -------------------------------------------------------------------------------------------------------
 
-    def _around(self, azimuth: float) -> tuple[float, float]:
-        """A direction (0 ahead, positive to the person's left): where on a tube it is (s), how far it faces us."""
-        return math.sin(azimuth + self.view.yaw), math.cos(azimuth + self.view.yaw)
+    def draw(self, canvas: Canvas, first: int = 0) -> None:
+        """Draw all solids; their surfaces are numbered from ``first``."""
+        self.canvas, self.first = canvas, first
+        for leg in self.legs:
+            self._draw_leg(leg)
+            self._draw_shoe(leg)
+        self._draw_torso()
+        for arm in self.arms:
+            self._draw_arm(arm)
+        self._draw_head()
+        self._draw_headwear()
+        if self.identity.scarf != NONE:
+            z = self.cut.loose
+            self._trunk("scarf", SHAPES["scarf"] * [1, 1.05, 1.1])
+            ends = [[0.03, 0.85, 0.05 + z], [0.035, 0.78, 0.085 + z], [0.035, 0.68, 0.09 + z]]
+            self._limb("scarf", ends, [0.02, 0.024, 0.026], flat=True)
+        if self.identity.bag != NONE:
+            self._draw_bag()
 
-    def _see(self, name: str, points: np.ndarray, margin: float) -> None:
-        """Extend the box of a part by pixels (N, 2) and a margin in heights around them."""
-        margin *= self.unit
-        (left, top), (right, bottom) = (points.min(0) - margin).tolist(), (points.max(0) + margin).tolist()
-        old = self.boxes.get(name, (left, top, right, bottom))
-        self.boxes[name] = (min(left, old[0]), min(top, old[1]), max(right, old[2]), max(bottom, old[3]))
-
-    # -- drawing --------------------------------------------------------------------------------------------------
-
-    def draw(self, canvas: Canvas) -> None:
-        """Draw the person, what is farther away first."""
-        bag_behind = self._bag_depth() < -0.02
-        far = [float(self.view.depth(arm).mean()) < -0.025 for arm in self.arms]
-        if bag_behind:
-            self._draw_bag(canvas)
-        for arm in compress(self.arms, far):
-            self._draw_arm(canvas, arm)
-        if self.facing > 0:
-            self._draw_loose_hair(canvas)
-        for leg in sorted(self.legs, key=lambda leg: float(self.view.depth(leg).mean())):
-            self._draw_leg(canvas, leg)
-        self._draw_skirt(canvas)
-        self._solid(canvas, "neck", "skin")
-        self._draw_torso(canvas)
-        self._draw_head(canvas)
-        for arm in compress(self.arms, np.invert(far)):
-            self._draw_arm(canvas, arm)
-        if not bag_behind:
-            self._draw_bag(canvas)
-        self._draw_straps(canvas)
-
-    def _solid(self, canvas: Canvas, shape: str, part: str, ahead: float = 0.0, depth: float = 1.0) -> Tube:
-        """Draw an upright piece of one of the SHAPES in the colour of ``part``."""
-        tube = self._upright(SHAPES[shape], ahead=ahead)
-        canvas.solid(tube, self.colours[part], depth=depth)
-        return tube
-
-    def _draw_leg(self, canvas: Canvas, joints: np.ndarray) -> None:
-        identity, radii = self.identity, np.array([0.050, 0.057, 0.042, 0.041, 0.027]) + self.slim
-        self._draw_shoe(canvas, joints)
-        if identity.lower not in ("trousers", "jeans"):
-            canvas.solid(self._limb(joints, radii), self.colours["skin"])
+    def _draw_leg(self, joints: Array) -> None:
+        identity, radii = self.identity, (np.array([0.044, 0.057, 0.043, 0.041, 0.027]) + self.slim) * self.limbs
+        if identity.lower not in ("trousers", "jeans", "sweatpants", "leggings"):
+            self._limb("skin", joints, radii)
         if identity.shoes == "boots":
-            canvas.solid(self._limb(joints, radii + 0.007), self.colours["shoes"], 0.72, 1.0)
+            self._limb("shoes", joints[2] + (joints[1] - joints[2]) * [[0.62], [0.3], [0]], radii[2:] + 0.017)
         if identity.lower in LEG_CUTS:
             share, thigh, ankle = LEG_CUTS[identity.lower]
-            cloth = self._limb(joints, radii + np.linspace(thigh, ankle, len(radii)), share, domed=True)
-            end = 0.83 if identity.shoes == "boots" and share > 0.9 else 1.0
-            canvas.solid(cloth, self.colours["lower"], 0.0, end)
-            self._see("lower", cloth.centres, 0.05)
-            for t, lean in ((0.46, 0.06), (0.54, -0.05), (0.9, 0.05)):
-                canvas.crease(cloth, t, -0.7, t + lean, 0.3, 0.006 * self.unit)
-            if identity.lower == "jeans":
-                canvas.light_pen.polygon(cloth.patch(0.15, 0.5, -0.3, 0.35), fill=NEUTRAL + 30)
+            share = min(share, 0.75) if identity.shoes == "boots" else share  # tucked in
+            self._cloth("leg", joints, radii + np.linspace(thigh, ankle, len(radii)), share)
 
-    def _draw_shoe(self, canvas: Canvas, joints: np.ndarray) -> None:
-        ankle, shoes, unit, colour = joints[2], self.identity.shoes, self.unit, self.colours["shoes"]
-        tilt = float(np.clip((joints[1, 2] - joints[2, 2]) * 1.2, -0.2, 0.35))  # the heel leaves the ground behind
-        heel = ankle + np.array([0, -0.022 + 0.012 * tilt, -0.024])
-        toe = ankle + np.array([0, -0.03 - 0.05 * tilt, 0.082])
-        line = self.view.project(np.stack([heel, (heel + toe) / 2 + np.array([0, 0.008, 0]), toe]))
-        sole = line + np.array([0, 0.012 * unit])
-        if shoes in ("sneakers", "high heels"):
-            canvas.line(sole, (235, 235, 232) if shoes == "sneakers" else dim(colour, 0.6), 0.026 * unit)
-        base = self.colours["skin"] if shoes == "sandals" else colour
-        for point, width in zip(line, np.array([0.019, 0.02, 0.014]) * unit, strict=True):
-            canvas.ball(point, width, base, NEUTRAL - 25, 0.85)
-        canvas.line(line, base, 0.033 * unit)
-        if shoes == "sandals":
-            canvas.line(sole, colour, 0.012 * unit)
-            canvas.line(line[1:2] + np.array([[-0.02, 0], [0.02, 0]]) * unit, colour, 0.01 * unit)
-        self._see("shoes", line, 0.02)
+    def _cloth(self, surface: str, joints: Array, radii: Array, share: float) -> None:
+        """A sleeve or trouser leg along a ``share`` of a limb."""
+        places = np.linspace(0, 2 * share, 5)
+        line = np.stack([np.interp(places, [0, 1, 2], column) for column in joints[:3].T], axis=-1)
+        self._limb(surface, line, np.interp(places, np.linspace(0, 2, len(radii)), radii), flat=True)
 
-    def _draw_skirt(self, canvas: Canvas) -> None:
-        """A skirt, or the seat of trousers."""
-        cut = SKIRT_CUTS.get(self.identity.lower)
-        if cut is not None:
-            stride = abs(self.pose.hip[0]) * 0.11
-            tube = self._upright([(0.60, 0.086, 0.064), (0.53, 0.105, 0.078), (0.47, 0.113, 0.086 + 0.3 * stride),
-                                  (cut.hem, 0.105 + cut.flare, 0.082 + cut.flare + stride)])  # fmt: skip
-            canvas.solid(tube, self.colours["lower"])
-            self._pleat(canvas, tube)
-            self._see("lower", tube.centres, 0.1)
+    def _draw_shoe(self, joints: Array) -> None:
+        ankle, low = joints[2], [0, -0.013, 0]
+        tilt = float(np.clip((joints[1, 2] - ankle[2]) * 1.2, -0.2, 0.35))  # the heel leaves the ground behind
+        heel = np.add(ankle, [0, -0.02 + 0.012 * tilt, -0.022])
+        toe = np.add(ankle, [0.015 * np.sign(joints[0, 0]), -0.027 - 0.05 * tilt, 0.088])
+        self._limb("shoes", [ankle, heel, (heel + toe) / 2, toe], [0.027, 0.024, 0.023, 0.016])
+        if self.identity.shoes == "sneakers":
+            self._limb("sole", [heel + low, toe + low], [0.017, 0.013])
+        elif self.identity.shoes == "high heels":
+            self._limb("shoes", [heel, np.add(heel, [0, -0.024, -0.004])], [0.009, 0.005])
+
+    def _body(self) -> Array:
+        """Cross-sections of the upper body with its own breadth, top to bottom."""
+        rows = SHAPES[self.identity.gender].copy()
+        below = rows[:, 0] < 0.835  # the neck
+        rows[below, 1] *= (
+            np.interp(rows[below, 0], [0.55, 0.75], [self.build.hips, self.build.shoulders]) * self.breadth
+        )
+        rows[below, 2] *= 0.4 + 0.6 * self.breadth
+        belly = np.maximum(0, 1 - ((rows[:, 0] - 0.6) / 0.13) ** 2)
+        return rows + belly[:, None] * [0, 0.1, 0.26] * max(0.0, self.breadth - 1.1)
+
+    def _draw_torso(self) -> None:
+        """The upper garment without its sleeves, the skirt or the seat of the trousers, the neck."""
+        cut, body, stride = self.cut, self._body(), abs(self.pose.hip[0]) * 0.1
+        _, wide, deep = body[-1]
+        if skirt := SKIRT_CUTS.get(self.identity.lower):
+            waist = [0.44, wide + skirt.flare * 0.4, deep + 0.004 + 0.3 * stride]
+            hem = [skirt.hem, wide + skirt.flare, deep + skirt.flare * 0.8 + stride]
+            self._trunk("skirt", [*body[-3:] * [1, 1, 1.02], waist, hem])
         elif self.identity.lower != NONE:
-            self._solid(canvas, "seat", "lower")
-
-    def _pleat(self, canvas: Canvas, tube: Tube) -> None:
-        for s in (-0.66, -0.3, 0.1, 0.45, 0.75):
-            canvas.crease(tube, 0.55, s * 0.9, 1.0, s, 0.006 * self.unit, NEUTRAL - 45)
-
-    def _torso_tube(self) -> Tube:
-        """The upper garment without its sleeves, down to its hem."""
-        hem, flare = self.cut.hem, self.cut.flare
-        sections = [s for s in SHAPES[self.identity.gender] if s[0] > hem + 0.01]
-        if hem < 0.44:  # a coat or a dress
-            spare = abs(self.pose.hip[0]) * 0.09
-            sections.append([0.44, 0.107 + flare * 0.4, 0.08 + flare * 0.4 + 0.4 * spare])
-            sections.append([hem, 0.1 + flare, 0.076 + flare + spare])
+            seat = np.array([*body[-3:], [0.45, wide * 0.96, deep * 0.95], [0.42, wide * 0.6, deep * 0.7]])
+            self._trunk("leg", np.add(seat, [0, 0.004, 0.004]))
+        rows = list(body[body[:, 0] > cut.hem + 0.01])
+        if cut.hem < 0.44:
+            rows.append(np.array([0.44, wide + cut.flare * 0.4, deep + cut.flare * 0.4 + 0.4 * stride]))
+            rows.append(np.array([cut.hem, wide + cut.flare * 1.4, deep + cut.flare * 1.4 + 1.4 * stride]))
         else:
-            sections.append([hem, sections[-1][1] + flare, sections[-1][2] + flare])
-        return self._upright(sections, self.cut.loose)
+            rows.append(np.array([cut.hem, rows[-1][1] + cut.flare, rows[-1][2] + cut.flare]))
+        self._trunk("torso", np.add(rows, [0, cut.loose, cut.loose]))
+        self._limb("skin", [[0, 0.9, 0.0], [0, 0.85, 0.0], [0, 0.82, 0]], [0.03 * self.head, 0.032, 0.04])
+        if cut.collar:
+            self._trunk("torso", SHAPES[cut.collar], (0, -0.02 if cut.collar == "hood" else 0.0))
 
-    def _draw_torso(self, canvas: Canvas) -> None:
-        torso = self._torso_tube()
-        canvas.solid(torso, self.colours["upper"])
-        self._draw_pattern(canvas, torso, float(np.diff(torso.centres[[0, -1], 1])[0]), 0.5)
-        if self.identity.upper_pattern == "logo" and self.facing > 0.2:
-            s, half = self._around(0.0)[0], 0.5 * self.facing
-            canvas.colour_pen.polygon(torso.patch(0.28, 0.5, s - half, s + half), fill=self.colours["upper_second"])
-            bar = torso.patch(0.36, 0.40, s - 0.6 * half, s + 0.6 * half)
-            canvas.colour_pen.polygon(bar, fill=self.colours["upper"])
-        if self.identity.inner_colour != NONE and self.facing > 0.1:  # worn open
-            edges = [self._around(azimuth)[0] for azimuth in (-0.38, 0.38)]
-            canvas.colour_pen.polygon(torso.patch(0.06, 0.98, *edges), fill=self.colours["inner"])
-            for edge in edges:
-                canvas.crease(torso, 0.06, edge, 1.0, edge, 0.008 * self.unit, NEUTRAL - 70)
-        self._draw_neckline(canvas, torso)
-        for t, s, lean in ((0.45, -0.75, 0.10), (0.62, 0.15, 0.08), (0.72, -0.55, -0.06), (0.3, 0.5, 0.12)):
-            canvas.crease(torso, t, s, t + lean, s + 0.45, 0.007 * self.unit, NEUTRAL - 42)
-        if self.cut.hem < 0.44:
-            self._pleat(canvas, torso)
-        self._see("upper", torso.centres, 0.09)
-
-    def _draw_neckline(self, canvas: Canvas, torso: Tube) -> None:
-        collar, unit, middle = self.cut.collar, self.unit, self._around(0.0)[0]
-        closed = self.identity.inner_colour == NONE
-        if collar == "hood":
-            self._solid(canvas, "hood", "upper", ahead=-0.02, depth=1.2)
-        elif collar == "stand":
-            self._solid(canvas, "stand", "upper", depth=1.3)
-        if self.facing > 0.15:
-            opening = 0.045 if self.identity.upper in ("tank top", "dress", "blouse") else 0.028
-            (x, y), width = self._px(0, 0.852, 0.035), 0.034 * unit * self.facing
-            throat = [x - width, y, x + width, y, x + middle * 3, y + opening * 1.6 * unit]
-            canvas.polygon(throat, self.colours["skin" if closed else "inner"], NEUTRAL - 20)
-            if collar in ("shirt", "stand") and closed:  # buttons or zip
-                canvas.crease(torso, 0.12, middle, 0.97, middle * 0.9, 0.006 * unit, NEUTRAL - 65)
-
-    def _draw_pattern(self, canvas: Canvas, tube: Tube, length: float, spacing: float) -> None:
-        """The pattern of the upper garment on a tube ``length`` pixels long; ``spacing`` in radians around it."""
-        pattern, pen, second = self.identity.upper_pattern, canvas.colour_pen, self.colours["upper_second"]
-        step = 0.05 * self.pattern_pitch * self.unit / max(length, 1.0)
-        rows = np.arange(step * 0.6, 1 - 0.2 * step, step)
-        if pattern == "colour block":
-            pen.polygon(tube.patch(0.5, 1.0), fill=second)
-        elif pattern in ("striped", "checked"):
-            for t in rows:
-                pen.polygon(tube.patch(t, min(1.0, t + step * (0.48 if pattern == "striped" else 0.3))), fill=second)
-        if pattern == "checked":
-            for s in self._seen_around(spacing, 0.0):
-                half = 0.06 * math.sqrt(1 - s * s) + 0.01
-                pen.polygon(tube.patch(0, 1, max(-1, s - half), min(1, s + half)), fill=second)
-        elif pattern == "dotted":
-            for row, t in enumerate(rows):
-                for s in self._seen_around(spacing, 0.5 * spacing * (row % 2)):
-                    (x, y), r = tube.at(float(t), s), 0.011 * self.unit
-                    pen.ellipse([x - r, y - r, x + r, y + r], fill=second)
-
-    def _seen_around(self, spacing: float, start: float) -> list[float]:
-        """Places across a tube (s) of directions ``spacing`` apart, those that face the camera."""
-        places = [self._around(start + k * spacing) for k in range(int((2 * math.pi - start) / spacing + 0.99))]
-        return [s for s, towards in places if towards > 0.05 and abs(s) < 0.93]
-
-    def _draw_arm(self, canvas: Canvas, joints: np.ndarray) -> None:
-        radii = np.array([0.033, 0.033, 0.031, 0.027, 0.026, 0.020]) + self.slim
-        share, loose, pattern = self.cut.sleeve, self.cut.loose, self.identity.upper_pattern
-        canvas.solid(self._limb(joints[2:], [0.017, 0.022, 0.014]), self.colours["skin"])  # the hand
+    def _draw_arm(self, joints: Array) -> None:
+        radii = (np.array([0.034, 0.033, 0.028, 0.026, 0.020]) + self.slim) * self.limbs
+        share, loose = self.cut.sleeve, self.cut.loose * 0.8
+        self._limb("skin", joints[2:], np.array([0.017, 0.023, 0.015]) * (0.6 + 0.4 * self.head))
         if share < 1:
-            canvas.solid(self._limb(joints[:3], radii, domed=True), self.colours["skin"])
-        if share == 0:
+            self._limb("skin", joints[:3], radii)
+        if share > 0:
+            self._cloth("sleeve", joints, radii + loose + (0.002 if share == 1 else 0.01), share)
+
+    def _draw_head(self) -> None:
+        identity, rows = self.identity, SHAPES["curly" if self.identity.hair_style == "curly" else "hair"]
+        style = NONE if identity.headwear == "headscarf" else identity.hair_style
+        self._trunk("head", SHAPES["head"])
+        self._limb("face", [[0, 0.925, 0.052], [0, 0.914, 0.062]], [0.006, 0.009])
+        for side in (-1, 1) if style in ("short", "bald", "bun", "ponytail") else ():
+            self._limb("face", [[side * 0.05, 0.938, -0.004], [side * 0.049, 0.917, 0.0]], [0.011, 0.008])
+        if style in (NONE, "bald"):
             return
-        wider = np.linspace(loose, loose * 0.6 + (0.003 if share == 1 else 0.010), len(radii))
-        sleeve = self._limb(joints[:3], radii + wider, share, domed=True)
-        canvas.solid(sleeve, self.colours["upper"])
-        if pattern in ("striped", "checked", "dotted"):
-            self._draw_pattern(canvas, sleeve, 0.31 * share * self.unit, 1.5)
-        elif pattern == "colour block" and share == 1:
-            canvas.colour_pen.polygon(sleeve.patch(0.55, 1.0), fill=self.colours["upper_second"])
-        if share == 1:
-            for t, lean in ((0.45, 0.05), (0.55, -0.04)):
-                canvas.crease(sleeve, t, -0.8, t + lean, 0.3, 0.006 * self.unit)
+        bare = identity.headwear == NONE
+        line = self.build.hairline if bare else 0.962
+        middle = [np.interp(-line, -rows[:, 0], column) for column in rows.T]
+        if bare:
+            self._trunk("hair", [*rows[rows[:, 0] > line], middle], (0, -0.004))
+        loose = style in ("long", "shoulder length", "curly")
+        self._trunk("hair", [middle, *rows[rows[:, 0] < line]], (0, -0.004), 1.0 if loose else 1.3)
+        if (end := {"long": 0.69, "shoulder length": 0.8}.get(style)) is not None:
+            fall = [*SHAPES["fall"], [end + 0.03, 0.06, 0.042], [end, 0.04, 0.026]]
+            self._trunk("tail" if style == "long" else "hair", fall, (0, -0.026), 1.25)
+        elif style == "bun":
+            self._limb("tail", [[0, 1.0, -0.055], [0, 1.004, -0.06]], [0.031, 0.031])
+        elif style == "ponytail":
+            tail = [[0, 0.968, -0.056], [0, 0.95, -0.094], [0, 0.88, -0.1], [0, 0.79, -0.086]]
+            self._limb("tail", tail, [0.018, 0.028, 0.027, 0.009])
 
-    # -- head -----------------------------------------------------------------------------------------------------
-
-    def _draw_loose_hair(self, canvas: Canvas) -> None:
-        """Hair that hangs down, drawn below the head (from the front) or over the back."""
-        end = {"long": 0.70, "shoulder length": 0.805}.get(self.identity.hair_style)
-        if end is not None:
-            ends = [(end + 0.03, 0.052, 0.036), (end + 0.008, 0.040, 0.03), (end, 0.026, 0.02)]
-            fall = self._upright([*SHAPES["hair behind"], *ends], ahead=-0.024)
-            canvas.solid(fall, self.colours["hair"])
-            for s in (-0.5, 0.0, 0.5):
-                canvas.crease(fall, 0.4, s, 0.95, s * 0.9, 0.006 * self.unit, NEUTRAL - 30)
-
-    def _draw_head(self, canvas: Canvas) -> None:
-        loose, bald = self.identity.hair_style in ("long", "shoulder length"), self.identity.hair_style == "bald"
-        head = self._solid(canvas, "face", "skin", depth=0.8)
-        if not bald:
-            if self.facing < 0.5:  # the back of the head, down to the nape
-                self._solid(canvas, "nape", "hair", ahead=-0.03)
-            self._solid(canvas, "loose hair" if loose else "cropped hair", "hair", ahead=-0.006)
-        self._draw_face(canvas, 0.985 if bald else 0.968)
-        if self.facing <= 0:
-            self._draw_loose_hair(canvas)
-        self._draw_tied_hair(canvas)
-        for s, towards in map(self._around, (-math.pi / 2, math.pi / 2)):  # the ears
-            if towards > -0.1 and not loose:
-                canvas.ball(head.at(0.56, s * 0.98), 0.009 * self.unit, self.colours["skin"], NEUTRAL - 35, 1.6)
-        self._draw_headwear(canvas)
-        self._see("head", head.centres, 0.05)
-
-    def _draw_tied_hair(self, canvas: Canvas) -> None:
-        style, colour = self.identity.hair_style, self.colours["hair"]
-        if style == "bun":
-            canvas.ball(self._px(0, 1.0, -0.05), 0.028 * self.unit, colour, NEUTRAL - 10)
-        elif style == "ponytail" and self.facing < 0.35:
-            points = np.array([[0, 0.965, -0.05], [0, 0.945, -0.085], [0, 0.88, -0.09], [0, 0.80, -0.08]])
-            points[:, 1] += self.lift
-            canvas.solid(self._limb(points, [0.016, 0.027, 0.026, 0.008]), colour)
-
-    def _on_face(self, azimuth: float, y: float, out: float = 0.0) -> np.ndarray:
-        return self._px(math.sin(azimuth) * (0.047 + out), y, math.cos(azimuth) * (0.055 + out))
-
-    def _draw_face(self, canvas: Canvas, hairline: float) -> None:
-        if self.facing < -0.45:
-            return
-        unit, skin, turned = self.unit, self.colours["skin"], abs(math.sin(self.view.yaw))
-        top, chin = self._px(0, hairline, 0.0)[1], self._px(0, 0.866, 0.0)[1]
-        centre = self._px(0, 0.0, 0.022 * turned + 0.004)[0]
-        half = unit * (0.041 * max(self.facing, 0) + 0.036 * turned)
-        middle = np.array([[centre, top + (chin - top) * k] for k in np.linspace(0, 1, 6)])
-        canvas.solid(Tube(middle, half * np.array([0.62, 0.95, 1.0, 0.95, 0.78, 0.4])), skin, depth=0.55)
-        dark = dim(skin, 0.35)
-        brow_colour = dark if self.identity.hair_style == "bald" else dim(self.colours["hair"], 0.7)
-        for azimuth in (-0.42, 0.42):
-            if self._around(azimuth)[1] > 0.15:
-                eye = self._on_face(azimuth, 0.937)
-                canvas.ball(eye, 0.0062 * unit, dark, squash=0.7)
-                brow = eye - [0, 0.013 * unit]
-                canvas.line(brow + np.array([[-0.010, 0], [0.010, 0]]) * unit, brow_colour, 0.005 * unit)
-        if self.facing > -0.2:
-            nose, mouth = self._on_face(0.0, 0.915, 0.008), self._on_face(0.0, 0.893)
-            canvas.ball(nose, 0.007 * unit, skin, NEUTRAL - 45 if turned < 0.5 else NEUTRAL - 15)
-            lip = (int(skin[0] * 0.72), int(skin[1] * 0.48), int(skin[2] * 0.48))
-            width = 0.013 * max(self.facing, 0.4)
-            canvas.line(mouth + np.array([[-width, 0], [width, 0]]) * unit, lip, 0.006 * unit)
-        if self.identity.glasses != NONE and self.facing >= -0.1:
-            self._draw_glasses(canvas)
-
-    def _draw_glasses(self, canvas: Canvas) -> None:
-        unit, sideways = self.unit, math.sin(self.view.yaw)
-        eyes = [self._on_face(a, 0.936, 0.004) for a in (-0.42, 0.42) if self._around(a)[1] > 0.1]
-        for eye in eyes:
-            if self.identity.glasses == "sunglasses":
-                canvas.ball(eye, 0.016 * unit, (22, 22, 26), squash=0.8)
-            else:
-                box = [*(eye - 0.014 * unit), *(eye + np.array([0.014, 0.012]) * unit)]
-                canvas.colour_pen.ellipse(box, outline=DARK, width=max(1, round(0.0055 * unit)))
-        canvas.line(np.array([eyes[0], eyes[-1]]), DARK, 0.005 * unit)
-        if abs(sideways) > 0.3:
-            temple = self._on_face(math.copysign(1.5, -sideways), 0.938)
-            near = min(eyes, key=lambda eye: abs(float(eye[0] - temple[0])))
-            canvas.line(np.array([near, temple]), DARK, 0.005 * unit)
-
-    def _draw_headwear(self, canvas: Canvas) -> None:
-        kind, brim = self.identity.headwear, dim(self.colours["headwear"], 0.82)
+    def _draw_headwear(self) -> None:
+        kind = self.identity.headwear
         if kind == NONE:
             return
-        low = SHAPES[kind][-1][0]
-        if kind == "hat":
-            canvas.ball(self._px(0, low, 0), 0.098 * self.unit, brim, NEUTRAL - 25, 0.24)
-        dome = self._solid(canvas, kind, "headwear")
-        if kind == "hat":
-            canvas.polygon(dome.patch(0.8, 1.0), brim, NEUTRAL - 45)
-        elif kind == "beanie":
-            canvas.solid(dome, brim, 0.72, 1.0)
-        elif self.facing > -0.35:
-            rim = [self._px(math.sin(a) * 0.055, low - 0.004, math.cos(a) * 0.06 + 0.05 * math.cos(a) ** 2)
-                   for a in np.linspace(-1.35, 1.35, 9)]  # fmt: skip
-            back = [self._px(math.sin(a) * 0.055, low + 0.01, math.cos(a) * 0.06) for a in (1.35, 0.0, -1.35)]
-            canvas.polygon(np.concatenate([*rim, *back]).tolist(), brim, NEUTRAL - 50)
+        self._trunk("headwear", SHAPES[kind], front=1.0 if kind == "headscarf" else 0.0)
+        if kind == "headscarf":  # over the forehead and below the chin
+            self._trunk("headwear", SHAPES[kind][:4])
+            self._trunk("headwear", SHAPES[kind][-2:])
+        elif kind == "hat":
+            self._trunk("headwear", SHAPES["hat brim"])
+        elif kind == "cap":
+            angles = np.linspace(-0.75, 0.75, 7)
+            for out, low in ((0.075, 0.966), (0.09, 0.962), (0.106, 0.957)):
+                rim = np.stack([np.sin(angles) * 0.062, np.full(7, low), np.cos(angles) * out], axis=-1)
+                self._limb("headwear", rim, [0.008, 0.011, 0.008])
 
-    # -- bags -----------------------------------------------------------------------------------------------------
-
-    def _bag_centre(self) -> np.ndarray:
-        bag, side = self.identity.bag, self.bag_side
-        if bag == "backpack":
-            return np.array([0.0, 0.715, -0.115])
-        if bag == "shoulder bag":
-            return np.array([side * 0.135, 0.52, 0.01])
+    def _draw_bag(self) -> None:
+        bag, side = self.identity.bag, self.side
+        wide, deep, tall, waist = BAGS[bag]
+        x, y, z = {
+            "backpack": (0.0, 0.705, -0.075 - deep - self.cut.loose),
+            "shoulder bag": (side * 0.15 * (0.3 + 0.7 * self.breadth), 0.5, 0.01),
+            "suitcase": (side * 0.18, 0.15 - self.lift, min(self.hand[2] - 0.07, -0.08)),
+        }.get(bag, (self.hand[0], self.hand[1] - tall - 0.045, self.hand[2]))
+        spans = np.array([0.5 * waist, 0.86 * waist, 0.97 * waist, (1 + waist) / 2, 1.0, 0.98, 0.8])
+        heights = y + tall * np.array([1.04, 1.0, 0.92, 0.3, -0.4, -0.9, -1.0])
+        self._trunk("bag", np.stack([heights, wide * spans, deep * spans], axis=-1), (x, z))
+        top = np.array([x, y + tall * 0.95, z])
         if bag == "suitcase":
-            return np.array([side * 0.17, 0.15 - self.lift, min(self.hand[2] - 0.07, -0.08)])
-        return self.hand + np.array([0, -0.10, 0])
+            self._limb("rod", [self.hand, top], [0.008, 0.008])
+        elif bag == "shoulder bag":
+            self._limb("bag", [[side * 0.1, 0.66, 0.0], top], [0.01, 0.01])
+        elif bag != "backpack":
+            for edge in (-0.5 * deep, 0.5 * deep):
+                self._limb("bag", [self.hand, np.add(top, [0, 0, edge])], [0.007, 0.007])
 
-    def _bag_depth(self) -> float:
-        return float(self.view.depth(self._bag_centre()))
+    # -- paint --------------------------------------------------------------------------------------------------------
 
-    def hides_bag(self) -> bool:
-        """Whether the body stands between the camera and a bag at its side."""
-        if self.identity.bag in (NONE, "backpack") or self._bag_depth() > -0.02:
-            return False
-        return abs(float(self._px(*self._bag_centre())[0]) - self.view.x) < 0.07 * self.unit
+    def paint(self, canvas: Canvas, sun: Array, ambient: float) -> tuple[Array, Array, Array, Array]:
+        """The colours of what can be seen.
 
-    def _draw_bag(self, canvas: Canvas) -> None:
-        bag, colour, unit = self.identity.bag, self.colours["bag"], self.unit
-        if bag == NONE:
-            return
-        x, y, z = self._bag_centre()
-        half_width, half_depth, half_height, waist = BAGS[bag]
-        spans = np.array([0.72 * waist, 0.9 * waist, (1 + waist) / 2, 1.0, 0.97, 0.8])
-        centres = np.stack([self._px(x, y + half_height * row, z) for row in (1.0, 0.9, 0.3, -0.4, -0.9, -1.0)])
-        body, hand = Tube(centres, self.view.half_width(half_width, half_depth) * spans, 0.12), self._px(*self.hand)
-        if bag == "suitcase":
-            canvas.line(np.stack([hand, self._px(x, y + half_height, z)]), (90, 90, 95), 0.014 * unit)
-        elif bag in ("handbag", "plastic bag"):
-            for edge in (-0.55, 0.55):
-                canvas.line(np.stack([hand, body.at(0.05, edge)]), colour, 0.010 * unit)
-        canvas.solid(body, colour, depth=1.15)
-        if bag == "suitcase" or (bag == "backpack" and self.facing < 0.3):
-            canvas.crease(body, 0.52, -0.8, 0.52, 0.8, 0.008 * unit, NEUTRAL - 80)
-        if bag == "shoulder bag":
-            canvas.polygon(body.patch(0.1, 0.5), dim(colour, 0.7), NEUTRAL - 10)
-        self._see("bag", np.array(body.patch()).reshape(-1, 2), 0.0)
+        Args:
+            sun: direction of the light, x to the right, y down, z towards the camera, of length 1.
+            ambient: share of light that comes from everywhere.
 
-    def _strap(self, canvas: Canvas, heights: Sequence[float], azimuths: Sequence[float], width: float) -> None:
-        """A strap laid around the upper body through places (height, azimuth), drawn where it can be seen."""
-        table, t = np.array(SHAPES[self.identity.gender])[::-1], np.linspace(0, 1, 9)
-        y, azimuth = (np.interp(t, np.linspace(0, 1, len(values)), values) for values in (heights, azimuths))
-        across, ahead = (np.interp(y, table[:, 0], table[:, k]) + self.cut.loose + 0.003 for k in (1, 2))
-        points = np.stack([across * np.sin(azimuth), y + self.lift, ahead * np.cos(azimuth)], axis=-1)
-        seen = np.cos(azimuth + self.view.yaw) > -0.12
-        if seen.sum() > 1:
-            canvas.line(self.view.project(points[seen]), dim(self.colours["bag"], 0.85), width * self.unit)
+        Returns:
+            Indices (P,) of pixels in the flat canvas, their RGB (P, 3) float32, surfaces (P,) and materials (P,).
+        """
+        pixels = np.flatnonzero((canvas.surface > self.first) & (canvas.surface < self.first + len(SURFACES)))
+        surface = canvas.surface.ravel()[pixels] - self.first
+        u, v, nx, ny = (buffer.ravel()[pixels] for buffer in (canvas.u, canvas.v, canvas.nx, canvas.ny))
+        material = np.array([MATERIAL.get(name, 0) for name in SURFACES.values()])[surface]
+        relief = np.ones(len(pixels), np.float32)
+        for name in ("torso", "sleeve", "leg", "skirt", "head", "hair", "tail", "headwear", "scarf", "shoes", "bag"):
+            some = np.flatnonzero(surface == SURFACE[name])
+            along = v[some] / (self.unit if name in ("sleeve", "leg", "shoes") else 1)
+            painted, light = material[some], relief[some]
+            getattr(self, f"_paint_{SURFACES[name] if name == 'tail' else name}")(u[some], along, painted, light)
+            material[some], relief[some] = painted, light
+        nz = np.sqrt(np.maximum(0, 1 - nx * nx - ny * ny))
+        light = ambient + (1 - ambient) * 1.25 * np.maximum(0, nx * sun[0] + ny * sun[1] + nz * sun[2])
+        # Less light where something near by stands in front.
+        depth = np.maximum(canvas.depth, -0.3 * self.unit - self.view.distance)
+        hollow = (ndimage.uniform_filter(depth, max(3, int(0.06 * self.unit))) - depth).ravel()[pixels] / self.unit
+        light = light * relief * (1 - 0.4 * np.clip(20 * hollow, 0, 1))
+        table = np.array([self.build.colours[name] for name in MATERIALS], np.float32)
+        return pixels, table[material] * light[:, None], surface, material
 
-    def _draw_straps(self, canvas: Canvas) -> None:
-        if self.identity.bag == "backpack":
-            for side in (-1, 1):
-                self._strap(canvas, (0.835, 0.80, 0.66, 0.62), (side * 1.5, side * 0.7, side * 0.95, side * 1.6), 0.02)
-        elif self.identity.bag == "shoulder bag":
-            end = self.bag_side * math.pi / 2
-            for start in (-end, end):  # across the chest, and down the bag's side
-                self._strap(canvas, (0.84, 0.56), (start * 0.999, end), 0.014)
+    # The painters change material and relief (a factor of the light), at angles u and heights or lengths v.
+
+    def _paint_torso(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        identity, cut, front = self.identity, self.cut, np.abs(u)
+        self._paint_pattern(u, v, material)
+        if identity.upper_pattern == "colour block":
+            material[v < 0.5 * (cut.hem + 0.84)] = MATERIAL["second"]
+        elif identity.upper_pattern == "logo":
+            badge = (front < 0.62) & (v > 0.655) & (v < 0.765)
+            material[badge & ~((front < 0.4) & (np.abs(v - 0.71) < 0.014))] = MATERIAL["second"]
+        relief += 0.14 * folds(u * 16 + v * 60, v * 130 + 40) + 0.08 * folds(u * 50 - v * 90, v * 260 + 9)
+        throat = 0.845 - {"tank top": 0.05, "dress": 0.045, "blouse": 0.04}.get(identity.upper, 0.02)
+        material[front < np.maximum(0, v - throat) * (16 if cut.collar == "" else 9)] = MATERIAL["skin"]
+        if identity.inner_colour != NONE:
+            blazer = identity.upper == "blazer"
+            opening = np.maximum(0.05, (v - 0.6) * 2.6) if blazer else np.full(len(u), 0.36)
+            material[(front < opening) & (v < 0.85) & ((v > 0.6) | (not blazer))] = MATERIAL["inner"]
+            relief[(front > opening) & (front < opening + 0.09)] *= 0.8
+        elif cut.collar:
+            relief[(front < 0.045) & (v < 0.84)] *= 0.66  # buttons or a zip
+        if identity.upper == "puffer jacket":
+            relief *= quilting(v)
+        if cut.hem < 0.44:  # a coat or a dress, with a belt
+            relief *= np.where(np.abs(v - 0.6) < 0.009, 0.75, np.where(v < 0.58, pleats(u), 1))
+        if identity.bag == "backpack":
+            material[(np.abs(front - 0.72 + np.maximum(0, 0.7 - v) * 3) < 0.13) & (v > 0.63)] = MATERIAL["bag"]
+        elif identity.bag == "shoulder bag":
+            a = u * self.side
+            a = np.where(np.abs(a) > math.pi / 2, np.sign(a) * math.pi - a, a)  # across the back as across the chest
+            material[(np.abs(a + 0.9 - (0.84 - v) * 8.5) < 0.16) & (v > 0.55)] = MATERIAL["bag"]
+
+    def _paint_pattern(self, u: Array, v: Array, material: Array) -> None:
+        """The pattern of the upper garment at angles u and heights v."""
+        kind, pitch = self.identity.upper_pattern, 0.05 * self.build.pitch
+        across, down = u * 0.11 / pitch, v / pitch
+        column, row = across % 1, down % 1
+        x, y = (across + np.floor(down) % 2 * 0.5) % 1 - 0.5, row - 0.5
+        second: Array | bool = False
+        if kind == "striped":
+            second = row < 0.46
+        elif kind == "vertically striped":
+            second = across * 1.4 % 1 < 0.32
+        elif kind == "checked":
+            second = (row < 0.28) | (column < 0.28)
+        elif kind == "dotted":
+            second = x * x + y * y < 0.075
+        elif kind == "floral":
+            second = np.minimum((np.abs(x) - 0.19) ** 2 + y * y, x * x + (np.abs(y) - 0.19) ** 2) < 0.03
+            second &= x * x + y * y > 0.012
+        elif kind == "camouflage":
+            second = folds(across * 14, down * 14) + 0.4 * folds(across * 40 + 50, down * 40) > 0.12
+        material[second] = MATERIAL["second"]
+
+    def _paint_sleeve(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        relief += 0.18 * folds(u * 12 + v * 150, v * 240 + 7)
+        self._paint_pattern(u * 0.4, v + 0.02, material)
+        if self.identity.upper_pattern == "colour block" and self.cut.sleeve == 1:
+            material[v > 0.16] = MATERIAL["second"]
+        if self.identity.upper == "puffer jacket":
+            relief *= quilting(v)
+        elif self.identity.upper == "vest":
+            material[:] = MATERIAL["inner"]
+
+    def _paint_leg(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        relief += 0.15 * folds(u * 13 + v * 90, v * 160 + 70)
+        if self.identity.lower == "jeans":  # worn at the thigh
+            relief += 0.22 * np.maximum(0, 1 - np.abs(u) * 1.1) * np.maximum(0, 1 - np.abs(v - 0.14) * 6)
+        elif self.identity.lower == "sweatpants":
+            material[(np.abs(np.abs(u) - math.pi / 2) < 0.22) & (v < 0.5) & (v > 0.02)] = MATERIAL["white"]
+        elif self.identity.lower == "trousers":
+            relief[np.abs(u) < 0.09] *= 1.12  # the crease
+
+    def _paint_skirt(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        relief *= pleats(u) * (1 + 0.12 * folds(u * 24, v * 100))
+
+    def _paint_head(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        front, aside = np.abs(u), np.abs(np.abs(u) - 0.43)
+        material[(aside < 0.13) & (np.abs(v - 0.9365) < 0.0048)] = MATERIAL["dark"]  # eyes
+        relief[(aside < 0.19) & (np.abs(v - 0.951) < 0.003)] = 0.55  # brows
+        material[(front < 0.24) & (np.abs(v - 0.894) < 0.004)] = MATERIAL["lip"]
+        if self.identity.age == "elderly":  # wrinkles
+            relief[(np.abs(front - 0.34 - (0.91 - v) * 8) < 0.05) & (v > 0.885) & (v < 0.91)] = 0.8
+        if self.identity.glasses != NONE:
+            off = ((aside - 0.02) / 0.34) ** 2 + ((v - 0.935) / 0.0155) ** 2
+            lens = off < 1 if self.identity.glasses == "sunglasses" else (off < 1.15) & (off > 0.5)
+            bar = (np.abs(v - 0.939) < 0.003) & ((front < 0.2) | (front > 0.7)) & (front < 1.5)
+            material[lens | bar] = MATERIAL["glasses"]
+
+    def _paint_hair(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        curly = self.identity.hair_style == "curly"
+        relief += 0.5 * folds(u * 70, v * 900) if curly else 0.28 * folds(u * 90, v * 40)
+
+    def _paint_headwear(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        if self.identity.headwear == "beanie":  # knitted, with a cuff
+            relief *= np.where(np.abs(v - 0.982) < 0.002, 0.6, pleats(u * 2.5))
+        elif self.identity.headwear == "hat":
+            relief[(v > 0.972) & (v < 0.99)] = 0.5
+        elif self.identity.headwear == "headscarf":
+            relief += 0.3 * folds(u * 16, v * 400)
+
+    def _paint_scarf(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        relief += 0.3 * folds(u * 20, np.where(v < 1, v * 500, v))
+
+    def _paint_shoes(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        if self.identity.shoes == "sandals":
+            material[(np.abs(v - 0.06) > 0.01) & (np.abs(v - 0.105) > 0.013)] = MATERIAL["skin"]
+
+    def _paint_bag(self, u: Array, v: Array, material: Array, relief: Array) -> None:
+        if self.identity.bag == "plastic bag":
+            relief += 0.35 * folds(u * 24, v * 300)
+        elif self.identity.bag in BAGS:  # a rib or the edge of a flap
+            tall = BAGS[self.identity.bag][2]
+            edge = v.max(initial=0.0) - tall * (0.9 if self.identity.bag in ("backpack", "suitcase") else 0.7)
+            relief[np.abs(v - edge) < 0.04 * tall] = 0.6
+
+
+def _noise() -> Array:
+    """A smooth noise that repeats after 256 in both directions, in [-1, 1] for the most part."""
+    noise = np.random.Generator(np.random.PCG64(11)).normal(size=(32, 32)).repeat(8, 0).repeat(8, 1)
+    for _ in range(2):
+        for axis in (0, 1):
+            noise = np.mean([np.roll(noise, shift, axis) for shift in range(-4, 4)], axis=0)
+    return (noise / noise.std() * 0.5).astype(np.float32)
+
+
+_NOISE = _noise()
+
+
+def folds(across: Array, down: Array) -> Array:
+    """Noise at places of the cloth; a feature is some 12 units wide."""
+    return _NOISE[down.astype(int) % 256, across.astype(int) % 256]
+
+
+def pleats(u: Array) -> Array:
+    """Light on vertical folds at these angles."""
+    return 0.84 + 0.51 * np.abs(u * 2.6 - np.round(u * 2.6))
+
+
+def quilting(v: Array) -> Array:
+    """Light on the bulges of a padded jacket at these heights."""
+    return 0.7 + 0.4 * np.sqrt(np.minimum(1, 4 * np.abs(v / 0.048 - np.round(v / 0.048))))
