@@ -1,6 +1,6 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
-# make adversary   notebook 10: trials and runs with and without the adversary, about an hour -> reports/adversary
+# make adversary   notebook 10: runs with and without the adversary, about an hour -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
 # make check       lint, types and the fast tests: the daily loop, at most two minutes
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass

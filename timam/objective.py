@@ -152,7 +152,7 @@ def discriminator_input(embeddings: Tensor, config: LossConfig) -> Tensor:
     return F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5
 
 
-def _train_discriminator(batch: Embedded, learner: Learner, config: Config, job: Job) -> dict[str, Tensor]:
+def train_discriminator(batch: Embedded, learner: Learner, config: Config, job: Job) -> dict[str, Tensor]:
     """The discriminator's steps. Its loss and accuracy before the last of them are returned.
 
     The embeddings are detached, because this loss must not train the encoders. The discriminator is trained even where
@@ -189,7 +189,7 @@ def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> di
         config.loss,
         learner.log_temperature.exp(),
     )
-    game = _train_discriminator(batch, learner, config, job)
+    game = train_discriminator(batch, learner, config, job)
     terms = {term.name: term.compute(batch) for term in TERMS}
     total = weighted_total(terms, config.loss)
     job.step(total, [learner.optimizers["image"], learner.optimizers["text"]], config.train.gradient_clip)
