@@ -41,6 +41,8 @@ BOUNDS = {key: values for keys, values in {
         ([1, 2**16], [0, 2**16 + 1]),
     "model.max_tokens": ([4, 512], [3, 513]),
     "model.lstm_summary": (["max", "last"], ["mean", ""]),
+    "model.text_head": (["lstm", "pooled"], ["mean", ""]),
+    "model.projection": (["new", "pretrained"], ["old", ""]),
     "loss.identification_weight loss.matching_weight loss.adversarial_weight loss.gradient_penalty": ZERO_OR_MORE,
     "loss.matching": (["cmpm", "sdm", "infonce", "triplet"], ["clip", "CMPM"]),
     "loss.temperature": ([1e-6, 1.0], [0.0, 1.01, NAN]),

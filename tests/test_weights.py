@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from timam.config import MINILM, ModelConfig
 from timam.models import TIMAM, WeightsError, weights
 from timam.models.image_encoder import strip_head
-from timam.models.weights import build_language_model, load_backbone, load_language_model, load_tokenizer
+from timam.models.towers import config_of, from_config
+from timam.models.weights import load_backbone, load_language_model, load_tokenizer
 
 SIZES = {"vocab_size": len(word_piece_tokenizer()), "max_position_embeddings": 64}
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -109,7 +110,7 @@ def test_random_weights_only_on_request(tmp_path):
 
 
 def test_pooler_is_left_out():
-    model = build_language_model(CONFIGS["bert"].to_dict())
+    model = from_config(config_of(CONFIGS["bert"].to_dict()))
     assert not [name for name, _ in model.named_parameters() if "pooler" in name]
 
 

@@ -102,8 +102,9 @@ class DataConfig:
 class ModelConfig:
     """The encoders, the joint space and the discriminator."""
 
-    backbone: str = "resnet101"  # any torchvision classification model [paper: ResNet-101]
-    backbone_weights: str = "IMAGENET1K_V1"  # torchvision's name of the weights, or "none" for random ones
+    # A torchvision classification model [paper: ResNet-101], or a transformers checkpoint: CLIP, SigLIP, ViT, DINOv2.
+    backbone: str = "resnet101"
+    backbone_weights: str = "IMAGENET1K_V1"  # torchvision's name of the weights, "none" for random ones, or a file
     image_height: Pixels = 224  # [ours]
     image_width: Pixels = 224
     language_model: str = "bert-base-uncased"  # transformers' name or a folder; "none": learned word embeddings
@@ -112,6 +113,8 @@ class ModelConfig:
     word_embedding_dim: Width = 300  # only with language_model = "none" [ours]
     lstm_hidden: Width = 512  # per direction [ours]
     lstm_summary: Literal["max", "last"] = "max"  # masked maximum over time, or each direction's last state [ours]
+    text_head: Literal["lstm", "pooled"] = "lstm"  # "pooled": the language model's own pooling, no LSTM [paper: LSTM]
+    projection: Literal["new", "pretrained"] = "new"  # "pretrained": CLIP and SigLIP keep theirs [ours]
     embedding_dim: Width = 512  # D [recalled]
     shared_classifier: bool = True  # one identity classifier for both modalities, or one each [ours]
     normalized_classifier: bool = True  # its rows have unit length: norm-softmax [paper]; False: plain softmax
@@ -191,6 +194,8 @@ NEW_SETTINGS = (
     "loss.margin",
     "train.frozen_blocks",
     "train.init",
+    "model.text_head",
+    "model.projection",
 )
 
 

@@ -226,8 +226,8 @@ class Gallery:
 def model_fingerprint(model: TIMAM) -> str:
     """16 hex digits of the image encoder: its settings and its last layer, which any training changes."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.model_config), sort_keys=True).encode())
-    for tensor in model.image_encoder.projection.state_dict().values():
-        digest.update(tensor.cpu().float().numpy().tobytes())
+    for tensor in list(model.image_encoder.parameters())[-2:]:
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,7 @@
-"""Image encoder [paper]: a classification backbone without its head, global average pooling, a linear layer to D."""
+"""Image encoder [paper]: a classification backbone without its head, global average pooling, a linear layer to D.
+
+A tower of transformers may take the backbone's place; it pools in its own way.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
+
+from timam.models.towers import ImageTower
 
 
 def strip_head(backbone: nn.Module) -> nn.Module:
@@ -59,14 +64,16 @@ def feature_width(backbone: nn.Module, height: int, width: int) -> int:
 
 
 def blocks_of(backbone: nn.Module) -> list[list[str]]:
-    """The blocks of a torchvision backbone in the order of its forward pass, each a list of submodule names.
+    """The blocks of a backbone in the order of its forward pass, each a list of submodule names.
 
-    A block is a layer of `features` (MobileNet, EfficientNet, ConvNeXt, VGG and others), or of a ResNet the stem or a
-    residual block.
+    A block is a layer of `features` (MobileNet, EfficientNet, ConvNeXt, VGG and others); of a ResNet the stem or a
+    residual block; of an `ImageTower` the embeddings or a layer.
 
     Raises:
         ValueError: a backbone of another form.
     """
+    if isinstance(backbone, ImageTower):
+        return backbone.blocks()
     if isinstance(features := getattr(backbone, "features", None), nn.Sequential):
         return [[f"features.{name}"] for name in features._modules]
     if isinstance(getattr(backbone, "layer4", None), nn.Sequential):
@@ -98,18 +105,28 @@ class ImageEncoder(nn.Module):
     """Normalised pictures (B, 3, H, W) float32 -> embeddings (B, D), not unit length.
 
     Args:
-        backbone: a torchvision classification model with its head; changed in place.
+        backbone: a torchvision classification model with its head, changed in place; or an `ImageTower`.
         height, width: of the pictures, in pixels.
         embedding_dim: D.
+        keep_projection: uses the tower's pretrained projection where it has one, instead of a new linear layer.
 
     Raises:
-        ValueError: a backbone whose head cannot be replaced or that does not take this size.
+        ValueError: a backbone whose head cannot be replaced, that does not take this size, or whose own projection has
+            another width than D.
     """
 
-    def __init__(self, backbone: nn.Module, height: int, width: int, embedding_dim: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, height: int, width: int, embedding_dim: int, keep_projection: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = strip_head(backbone)
-        self.projection = nn.Linear(feature_width(self.backbone, height, width), embedding_dim)
+        own = None
+        if isinstance(backbone, ImageTower):
+            own, backbone.projection = backbone.projection, None
+        else:
+            strip_head(backbone)
+        self.backbone = backbone
+        features = feature_width(backbone, height, width)
+        self.projection = projection(features, embedding_dim, own if keep_projection else None)
         # The frozen blocks and the rest, in a tuple so that their parameters are not registered a second time.
         self._parts: tuple[nn.Module, ...] = ()
 
@@ -126,8 +143,14 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"train.frozen_blocks = {count}: {type(self.backbone).__name__} has {len(blocks)} blocks")
         names = [name for block in blocks[:count] for name in block]
         frozen = nn.Sequential(*map(self.backbone.get_submodule, names)).requires_grad_(False)
-        self._parts = frozen, _without(self.backbone, names)
+        # A tower's layers take more than one tensor, so that it runs whole, frozen blocks included.
+        self._parts = (frozen,) if isinstance(self.backbone, ImageTower) else (frozen, _without(self.backbone, names))
         self.train(self.training)
+
+    @property
+    def splits(self) -> bool:
+        """Whether there are frozen blocks whose outputs can take the pictures' place."""
+        return len(self._parts) == 2
 
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
@@ -142,9 +165,23 @@ class ImageEncoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), or outputs of the frozen blocks -> pooled features (B, C) before the projection."""
-        if not self._parts:
+        if not self.splits:
             return self.backbone(images)
         return self._parts[1](self.block_outputs(images) if images.shape[1] == 3 else images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection(self.features(images))
+
+
+def projection(features: int, embedding_dim: int, own: nn.Module | None) -> nn.Module:
+    """The last layer of an encoder, (B, features) -> (B, embedding_dim): a new linear layer, or the given one.
+
+    Raises:
+        ValueError: the given one has another width.
+    """
+    if own is None:
+        return nn.Linear(features, embedding_dim)
+    width = getattr(own, "out_features", features)  # an identity gives the features
+    if width != embedding_dim:
+        raise ValueError(f"model.embedding_dim = {embedding_dim}: the pretrained projection gives {width}")
+    return own

@@ -21,12 +21,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from timam.config import LONGEST_TEXT, ModelConfig
 from timam.images import ImageError, any_to_pixels, normalize
-from timam.models import saving
+from timam.models import saving, towers
 from timam.models.batching import encode_batches, slices
 from timam.models.discriminator import ModalityDiscriminator
 from timam.models.image_encoder import ImageEncoder
 from timam.models.text_encoder import TextEncoder, WordEmbeddings, word_tokenizer
-from timam.models.weights import load_backbone, load_language_model, load_tokenizer, longest_input
+from timam.models.weights import load_backbone, load_language_model, load_tokenizer
 
 ImageInput = Image.Image | str | Path | Tensor
 
@@ -51,8 +51,8 @@ class TIMAM(
         model_config: sizes and names.
         num_identities: classes of the identification loss.
         tokenizer: of the language model, or of the learned word embeddings.
-        backbone: a torchvision classification model with its head.
-        language_model: a BERT-like transformers encoder, or None for learned word embeddings.
+        backbone: a torchvision classification model with its head, or a `timam.models.towers.ImageTower`.
+        language_model: a text encoder of transformers, or None for learned word embeddings.
 
     Raises:
         ValueError: parts that do not fit each other.
@@ -64,7 +64,7 @@ class TIMAM(
         num_identities: int,
         tokenizer: transformers.PreTrainedTokenizerBase,
         backbone: nn.Module,
-        language_model: transformers.PreTrainedModel | None,
+        language_model: Any,
     ) -> None:
         super().__init__()
         if num_identities < 1:
@@ -74,18 +74,29 @@ class TIMAM(
         self.tokenizer = tokenizer
         self.tokenizer.padding_side = "right"  # packed sequences need their padding at the end
         dim = model_config.embedding_dim
-        self.image_encoder = ImageEncoder(backbone, model_config.image_height, model_config.image_width, dim)
-        words: nn.Module
+        keep = model_config.projection == "pretrained"
+        has_own = getattr(backbone, "projection", None) is not None
+        size = model_config.image_height, model_config.image_width
+        self.image_encoder = ImageEncoder(backbone, *size, dim, keep)
+        words: Any
+        own_projection = None
         if language_model is None:
             width = model_config.word_embedding_dim
             words = WordEmbeddings(len(tokenizer), width)
         else:
-            words, width = language_model, int(language_model.config.hidden_size)
-            if (limit := longest_input(language_model)) < model_config.max_tokens:
+            words, own_projection = towers.split_text(language_model)
+            width = int(words.config.hidden_size)
+            if (limit := towers.longest_input(words)) < model_config.max_tokens:
                 name = model_config.language_model
                 raise ValueError(f"model.max_tokens = {model_config.max_tokens}: {name} reads at most {limit}")
-        self._check_tokenizer(words.embedding if language_model is None else language_model.get_input_embeddings())
-        self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, model_config.lstm_summary)
+        self._check_tokenizer(words.embedding if language_model is None else words.get_input_embeddings())
+        self.padded_length = towers.padded_length(language_model)
+        pooled = model_config.text_head == "pooled"
+        summary = f"pooled {towers.text_pooling(language_model)}" if pooled else model_config.lstm_summary
+        own_projection = own_projection if keep and pooled else None
+        if keep and not has_own and own_projection is None:
+            raise ValueError("model.projection = 'pretrained': neither encoder has a projection of its own to keep")
+        self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, summary, own_projection)
         self.discriminator = ModalityDiscriminator(dim, model_config.discriminator_hidden)
         classifiers = 1 if model_config.shared_classifier else 2
         # Normalised rows: only their direction counts. Free rows start as nn.Linear's, else the first logits are huge.
@@ -124,9 +135,10 @@ class TIMAM(
         return self.class_bias.device
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions -> token_ids (B, T) int64 and attention_mask (B, T) int64, T at most `max_tokens`.
+        """Captions -> token_ids (B, T) int64 and attention_mask (B, T) int64, of at most `max_tokens` tokens.
 
-        A caption without any known token, such as an emoji, becomes one unknown word.
+        SigLIP was trained with padding as part of the text: T is the length that it was trained with, and the mask is
+        all ones. A caption without any known token, such as an emoji, becomes one unknown word.
         """
         batch = self.tokenizer(
             list(captions), truncation=True, max_length=self.model_config.max_tokens, add_special_tokens=True
@@ -134,6 +146,10 @@ class TIMAM(
         ids = [torch.tensor(row or [self.tokenizer.unk_token_id]) for row in batch]
         lengths = torch.tensor([len(row) for row in ids])
         token_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        if self.padded_length is not None:  # its padding counts as text
+            rest = self.padded_length - token_ids.shape[1]
+            token_ids = nn.functional.pad(token_ids, (0, rest), value=self.tokenizer.pad_token_id)
+            return token_ids, torch.ones_like(token_ids)
         return token_ids, (torch.arange(token_ids.shape[1])[None, :] < lengths[:, None]).long()
 
     def forward(
@@ -252,7 +268,7 @@ class TIMAM(
         bar = "encoding texts" if progress else None
         encoded = encode_batches(self, slices(order, batch_size), load, self.text_encoder, bar)
         rows = torch.cat([torch.empty(0, self.model_config.embedding_dim), *encoded])
-        if longest == self.model_config.max_tokens:  # a sentence may have been cut
+        if longest >= self.model_config.max_tokens:  # a sentence may have been cut
             self._warn_of_cut(texts)
         return torch.empty_like(rows).index_copy_(0, torch.tensor(order, dtype=torch.int64), rows)
 
@@ -280,13 +296,12 @@ class TIMAM(
 
     def generate_model_card(self, *args: Any, eval_results: list[EvalResult] | None = None, **fields: Any) -> ModelCard:
         """The card on the hub: use, limits and risks; and with the fields of `timam.card.of_run`, data and results."""
-        learns_words = self.text_encoder.learns_words
+        words = saving.public_name(self.model_config.language_model)
         fields = {
             "backbone": saving.public_name(self.model_config.backbone),
-            "language_model": "learned word embeddings"
-            if learns_words
-            else saving.public_name(self.model_config.language_model),
-            "learns_words": learns_words,
+            "language_model": "learned word embeddings" if self.text_encoder.learns_words else words,
+            "learns_words": self.text_encoder.learns_words,
+            "lstm": not self.text_encoder.pooled,
             **fields,
         }
         card = super().generate_model_card(*args, **fields)

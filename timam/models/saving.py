@@ -21,7 +21,10 @@ from torch import Tensor
 
 from timam import config as configs
 from timam.files import check_sums, read_json
-from timam.models.weights import build_backbone, build_language_model
+from timam.images import IMAGENET_MEAN, IMAGENET_STD
+from timam.models import towers
+from timam.models.towers import ImageTower
+from timam.models.weights import build_backbone
 
 if TYPE_CHECKING:
     from timam.models.joint import TIMAM
@@ -30,17 +33,19 @@ FILES = ("config.json", "model.safetensors", "tokenizer/*")
 
 
 def public_name(name: str) -> str:
-    """A name on the hub as it is; of a local folder, only its last part: the rest is private to this machine."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    """A name on the hub as it is; of a local folder or file only the last part, as the rest is private."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def save(model: TIMAM, folder: Path) -> None:
     """Writes everything that `load` needs into an existing folder."""
-    names = {key: public_name(getattr(model.model_config, key)) for key in ("backbone", "language_model")}
+    keys = ("backbone", "backbone_weights", "language_model")
+    names = {key: public_name(getattr(model.model_config, key)) for key in keys}
     content = {
         "model": {**dataclasses.asdict(model.model_config), **names},
         "num_identities": model.num_identities,
         "language_model_config": _transformers_config(model.text_encoder.language_model),
+        "backbone_config": _transformers_config(getattr(model.image_encoder.backbone, "model", None)),
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     model.tokenizer.save_pretrained(folder / "tokenizer")
@@ -84,16 +89,18 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         )
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
-    language_config = content["language_model_config"]
+    tower_configs = content["language_model_config"], content.get("backbone_config")
     try:
         model_config = configs.from_dict({"model": content["model"]}).model
-        if language_config and _layers(language_config) > len(state):
-            raise ValueError(f"{_layers(language_config):,} layers of {len(state)} tensors")
+        if (layers := max(map(_layers, tower_configs))) > len(state):
+            raise ValueError(f"{layers:,} layers of {len(state)} tensors")
+        words, tower = (config and towers.config_of(config) for config in tower_configs)
         with init_empty_weights(include_buffers=False):  # RegNet computes its sizes with tensors that need values
-            backbone = build_backbone(model_config.backbone, model_config.backbone_weights)
+            backbone = tower or build_backbone(model_config.backbone, model_config.backbone_weights)
         with torch.device("meta"):  # takes no memory: a config of a few bytes may ask for terabytes
-            words = language_config and build_language_model(language_config)
-            model = cls(model_config, content["num_identities"], tokenizer, backbone, words)
+            backbone = ImageTower(towers.from_config(tower), IMAGENET_MEAN, IMAGENET_STD) if tower else backbone
+            language_model = words and towers.from_config(words)
+            model = cls(model_config, content["num_identities"], tokenizer, backbone, language_model)
     except Exception as error:  # torchvision and transformers raise many kinds
         raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
     expected = model.state_dict()
@@ -106,26 +113,28 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         )
     model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
     model.image_encoder.to(memory_format=torch.channels_last)
-    if language_config:
-        _fill_buffers(model.text_encoder.language_model, language_config)
+    for module in (model.text_encoder.language_model, model.image_encoder.backbone):
+        _fill_buffers(module)
     return model.eval()
 
 
-def _fill_buffers(module: Any, config: dict[str, Any]) -> None:
+def _fill_buffers(module: Any) -> None:
     """Gives values to buffers that no file holds, such as the numbers of the positions: they follow from the config."""
     empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if not empty:
         return
+    module = getattr(module, "model", module)  # of an ImageTower
     with init_empty_weights(include_buffers=False):
-        fresh = build_language_model(config)
-    for name in empty:
+        fresh = type(module)(module.config)
+    for name, buffer in fresh.named_buffers():
         parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, fresh.get_buffer(name))
+        if module.get_buffer(name).is_meta:
+            setattr(module.get_submodule(parent), leaf, buffer)
 
 
-def _layers(language_config: dict[str, Any]) -> int:
+def _layers(config: dict[str, Any] | None) -> int:
     """The greatest number of layers that a transformers config asks for, under any of its names."""
-    return max((v for k, v in language_config.items() if "layer" in k and type(v) is int), default=0)
+    return max((v for k, v in (config or {}).items() if "layer" in k and type(v) is int), default=0)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,6 +11,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from timam.models.image_encoder import projection
+
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
@@ -51,16 +53,27 @@ class TextEncoder(nn.Module):
         input_width: C.
         lstm_hidden: width of each direction.
         embedding_dim: D.
-        summary: over time, "max" or "last" (each direction's last state).
+        summary: how T states become one vector. By the LSTM: "max" over time, or "last", each direction's last state.
+            Without an LSTM: "pooled mean" of the states, or "pooled last", the state of the last token.
+        own_projection: the pretrained last layer; a new linear layer where it is None.
     """
 
     def __init__(
-        self, language_model: nn.Module, input_width: int, lstm_hidden: int, embedding_dim: int, summary: str
+        self,
+        language_model: nn.Module,
+        input_width: int,
+        lstm_hidden: int,
+        embedding_dim: int,
+        summary: str,
+        own_projection: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.language_model = language_model
-        self.lstm = nn.LSTM(input_width, lstm_hidden, batch_first=True, bidirectional=True)
-        self.projection = nn.Linear(2 * lstm_hidden, embedding_dim)
+        self.pooled = summary.startswith("pooled")
+        if not self.pooled:
+            self.lstm = nn.LSTM(input_width, lstm_hidden, batch_first=True, bidirectional=True)
+        features = input_width if self.pooled else 2 * lstm_hidden
+        self.projection = projection(features, embedding_dim, own_projection)
         self.summary = summary
         self.input_width = input_width
         self.learns_words = isinstance(language_model, WordEmbeddings)
@@ -90,6 +103,8 @@ class TextEncoder(nn.Module):
 
         `lengths` (B,) is the mask's sum on the CPU; computing it here waits for the GPU.
         """
+        if self.pooled:
+            return self.projection(self._pool(word_states, attention_mask))
         if lengths is None:
             lengths = attention_mask.sum(dim=1).cpu()
         # Packing makes the backward direction start at the last real token. Sorted here, as torch's own sorting
@@ -103,6 +118,12 @@ class TextEncoder(nn.Module):
         states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=word_states.shape[1])
         padding = attention_mask[by_length, :, None] == 0
         return self.projection(states.masked_fill(padding, float("-inf")).amax(dim=1)[back])
+
+    def _pool(self, word_states: Tensor, attention_mask: Tensor) -> Tensor:
+        lengths = attention_mask.sum(dim=1)
+        if self.summary == "pooled last":
+            return word_states[torch.arange(len(word_states), device=word_states.device), lengths - 1]
+        return (word_states * attention_mask[..., None]).sum(dim=1) / lengths[:, None]
 
     def forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.summarize(self.word_states(token_ids, attention_mask), attention_mask)

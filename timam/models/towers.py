@@ -1,0 +1,240 @@
+"""Encoders of transformers: what TIMAM must know of each architecture. A new one is a line in one of the two tables.
+
+A tower is the image or the text encoder of a checkpoint. CLIP and SigLIP have both, and each serves alone, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from timam.images import IMAGENET_MEAN, IMAGENET_STD
+
+Colour = tuple[float, float, float]
+_HALF: Colour = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """A vision architecture.
+
+    Attributes:
+        model: its class in transformers.
+        body: the attribute that holds the encoder, where the class adds a projection to it.
+        projection: the attribute of the projection into the space that is shared with texts.
+        shared_space: the features are in that space without a projection.
+        mean, std: of its pixels, where the checkpoint has no preprocessor_config.json.
+        options: further arguments of the class.
+    """
+
+    model: str
+    body: str = ""
+    projection: str = ""
+    shared_space: bool = False
+    mean: Colour = IMAGENET_MEAN
+    std: Colour = IMAGENET_STD
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextKind:
+    """A text architecture whose sentence embedding is the state of its last token.
+
+    Attributes:
+        model, body, projection: as in `ImageKind`.
+        padded: it was trained on sentences padded to full length, without an attention mask.
+    """
+
+    model: str
+    body: str = ""
+    projection: str = ""
+    padded: bool = False
+
+
+IMAGE_TOWERS = {
+    "clip_vision_model": ImageKind(
+        "CLIPVisionModelWithProjection", "vision_model", "visual_projection",
+        mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+    "siglip_vision_model": ImageKind("SiglipVisionModel", shared_space=True, mean=_HALF, std=_HALF),
+    "vit": ImageKind("ViTModel", mean=_HALF, std=_HALF, options={"add_pooling_layer": False}),
+    "dinov2": ImageKind("Dinov2Model"),
+    "dinov2_with_registers": ImageKind("Dinov2WithRegistersModel"),
+}  # fmt: skip
+TEXT_TOWERS = {
+    "clip_text_model": TextKind("CLIPTextModelWithProjection", "text_model", "text_projection"),
+    "siglip_text_model": TextKind("SiglipTextModel", projection="head", padded=True),
+}
+
+
+class ImageTower(nn.Module):
+    """Pictures (B, 3, H, W) float32, normalised as ImageNet's, -> pooled features (B, C).
+
+    Every image encoder takes pictures in the same form; this one changes them to its own mean and deviation. Position
+    embeddings are interpolated (bicubic) to other sizes than the checkpoint's, and are exact at that size.
+
+    Args:
+        model: of a class in `IMAGE_TOWERS`.
+        mean, std: of its pixels in [0, 1].
+
+    Attributes:
+        projection: the pretrained projection into the shared space; None where there is none.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: transformers.PreTrainedModel, mean: Colour, std: Colour) -> None:
+        super().__init__()
+        kind = IMAGE_TOWERS[model.config.model_type]
+        self.projection = getattr(model, kind.projection) if kind.projection else None
+        if kind.shared_space:
+            self.projection = nn.Identity()
+        self.model: Any = getattr(model, kind.body) if kind.body else model
+        takes = inspect.signature(self.model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        own_mean, own_std, mean_in, std_in = (
+            torch.tensor(c).view(3, 1, 1) for c in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
+        )
+        self.register_buffer("scale", std_in / own_std)
+        self.register_buffer("shift", (mean_in - own_mean) / own_std)
+
+    def blocks(self) -> list[list[str]]:
+        """Names of the submodules of the embeddings, with a layer norm that CLIP has there, and of each layer."""
+        stem = [name for name, _ in self.named_modules() if name in ("model.embeddings", "model.pre_layrnorm")]
+        layers = next(n for n, m in self.named_modules() if isinstance(m, nn.ModuleList))
+        return [stem, *([f"{layers}.{n}"] for n in range(len(self.get_submodule(layers))))]  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = self.model(pixel_values=images * self.scale + self.shift, **self.options)
+        pooled = getattr(outputs, "pooler_output", None)
+        return outputs.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def text_body(model: Any) -> Any:
+    """A text model without the class around it that adds the projection."""
+    kind = TEXT_TOWERS.get(model.config.model_type)
+    return getattr(model, kind.body, model) if kind and kind.body else model
+
+
+def split_text(model: Any) -> tuple[Any, nn.Module | None]:
+    """A text model without its projection, and the pretrained projection, None where there is none."""
+    kind = TEXT_TOWERS.get(model.config.model_type)
+    projection = getattr(model, kind.projection, None) if kind else None
+    if kind and not kind.body and projection is not None:
+        setattr(model, kind.projection, nn.Identity())  # its forward calls it
+    return text_body(model), projection
+
+
+def text_pooling(model: Any) -> str:
+    """How `model.text_head=pooled` makes one vector of the word states: "last" token or "mean" over the tokens [ours].
+
+    CLIP and SigLIP were trained with the last token. For BERT-like models the mean is usual.
+    """
+    return "last" if model is not None and model.config.model_type in TEXT_TOWERS else "mean"
+
+
+def padded_length(model: Any) -> int | None:
+    """Tokens that every sentence is padded to; None where a model has an attention mask for padding."""
+    kind = TEXT_TOWERS.get(model.config.model_type) if model is not None else None
+    return longest_input(model) if kind and kind.padded else None
+
+
+def longest_input(model: Any) -> int:
+    """Tokens that a language model has positions for."""
+    limits = [getattr(model.config, "max_position_embeddings", None) or sys.maxsize]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            # RoBERTa and MPNet number the positions from behind the padding's own id.
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limits)
+
+
+def image_part(config: Any, name: str) -> Any:
+    """The config of a checkpoint's image tower. Raises ValueError naming the checkpoint."""
+    part = getattr(config, "vision_config", config)
+    if part.model_type not in IMAGE_TOWERS:
+        raise ValueError(
+            f"model.backbone = {name!r}: a model of the type {config.model_type}; expected one of torchvision, or of "
+            f"the types {', '.join(IMAGE_TOWERS)} or a pair with one of them"
+        )
+    return _with_projection(part, config)
+
+
+def text_part(config: Any, name: str) -> Any:
+    """The config of a checkpoint's text tower. Raises ValueError naming the checkpoint."""
+    part = getattr(config, "text_config", config)
+    wrong = ""
+    if part is not config and part.model_type not in TEXT_TOWERS:
+        wrong = f"its text encoder is a {part.model_type}; expected {', '.join(TEXT_TOWERS)} or one that stands alone"
+    elif getattr(part, "vocab_size", None) is None:
+        wrong = f"a model of the type {config.model_type}, which reads no text"
+    elif part.is_encoder_decoder:
+        wrong = "has a decoder; expected an encoder of texts"
+    if wrong:
+        raise ValueError(f"model.language_model = {name!r}: {wrong}")
+    return _with_projection(part, config)
+
+
+def _with_projection(part: Any, config: Any) -> Any:
+    if part is not config and hasattr(config, "projection_dim"):
+        part.projection_dim = config.projection_dim  # the pair's, which counts; the parts have a default of their own
+    return part
+
+
+def _kind(config: Any) -> ImageKind | TextKind | None:
+    return IMAGE_TOWERS.get(config.model_type) or TEXT_TOWERS.get(config.model_type)
+
+
+def own_projection(config: Any) -> str:
+    """The attribute of a tower's pretrained projection, "" where it has none."""
+    kind = _kind(config)
+    return kind.projection if kind else ""
+
+
+def model_class(config: Any) -> tuple[Any, dict[str, Any]]:
+    """The class in transformers for a tower's config, and further arguments of it."""
+    kind = _kind(config)
+    return (getattr(transformers, kind.model), getattr(kind, "options", {})) if kind else (transformers.AutoModel, {})
+
+
+def from_config(config: Any) -> Any:
+    """A tower with random weights, in float32."""
+    kind, options = model_class(config)
+    if kind is transformers.AutoModel:
+        return without_pooler(kind.from_config(config, dtype=torch.float32, trust_remote_code=False))
+    return kind._from_config(config, dtype=torch.float32, **options)
+
+
+def without_pooler(model: Any) -> Any:
+    """BERT's pooler reads the first token only. TIMAM reads all of them, so the pooler would get no gradient."""
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    return model
+
+
+def config_of(values: dict[str, Any]) -> Any:
+    """The transformers config in a saved model's config.json.
+
+    Raises:
+        ValueError: a config that makes transformers fetch another model or an attention kernel, which is code.
+    """
+    unused = ("model_type", "transformers_version", "num_labels", "id2label", "label2id", "auto_map")
+    kept = {key: value for key, value in values.items() if key not in unused}
+    _check_fetches_nothing(json.dumps(kept))  # before transformers sees it
+    config = transformers.AutoConfig.for_model(values["model_type"], **kept)
+    _check_fetches_nothing(config.to_json_string(use_diff=False))
+    return config
+
+
+def _check_fetches_nothing(config: str) -> None:
+    for word in ("backbone", "attn_implementation", "experts_implementation", "quantization_config"):
+        if word in config:
+            raise ValueError(f"a config asks for {word}: expected an encoder that needs nothing else")
