@@ -364,3 +364,20 @@ def test_local_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path):
         with pytest.raises(WeightsError, match=f"{name}: not readable"):
             load_backbone("resnet18", str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_the_first_blocks_of_a_tower_are_frozen_by_number(checkpoints, kind):
+    model = TIMAM.pretrained(settings(checkpoints, kind, embedding_dim=16), 3, CAPTIONS * 2)
+    with pytest.raises(ValueError, match=r"frozen_blocks = 4: ImageTower has 3 blocks"):
+        model.image_encoder.freeze_blocks(4)
+    model.image_encoder.freeze_blocks(2)  # the embeddings and the first of two layers
+    model.train()
+    tower = model.image_encoder.backbone.model
+    (layers,) = (m for m in tower.modules() if isinstance(m, torch.nn.ModuleList))
+    assert all(p.requires_grad for p in layers[1].parameters())
+    assert not any(p.requires_grad for p in (*tower.embeddings.parameters(), *layers[0].parameters()))
+    assert (layers[0].training, layers[1].training) == (False, True)
+    model.image_encoder(torch.randn(2, 3, 48, 32)).sum().backward()
+    assert next(layers[1].parameters()).grad is not None
+    assert not model.image_encoder.splits  # its pictures are not replaced by stored outputs
