@@ -58,6 +58,7 @@ BOUNDS = {key: values for keys, values in {
     "train.image_lr train.text_lr train.language_model_lr train.discriminator_lr":
         ([1e-9, 1.0], [0.0, 1.1, -1e-3, NAN]),
     "train.discriminator_steps": ([1, 16], [0, 17]),
+    "train.frozen_blocks": ([0, 7], [-1]),
     "train.weight_decay train.minimum_lr train.warmup_epochs train.gradient_clip": ZERO_OR_MORE,
     "train.seed": ([0, 2**32 - 1], [-1, 2**32]),  # NumPy's generator takes 32 bits
     "train.schedule": (["plateau", "cosine", "constant"], ["step"]),
@@ -65,7 +66,7 @@ BOUNDS = {key: values for keys, values in {
 }.items() for key in keys.split()}  # fmt: skip
 UNBOUNDED = {"data.dataset", "data.root", "data.horizontal_flip", "model.backbone", "model.backbone_weights",
              "model.language_model", "model.language_model_weights", "model.shared_classifier",
-             "model.normalized_classifier"}  # fmt: skip
+             "model.normalized_classifier", "train.init"}  # fmt: skip
 
 # A config.json as it was written before there were NEW_SETTINGS, and the digits that named its run directory then.
 OLD = """{"preset": "modern", "data": {"dataset": "csv", "root": "/d/e", "batch_size": 64, "images_per_identity": 0,

@@ -86,7 +86,7 @@ def parse_timam(words: list[str]) -> None:
     command, name = cli.cli, "timam"
     while hasattr(command, "commands"):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    real = {"NAME": "csv", "runs/mine": ".", "RUN": ".", "ROOT": ".", "FOLDER": "."}  # folders must exist
+    real = {"NAME": "csv", "runs": ".", "runs/mine": ".", "RUN": ".", "ROOT": ".", "FOLDER": "."}  # folders must exist
     words = [real.get(word, word) for word in words]
     given = command.make_context(name, words, resilient_parsing=not words).params
     if name == "train" and words:
