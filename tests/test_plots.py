@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from timam.objective import TERMS
 from timam_lab import plots
 
 
@@ -55,3 +56,14 @@ def test_every_curve_of_the_growth_has_ticks_that_can_be_read():
     assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
     wide = [line.get_markersize() for line in axis.lines if line.get_linestyle() == "-"]
     assert wide[0] > wide[1]  # the second curve, drawn over the first, leaves it visible
+
+
+def test_training_curves_name_every_loss_term():
+    history = pd.DataFrame({"epoch": [1, 2], "language_model_frozen": [True, False], "discriminator_accuracy": 0.5,
+                            "val_text_to_image_rank_1": [0.1, 0.2], "val_image_to_text_rank_1": [0.2, 0.3],
+                            **{term.name: [2.0, 1.0] for term in TERMS}, "total": [5.0, 3.0],
+                            "discriminator": 1.4})  # fmt: skip
+    losses, scores, _ = plots.training_curves(history, 2, 0.01).axes
+    named = {text.get_text() for text in losses.get_legend().get_texts()}
+    assert {term.label for term in TERMS} | {"discriminator", "language model trains"} <= named
+    assert "chosen epoch (2)" in {text.get_text() for text in scores.get_legend().get_texts()}

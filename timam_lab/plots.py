@@ -24,14 +24,8 @@ from timam.objective import TERMS
 from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
+
 # Columns of history.csv and what figures call them.
-LOSS_NAMES = {
-    "total": "total, as weighted",
-    **{term.name: term.label for term in TERMS},
-    "discriminator": "discriminator",
-}
-
-
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
     """(name, colour, marker) for each distinct name: colours for the colour-blind up to ten names, markers always."""
     unique = list(dict.fromkeys(names))
@@ -130,8 +124,11 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
     figure, axes = _panels(1, 3, 14, 4.6)
     losses, scores, accuracy = axes[0]
     epochs = history["epoch"]
-    for column, colour, marker in _styles(LOSS_NAMES):
-        losses.plot(epochs, history[column], marker=marker, markersize=4, color=colour, label=LOSS_NAMES[column])
+    labels = (
+        {"total": "weighted total"} | {term.name: term.label for term in TERMS} | {"discriminator": "discriminator"}
+    )
+    for column, colour, marker in _styles(labels):
+        losses.plot(epochs, history[column], marker=marker, markersize=4, color=colour, label=labels[column])
     losses.set(title="Training losses", ylabel="nats (log scale)", yscale="log")
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
         scores.plot(epochs, history[f"val_{direction}_rank_1"], marker=marker, markersize=4, color=colour,
