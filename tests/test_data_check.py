@@ -114,7 +114,7 @@ def test_copy_that_lost_its_identities_is_recognised(tmp_path, monkeypatch):
     assert not any("no identities" in w for w in check_dataset("csv", root)["warnings"])
     small = replace(DATASETS["cuhk-pedes"], published={"train": (4, 8, 2), "test": (2, 4, 1)})
     monkeypatch.setitem(DATASETS, "cuhk-pedes", small)
-    (warning,) = [w for w in check_dataset("csv", root)["warnings"] if "no identities" in w]
+    (warning,) = (w for w in check_dataset("csv", root)["warnings"] if "no identities" in w)
     assert warning.startswith("6 pictures, as cuhk-pedes has, but no identities: every picture counts as its own")
 
 
