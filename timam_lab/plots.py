@@ -25,7 +25,6 @@ from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
 
-# Columns of history.csv and what figures call them.
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
     """(name, colour, marker) for each distinct name: colours for the colour-blind up to ten names, markers always."""
     unique = list(dict.fromkeys(names))
