@@ -1,6 +1,7 @@
 """Decoding, resizing and normalising pictures of every mode, and damaged files."""
 
 import io
+import struct
 import threading
 
 import numpy as np
@@ -8,7 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from timam.images import ImageError, any_to_pixels, find_unreadable, normalize, prefetch, read_image, to_pixels
+from timam.images import (
+    FORMATS,
+    SUFFIXES,
+    ImageError,
+    any_to_pixels,
+    find_unreadable,
+    normalize,
+    prefetch,
+    read_image,
+    to_pixels,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -83,6 +94,29 @@ def test_exif_turns_the_picture_once(tmp_path, orientation, expected):
     assert colours(found) == expected
     height, width = found.size[1], found.size[0]
     assert to_pixels(found, height, width).transpose(1, 2, 0).reshape(-1, 3).tolist() == [list(c) for c in expected]
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [(0x11A, 10, struct.pack("<ii", -1, 0)), (0x100, 7, b"abcd"), (0x100, 9, struct.pack("<i", -5))],
+    ids=["resolution -1/0", "width as bytes", "width negative"],
+)
+def test_malformed_exif_tag_does_not_cost_the_picture(tmp_path, tag, kind, value):
+    """Phones write such tags; orientation 6 beside them still turns the picture."""
+    entry = struct.pack("<HHI", tag, kind, 4 if kind == 7 else 1)
+    entry += value if len(value) == 4 else struct.pack("<I", 38)  # longer values stand behind both entries
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + entry + bytes(4) + value
+    exif = b"Exif\0\0" + tags
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 60), "red").save(buffer, "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue()[:2] + segment + buffer.getvalue()[2:])
+    assert read_image(tmp_path / "a.jpg").size == (60, 40)
+
+
+def test_suffixes_are_all_that_pillow_has_for_the_formats():
+    found = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert set(SUFFIXES) == found - {".pfm"}  # floating point, which has no range
 
 
 def test_a_folder_of_pictures_is_read_in_order(tmp_path):

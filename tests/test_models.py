@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 import torch
@@ -24,7 +26,13 @@ CAPTIONS = ["a man in a red hat", "the woman", "black boots and a white coat wit
 
 # -- image encoder ---------------------------------------------------------------------------------------------------
 
-BACKBONES = torchvision.models.list_models(module=torchvision.models)
+# One of each family: its sizes share their code.
+BACKBONES = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_y_400mf", "resnet50",
+    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16",
+    "wide_resnet50_2",
+]  # fmt: skip
 
 # Where the classifier is more than one linear layer: the channels of the last feature map.
 POOLED_CHANNELS = {
@@ -59,37 +67,16 @@ def test_every_backbone_of_torchvision_gives_features(name, meta_regnet):
     assert not [m for m in backbone.modules() if getattr(m, "out_features", 0) == 1000]
 
 
-@pytest.mark.parametrize(
-    ("name", "width"),
-    [
-        ("resnet18", 512), ("mobilenet_v2", 1280), ("mobilenet_v3_small", 576), ("convnext_tiny", 768),
-        ("vgg11", 512), ("densenet121", 1024), ("squeezenet1_1", 512), ("efficientnet_b0", 1280),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("squeezenet1_1", 512), ("convnext_tiny", 768)])
 def test_features_of_a_rectangular_picture(name, width):
-    with skip_initialisation():
-        backbone = load_backbone(name, "none")
-    encoder = ImageEncoder(backbone, 96, 64, 16).eval()
+    encoder = ImageEncoder(load_backbone(name, "none"), 96, 64, 16).eval()
     with torch.no_grad():
         features = encoder.features(torch.randn(2, 3, 96, 64))
     assert features.shape == (2, width)
     assert torch.isfinite(features).all()
     assert encoder.projection.in_features == width
-    head = {"resnet18": "fc"}.get(name, "classifier")
-    assert not [m for m in getattr(encoder.backbone, head).modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    assert sum(p.numel() for p in getattr(encoder.backbone, head).parameters()) in (0, 2 * width)  # a layer norm's
-
-
-class skip_initialisation:  # noqa: N801
-    """Within: parameters keep torch's quick default instead of torchvision's slow one (VGG's 120 million weights)."""
-
-    def __enter__(self):
-        self.patch = pytest.MonkeyPatch()
-        for name in ("normal_", "kaiming_normal_", "trunc_normal_", "kaiming_uniform_"):
-            self.patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: nn.init.uniform_(tensor, -0.05, 0.05))
-
-    def __exit__(self, *_):
-        self.patch.undo()
+    head = getattr(encoder.backbone, "fc" if name == "resnet18" else "classifier")
+    assert not [m for m in head.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
 
 
 def test_resnet_features_by_hand():
@@ -325,11 +312,6 @@ def test_caption_without_any_token_is_one_unknown_word(tiny_model):
     assert mask.tolist() == [[1, 0], [1, 1]]
 
 
-def test_max_tokens_beyond_the_language_model_is_an_error(tiny_model):
-    with pytest.raises(ValueError, match=r"max_tokens = 100.*64"):
-        tiny_model(max_tokens=100)
-
-
 # -- freezing --------------------------------------------------------------------------------------------------------
 
 
@@ -397,16 +379,7 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 256, (64, 32, 3), dtype=np.uint8)) for _ in range(5)]
 
 
-def test_every_kind_of_picture_gives_the_same_embedding(tiny_model, pictures, tmp_path):
-    model, picture = tiny_model(), pictures[0].resize((50, 70))
-    picture.save(tmp_path / "a.png")
-    tensor = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-    found = model.encode_images([picture, tmp_path / "a.png", str(tmp_path / "a.png"), tensor])
-    assert found.shape == (4, 16)
-    torch.testing.assert_close(found, found[:1].expand(4, -1), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_batch_size_does_not_matter(tiny_model, pictures, batch_size):
     model = tiny_model()
     close = {"rtol": 1e-4, "atol": 1e-5}
@@ -428,14 +401,24 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, lear
     assert images.dtype == torch.float32
 
 
-def test_sentences_of_alike_lengths_share_a_batch_and_keep_their_places(tiny_model, monkeypatch):
-    model, widths, tokenize = tiny_model(), [], TIMAM.tokenize
+def test_sentences_of_similar_lengths_share_a_batch_and_keep_their_places(tiny_model, monkeypatch):
+    model, widths, tokenize = tiny_model(max_tokens=32), [], TIMAM.tokenize
     monkeypatch.setattr(TIMAM, "tokenize", lambda self, texts: widths.append(len(texts[0])) or tokenize(self, texts))
     texts = ["a man in a long red coat with a hood", "a man", "a woman in a blue coat", "a bag"]
-    found = model.encode_texts(texts, batch_size=1)
+    found = model.encode_texts(pd.Series(texts, index=[2, 0, 1, 3]), batch_size=1)  # by position, not by label
     assert widths == sorted(map(len, texts))
     for row, text in zip(found, texts, strict=True):
         torch.testing.assert_close(row[None], model.encode_texts([text]))
+
+
+def test_a_sentence_that_is_cut_gives_a_warning(tiny_model):
+    model, eight = tiny_model(max_tokens=10), "a man in a red hat and a"  # eight words and two special tokens
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = model.encode_texts([eight])
+    with pytest.warns(UserWarning, match=r"1 of 2 sentences are longer than the 10 tokens.*'a man in a r"):
+        found = model.encode_texts(["a man", f"{eight} white bag"])
+    torch.testing.assert_close(found[1:], expected)
 
 
 def test_forward_equals_the_encoders(tiny_model, pictures):
@@ -483,11 +466,6 @@ def test_unreadable_pictures_are_passed_over_where_they_are_asked_for(tiny_model
     assert found[[1, 4]].isnan().all()
     assert sorted(unreadable) == [1, 4]
     assert "nobody" in unreadable[1]
-
-
-def test_an_unknown_picture_of_letters_is_one_unknown_word(tiny_model):
-    for words in ("tiny-bert", "none"):
-        assert torch.isfinite(tiny_model(language_model=words).encode_texts(["\u200b", "😀", "x"])).all()
 
 
 def test_classifiers_are_shared_or_one_each(tiny_model):
@@ -553,15 +531,11 @@ DAMAGES = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
     "no tokenizer config": (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer"),
-    "no vocabulary": (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "tokenizer"),
     "half a config": (lambda f: cut(f / "config.json"), "config.json"),
     "half the weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors"),
     "half a vocabulary": (lambda f: cut(f / "tokenizer" / "tokenizer.json"), "tokenizer"),
-    "empty config": (lambda f: (f / "config.json").write_text(""), "config.json"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
     "another config": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "config.json"),
-    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors"),
-    "text for weights": (lambda f: (f / "model.safetensors").write_text("weights " * 20), "model.safetensors"),
     "a tensor missing": (drop_a_tensor, "model.safetensors does not fit config.json"),
     "other size": (lambda f: edit_config(f, lambda c: c["model"].update(embedding_dim=17)), "does not fit config.json"),
     "other words": (lambda f: edit_config(f, lambda c: c.update(language_model_config=None)), "does not fit"),
@@ -586,6 +560,13 @@ def saved_folder(tmp_path_factory):
     model = TIMAM(config, 4, tokenizer, load_backbone("squeezenet1_1", "none"), tiny_language_model(len(tokenizer)))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("name", ["runs/mine/checkpoints/bset", "/nowhere/run", "~/nowhere", "./nowhere"])
+def test_a_path_that_is_no_folder_is_told_as_such(name, monkeypatch):
+    monkeypatch.setattr("timam.models.saving.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such folder"):
+        TIMAM.from_pretrained(name)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layouts import write_picture
+from PIL import Image
 
 from timam import nearest, search
 from timam.models import TIMAM
@@ -164,6 +165,55 @@ def test_unreadable_pictures_are_named_and_passed_over(model, album):
     assert len(gallery.problems) == 1
     assert "broken.jpg" in gallery.problems[0]
     assert gallery.update(model).problems == gallery.problems  # said again, not forgotten
+
+
+def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model, album):
+    for name, seed in (("a.bmp", 10), ("b.bmp", 11)):
+        write_picture(album / name, seed=seed)
+        os.utime(album / name, ns=(1, 1))
+    gallery = Gallery.build(model, album)
+    content = [(album / name).read_bytes() for name in ("a.bmp", "b.bmp")]
+    for name, swapped in zip(("a.bmp", "b.bmp"), reversed(content), strict=True):
+        (album / name).write_bytes(swapped)
+        os.utime(album / name, ns=(1, 1))
+    updated = gallery.update(model)
+    assert updated.encoded == 2
+    rows = [gallery.paths.index(name) for name in ("a.bmp", "b.bmp")]
+    np.testing.assert_allclose(updated.embeddings[rows], gallery.embeddings[rows[::-1]], atol=1e-6)
+
+
+def test_a_picture_that_vanishes_is_passed_over_and_named(model, album, monkeypatch):
+    stat = os.stat
+
+    def late(path, *arguments, **options):
+        if str(path).endswith("1.png") and not options:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(search.os, "stat", late)
+    gallery = Gallery.build(model, album)
+    assert gallery.paths == ["0.png", "2.png", "3.png", "deep/4.jpg"]
+    assert gallery.problems == [f"{album}/1.png: No such file or directory"]
+
+
+def test_linked_folders_and_every_suffix_are_searched(model, album, tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("5.tif", "6.TIFF", "7.jpe", "8.jfif"):
+        write_picture(tmp_path / "other/picture.png", seed=int(name[0]))
+        Image.open(tmp_path / "other/picture.png").save(
+            tmp_path / "other" / name, "TIFF" if "t" in name.lower() else "JPEG"
+        )
+    (tmp_path / "other/picture.png").unlink()
+    (album / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "other/back").symlink_to(album)  # a circle
+    found = [path for path in Gallery.build(model, album).paths if path.startswith("linked")]
+    assert found == ["linked/5.tif", "linked/6.TIFF", "linked/7.jpe", "linked/8.jfif"]
+
+
+def test_where_no_picture_can_be_read_the_reasons_are_named(model, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(FileNotFoundError, match=r"no readable pictures[\s\S]*a\.jpg: not a readable picture"):
+        Gallery.build(model, tmp_path)
 
 
 def test_folder_without_pictures_is_an_error(model, tmp_path):

@@ -295,6 +295,18 @@ def test_parts_that_do_not_fit_are_refused_by_name(checkpoints, fields, message)
         TIMAM.pretrained(settings(checkpoints, **fields), 3, CAPTIONS * 2)
 
 
+def test_a_language_model_whose_tensors_share_memory_is_refused_before_training(checkpoints, monkeypatch):
+    monkeypatch.setattr(towers, "from_config", lambda config: shared(transformers.BertModel(config)))
+
+    def shared(model):
+        model.pooler = None
+        model.encoder.layer[1].attention.self.query.weight = model.encoder.layer[0].attention.self.query.weight
+        return model
+
+    with pytest.raises(ValueError, match="share memory, so it cannot be saved"):
+        load_language_model(str(checkpoints("bert")[0]), False)
+
+
 def test_a_language_model_that_reads_its_padding_is_refused(checkpoints):
     with pytest.raises(ValueError, match=r"fnet.*reads its padding"):
         load_language_model(str(checkpoints("fnet")[0]), True)

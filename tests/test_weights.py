@@ -14,8 +14,8 @@ import transformers
 from conftest import word_piece_tokenizer
 from safetensors.torch import load_file
 
-from timam.config import MINILM, ModelConfig
-from timam.models import TIMAM, WeightsError, weights
+from timam.config import MINILM
+from timam.models import WeightsError, weights
 from timam.models.image_encoder import strip_head
 from timam.models.towers import config_of, from_config
 from timam.models.weights import load_backbone, load_language_model, load_tokenizer
@@ -24,9 +24,7 @@ SIZES = {"vocab_size": len(word_piece_tokenizer()), "max_position_embeddings": 6
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 CONFIGS = {
     "bert": transformers.BertConfig(**SIZES, **WIDE),
-    "roberta": transformers.RobertaConfig(**SIZES, **WIDE, pad_token_id=0, bos_token_id=2, eos_token_id=3),
     "electra": transformers.ElectraConfig(**SIZES, **WIDE, embedding_size=8),
-    "distilbert": transformers.DistilBertConfig(**SIZES, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
 }
 
 
@@ -77,21 +75,6 @@ def test_folder_of_any_bert_like_model(tmp_path, kind, dtype):
     assert set(saved) - set(loaded) == {name for name in saved if name.startswith("pooler.")}
     assert all(torch.equal(value, saved[name].float()) for name, value in loaded.items())
     assert tokenizer("a man")["input_ids"] == word_piece_tokenizer()("a man")["input_ids"]
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_model_built_on_any_bert_like_model_can_be_saved(tmp_path, kind):
-    save_language_model(tmp_path / "words", kind, dtype=torch.float16)
-    config = ModelConfig(
-        backbone="squeezenet1_1", backbone_weights="none", image_height=64, image_width=32, lstm_hidden=8,
-        language_model=str(tmp_path / "words"), max_tokens=16, embedding_dim=16, discriminator_hidden=8,
-    )  # fmt: skip
-    model = TIMAM.pretrained(config, 3, [])
-    captions = ["a man in a red hat", "the woman"]
-    model.save_pretrained(tmp_path / "saved")
-    found = TIMAM.from_pretrained(tmp_path / "saved").encode_texts(captions)
-    assert torch.equal(found, model.encode_texts(captions))
-    assert found.std(dim=0).min() > 0
 
 
 def test_checkpoint_of_another_task_loses_its_head_only(tmp_path):

@@ -28,8 +28,10 @@ _TURNS = {  # values of EXIF's orientation tag, and what makes such a picture up
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a row of 90 million pixels would take gigabytes
 # What Pillow registers for these formats.
-SUFFIXES = (".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
-            ".tif", ".tiff", ".webp")  # fmt: skip
+SUFFIXES = (
+    ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
 
 
 class ImageError(ValueError):
