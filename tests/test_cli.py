@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from layouts import TINY_SETTINGS, person_search_records, write_person_search, write_picture
 from PIL import Image
+from torch.nn.functional import cosine_similarity
 
 from timam import cli, training
 from timam.config import PRESETS, to_dict
@@ -73,8 +75,10 @@ HELP = {  # command: what its help must say of units, bounds and defaults
     "data check": ["[default: 120", "published"],
     "train": ["[default: quick]", "[smoke|quick|paper|modern]", "[default: 0]", "KEY=VALUE", "pixels"],
     "evaluate": ["[val|test]", "[default: test]"],
-    "search": ["[default: 10", "cosine similarity in [-1, 1]", "x>=1"],
+    "search": ["[default: 10", "standard input", "at most 200 pictures", "cosine similarity in [-1, 1]", "x>=1"],
     "push": ["OWNER/NAME", "--public"],
+    "studies": ["table"],
+    "studies table": ["Mean in percent with its 95 % interval", "as fractions"],
 }  # fmt: skip
 
 
@@ -115,7 +119,15 @@ WRONG_CALLS = {
     "dataset without root": (["evaluate", ".", "--dataset", "cuhk-pedes"], "go together"),
     "root without dataset": (["evaluate", ".", "--root", "."], "go together"),
     "empty sentence": (["search", ".", "", "--images", "."], "sentence is empty"),
-    "no sentence": (["search", ".", "--images", "."], "SENTENCE or --sentences"),
+    "two queries": (["search", ".", "a man", "--images", ".", "--like", __file__], "give one of SENTENCE"),
+    "measured with sentences": (
+        ["search", ".", "--images", ".", "--like", __file__, "--threshold", "auto"], "with --like give a number",
+    ),
+    "figure without suffix": (["search", ".", "a man", "--images", ".", "--figure", "f"], "ends in ."),
+    "figure of a text file": (["search", ".", "a man", "--images", ".", "--figure", "f.txt"], "ends in ."),
+    "large figure": (["search", ".", "a man", "--images", ".", "--figure", "f.png", "-k", "201"], "at most 200"),
+    "figure of standard input": (["search", ".", "--images", ".", "--figure", "f.png"], "at most 200"),
+    "threshold that is no number": (["search", ".", "a", "--images", ".", "--threshold", "nan"], "nan: expected auto"),
     "threshold in percent": (["search", ".", "a man", "--images", ".", "--threshold", "30"], "30: expected auto"),
     "threshold in words": (["search", ".", "a man", "--images", ".", "--threshold", "high"], "high: expected auto or"),
     "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
@@ -136,6 +148,16 @@ def test_wrong_call_is_exit_code_2(call, tmp_path, monkeypatch, arguments, expec
     assert expected in result.err
     assert "Traceback" not in result.err
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["data", "check", "--dataset", "csv", "--root", "~/x"], ["search", ".", "a man", "--images", "~/x"],
+     ["train", "--dataset", "csv", "--output", "y", "--root", "~/x"], ["studies", "table", "~/x"]],
+)  # fmt: skip
+def test_tilde_is_the_home_folder(call, tmp_path, monkeypatch, arguments):  # the shell leaves that of --root=~/x
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/x" in call(*arguments).err
 
 
 EARLY = """
@@ -421,8 +443,9 @@ def close(answers):  # a batch of one is multiplied by other kernels than a batc
     return [{**a, "score": pytest.approx(a["score"], abs=1e-6)} for a in answers]
 
 
-def test_search_takes_sentences_from_a_file_and_draws_them(call, finished_run, album, tmp_path):
-    (tmp_path / "sentences.txt").write_text("a person in a red coat\n\na man in blue\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # with the mark that Windows' Notepad writes
+def test_search_takes_sentences_from_a_file_and_draws_them(call, finished_run, album, tmp_path, encoding):
+    (tmp_path / "sentences.txt").write_text("a person in a red coat\n\na man in blue\n", encoding=encoding)
     arguments = ["search", finished_run, "--sentences", tmp_path / "sentences.txt", "--images", album, "-k", "3"]
     found = json.loads(call(*arguments, "--json", "--figure", tmp_path / "sheet.png").out)
     assert [f["sentence"] for f in found] == ["a person in a red coat", "a man in blue"]
@@ -431,6 +454,58 @@ def test_search_takes_sentences_from_a_file_and_draws_them(call, finished_run, a
     assert len(call(*arguments).out.splitlines()) == 8
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 300
+
+
+def test_search_answers_each_line_of_standard_input_at_once(call, finished_run, album, capsys, monkeypatch):
+    typed, printed = ["\ufeffa man\n", "\n", "a person in a red coat\n", ""], []
+
+    def readline() -> str:  # somebody who reads the answers before typing the next sentence
+        printed.append(capsys.readouterr().out)
+        return typed[len(printed) - 1]
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(readline=readline, isatty=lambda: False))
+    arguments = ["search", finished_run, "--images", album, "-k", "2"]
+    assert call(*arguments, "--json").code == 0
+    assert printed[0] == printed[2] == ""
+    for sentence, line in zip(("a man", "a person in a red coat"), (printed[1], printed[3]), strict=True):
+        single = json.loads(call(*arguments, sentence, "--json").out)
+        assert json.loads(line) == {"sentence": sentence, "answers": close(single)}
+    printed.clear()
+    call(*arguments)
+    assert [len(text.splitlines()) for text in printed] == [0, 3, 0, 3]
+
+
+def test_search_in_several_folders_is_a_search_in_all_their_pictures(call, finished_run, album, tmp_path):
+    write_picture(tmp_path / "more" / "red.png", "red", "green", 9)
+
+    def found(*folders: Path, k: int = 10) -> list[dict]:
+        images = [argument for folder in folders for argument in ("--images", folder)]
+        return json.loads(call("search", finished_run, "a man", *images, "-k", k, "--json").out)
+
+    expected = sorted(found(album) + found(tmp_path / "more"), key=lambda answer: -answer["score"])
+    assert found(album, tmp_path / "more", album / "sub") == expected  # a picture of two folders is listed once
+    assert found(tmp_path / "more", album, k=3) == expected[:3]
+
+
+def test_search_by_a_picture_scores_by_the_cosine_and_draws(call, finished_run, album, tmp_path):
+    arguments = ["search", finished_run, "--images", album, "--like", album / "sub/2.png", "--json"]
+    answers = json.loads(call(*arguments, "--figure", tmp_path / "sheet.pdf").out)
+    encode = Run(finished_run).best_model().encode_images
+    cosines = cosine_similarity(encode([album / "sub/2.png"]), encode([a["path"] for a in answers]))
+    assert [a["score"] for a in answers] == pytest.approx(cosines.tolist(), abs=1e-6)
+    assert len(answers) == 5
+    assert (tmp_path / "sheet.pdf").stat().st_size > 1000
+    result = call("search", finished_run, "--images", album, "--like", album / "sub/broken.jpg")
+    assert (result.code, "broken.jpg: not a readable picture" in result.err) == (1, True)
+
+
+def test_answers_are_printed_before_a_figure_that_fails(call, finished_run, album, tmp_path, monkeypatch):
+    def rankings(*_: object) -> None:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr("timam.drawing.rankings", rankings)
+    result = call("search", finished_run, "a man", "--images", album, "-k", "2", "--figure", tmp_path / "f.png")
+    assert (result.code, len(result.out.splitlines()), "no such font" in result.err) == (1, 2, True)
 
 
 @pytest.mark.parametrize("threshold", ["auto", "X"])
@@ -476,6 +551,15 @@ def test_search_prints_names_that_are_not_utf8(call, finished_run, tmp_path):
     assert "caf\ufffd.png" in result.out
     (answer,) = json.loads(call("search", finished_run, "a man", "--images", tmp_path, "--json").out)
     assert Path(answer["path"]).is_file()  # a program gets the exact name
+
+
+def test_search_prints_names_that_the_terminals_encoding_lacks(call, finished_run, tmp_path, monkeypatch):
+    write_picture(tmp_path / "图.png")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as Windows redirects
+    monkeypatch.setattr(sys, "stdout", output)
+    assert call("search", finished_run, "a man", "--images", tmp_path).code == 0
+    output.flush()
+    assert rb"\u56fe.png" in output.buffer.getvalue()
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["data", "check"], 2)])

@@ -156,6 +156,7 @@ def test_replacing_again_without_recovery_first_loses_nothing(tmp_path, monkeypa
     ("variables", "expected"),
     [
         ({"TIMAM_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, Path("/a/b")),
+        ({"TIMAM_CACHE": "~/a"}, Path.home() / "a"),
         ({"TIMAM_CACHE": "", "XDG_CACHE_HOME": "/x"}, Path("/x/timam")),
         ({"HOME": "/home/me"}, Path("/home/me/.cache/timam")),
     ],

@@ -1,8 +1,10 @@
 """timam_lab.plots: what a reader must find in a figure: the right answer, units, words instead of identifiers."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from timam.objective import TERMS
@@ -30,6 +32,20 @@ def test_rankings_show_the_right_picture_at_the_end():
     assert found.count("right picture") == 2
     assert [axis.get_title(loc="left") for axis in figure.axes[::4]] == ["near miss", "success"]
     assert len(plots.rankings(["a man"], [[picture]], [[0.9]]).axes) == 2
+
+
+def test_sentences_are_drawn_as_written():
+    picture, text, word = Image.new("RGB", (4, 8)), r"a bag with $\foo$ on it", r"$\foo$"  # no symbol of TeX
+    effects = pd.DataFrame({"word": [word], "effect": [0.1]})
+    for figure in (
+        plots.rankings([text], [[picture]], [[0.5]], titles=[text]),
+        plots.rankings([picture], [[text]], [[0.5]], references=[text]),
+        plots.captioned_pictures([picture], [text]),
+        plots.word_effects([(text, effects)]),
+        plots.heat_maps([picture], [np.ones((2, 2))], [text], [text]),
+    ):
+        figure.canvas.draw()  # would raise for an unknown symbol
+        assert any(word in t.get_text() for t in figure.findobj(Text))
 
 
 def test_seeds_are_in_percent_but_for_plain_measures():

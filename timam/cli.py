@@ -6,13 +6,16 @@ Importing torch takes seconds. Each command imports it only after it has checked
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,14 +24,37 @@ from timam import config as configs
 from timam.data import DATASETS, load_dataset
 from timam.run import Run
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from timam.search import Gallery
+
+MOST_DRAWN = 200  # pictures in a figure; they take some ten seconds
+
+
+class _Threshold(click.ParamType):
+    name = "auto|X"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        with suppress(ValueError):
+            if value == "auto" or -1 <= float(value) <= 1:
+                return value if value == "auto" else float(value)
+        self.fail(f"{value}: expected auto or a cosine similarity, in [-1, 1]", param, ctx)
+
+
+class _Path(click.Path):
+    """A path in which ~ is the home folder: the shell leaves the ~ of `--output=~/run` to the program."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FOLDER, FILE = _Path(path_type=Path, file_okay=False), _Path(path_type=Path, dir_okay=False)
+EXISTING_FOLDER = _Path(path_type=Path, file_okay=False, exists=True)
+EXISTING_FILE = _Path(path_type=Path, dir_okay=False, exists=True)
 dataset_option = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
 root_option = click.option("--root", type=FOLDER, required=True, help="Folder of annotation file and pictures.")
-run_argument = click.argument(
-    "run",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    callback=lambda context, parameter, folder: Run(folder),
-)
+run_argument = click.argument("run", type=EXISTING_FOLDER, callback=lambda context, parameter, folder: Run(folder))
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
 
 
@@ -214,8 +240,9 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
 @cli.command()
 @run_argument
 @click.argument("sentence", required=False)
-@click.option("--images", type=FOLDER, required=True, help="Folder of pictures, searched with its subfolders.")
-@click.option("--sentences", type=click.File(encoding="utf-8"), help="File with one sentence on each line, instead.")
+@click.option("--images", type=FOLDER, multiple=True, required=True, help="Folder of pictures; may be repeated.")
+@click.option("--sentences", type=EXISTING_FILE, help="File with one sentence on each line, instead of SENTENCE.")
+@click.option("--like", type=EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of pictures to list.")
 @click.option("--approximate", is_flag=True, help="Use a faiss index, for 100,000 pictures or more.")
 @click.option(
@@ -224,48 +251,50 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option(
     "--threshold",
+    type=_Threshold(),
     metavar="auto|X",
-    callback=lambda _context, _option, value: _auto_or_cosine(value),
     help="Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the validation "
     "sentences about somebody who was not there got an answer. In a larger or different gallery it will be more.",
 )
 @json_option
-@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the answers: .png, .pdf.")
-def search(run: Run, sentence: str | None, images: Path, sentences: Any, figure: Path | None, **options: Any) -> None:
-    """Rank the pictures of a folder by a sentence: cosine similarity in [-1, 1] and path, best first.
+@click.option("--figure", type=FILE, help=f"Also draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf.")
+def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
+    """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
-    The folder is encoded once, into RUN/galleries; later only what is new or changed in it.
+    A folder with its subfolders is encoded once, into RUN/galleries; later only what is new or changed in it. Without
+    SENTENCE, --sentences and --like, each line of the standard input is answered at once; with --json, by one line.
     """
-    queries = _queries(sentence, sentences)
-    _require(images)
+    sentence, file, like, threshold = (options.pop(n) for n in ("sentence", "sentences", "like", "threshold"))
+    queries = _queries(sentence, file, like)
+    if like and threshold == "auto":
+        raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
+    if figure is not None:
+        _check_figure(figure, queries, k)
+    for folder in images:
+        _require(folder)
     run.require_best()
-    threshold, as_json = options.pop("threshold"), options.pop("as_json")
-    threshold = _saved_threshold(run) if threshold == "auto" else threshold
+    least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
+    from timam.images import read_image
     from timam.search import open_gallery
 
-    k, approximate = options.pop("k"), options["approximate"]
+    queries = [read_image(like)] if like else queries
     model = run.best_model()
-    gallery = open_gallery(model, images, run.gallery(images), progress=not as_json, **options)
-    for problem in gallery.problems:
+    galleries = {path: open_gallery(model, path, run.gallery(path), not as_json, **options) for path in images}
+    for problem in itertools.chain(*(gallery.problems for gallery in galleries.values())):
         click.echo(f"warning: {problem}", err=True)
-    scores, rows = gallery.search(model.encode_texts(queries), k, exact=not approximate)
-    answers: list[dict[str, Any]] = []
-    for query, *ranking in zip(queries, scores, rows, strict=True):
-        found = [(row, score) for score, row in zip(*ranking, strict=True) if row >= 0 and score > threshold]
-        paths = [{"path": str(images / gallery.paths[row]), "score": float(score)} for row, score in found]
-        answers.append({"sentence": query, "answers": paths})
-    if figure is not None:
-        _draw(answers, figure)
-    if as_json:
-        click.echo(json.dumps(answers if sentence is None else answers[0]["answers"], indent=2))
-        return
-    for answer in answers:
-        if sentence is None:
-            click.echo(answer["sentence"])
-        if not answer["answers"]:
-            click.echo("nothing here fits")
-        for found in answer["answers"]:
-            click.echo(f"{found['score']:.4f}  {click.format_filename(found['path'])}")  # also names that are not UTF-8
+    for part in _typed() if queries is None else [queries]:
+        embeddings = model.encode_images(part) if like else model.encode_texts(part)
+        found = _best(galleries, embeddings, k, not options["approximate"], least)
+        answers = [{"sentence": str(query), "answers": best} for query, best in zip(part, found, strict=True)]
+        if as_json and queries is None:
+            click.echo(json.dumps(answers[0]))
+        elif as_json:
+            click.echo(json.dumps(answers if file else found[0], indent=2))
+        else:
+            for query, best in zip(part, found, strict=True):
+                click.echo(_text(best, None if sentence or like else query))
+        if figure is not None:
+            _draw(part, found, figure)
 
 
 @cli.command()
@@ -297,8 +326,8 @@ def studies() -> None:
 
 
 @studies.command("table")
-@click.argument("runs", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--csv", type=click.Path(path_type=Path, dir_okay=False), help="Also write it here, as fractions.")
+@click.argument("runs", type=EXISTING_FOLDER)
+@click.option("--csv", type=FILE, help="Also write it here, as fractions.")
 def studies_table(runs: Path, csv: Path | None) -> None:
     """One row for each variant among the finished runs in the folder RUNS.
 
@@ -318,30 +347,60 @@ def _require(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: no such folder")
 
 
-def _queries(sentence: str | None, sentences: Any) -> list[str]:
-    """The sentence, or the lines of the open file. Raises UsageError unless there is exactly one of the two."""
-    if (sentence is None) == (sentences is None):
-        raise click.UsageError("give a SENTENCE or --sentences FILE")
+def _queries(sentence: str | None, file: Path | None, like: Path | None) -> list[Any] | None:
+    """The sentence, the lines of the file or the picture; None for the standard input. Raises UsageError."""
+    if sum(given is not None for given in (sentence, file, like)) > 1:
+        raise click.UsageError("give one of SENTENCE, --sentences FILE and --like PICTURE")
+    if like is not None or file == sentence:
+        return None if like is None else [like]
     try:
-        queries = [sentence] if sentence is not None else [line.strip() for line in sentences if line.strip()]
+        lines = [sentence] if file is None else file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"{sentences.name}: {error}") from error
-    if not queries or not all(query.strip() for query in queries):
+        raise click.UsageError(f"{file}: {error}") from error
+    queries = [line.strip() for line in lines if line and line.strip()]
+    if not queries:
         raise click.UsageError("the sentence is empty")
     return queries
 
 
-def _auto_or_cosine(value: str | None) -> str | float:
-    """The value of --threshold. Raises BadParameter."""
-    if value is None or value == "auto":
-        return value or -math.inf
-    try:
-        cosine = float(value)
-    except ValueError:
-        cosine = math.nan
-    if not -1 <= cosine <= 1:
-        raise click.BadParameter(f"{value}: expected auto or a cosine similarity, in [-1, 1]")
-    return cosine
+def _typed() -> Iterator[list[str]]:
+    """Each line of the standard input that is not blank; with a prompt on a terminal."""
+    prompt = "sentence: " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    with suppress(EOFError):
+        while True:
+            if sentence := input(prompt).removeprefix("\ufeff").strip():
+                yield [sentence]
+
+
+def _best(
+    galleries: dict[Path, Gallery], queries: Tensor, k: int, exact: bool, threshold: float
+) -> list[list[dict[str, Any]]]:
+    """For each query the k best pictures of all galleries above the threshold, best first."""
+    found: list[dict[str, float]] = [{} for _ in queries]  # by path: a folder may lie in another one
+    for folder, gallery in galleries.items():
+        for scores, *ranking in zip(found, *gallery.search(queries, k, exact), strict=True):
+            ranked = ((float(score), row) for score, row in zip(*ranking, strict=True) if row >= 0)
+            scores |= {str(folder / gallery.paths[row]): score for score, row in ranked if score > threshold}
+    best = (sorted(scores.items(), key=lambda item: -item[1])[:k] for scores in found)
+    return [[{"path": path, "score": score} for path, score in ranked] for ranked in best]
+
+
+def _text(answers: list[dict[str, Any]], sentence: str | None) -> str:
+    # format_filename: names need not be UTF-8
+    lines = [f"{answer['score']:.4f}  {click.format_filename(answer['path'])}" for answer in answers]
+    return "\n".join(([] if sentence is None else [sentence]) + (lines or ["nothing here fits"]))
+
+
+def _check_figure(figure: Path, queries: list[Any] | None, k: int) -> None:
+    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    suffixes = FigureCanvasBase.get_supported_filetypes()
+    if figure.suffix[1:].lower() not in suffixes:
+        raise click.UsageError(f"--figure {figure}: expected a name that ends in .{', .'.join(suffixes)}")
+    if queries is None or len(queries) * k > MOST_DRAWN:
+        raise click.UsageError(f"--figure draws at most {MOST_DRAWN} pictures: give fewer sentences or a smaller -k")
+    _require(figure.parent)
 
 
 def _saved_threshold(run: Run) -> float:
@@ -355,17 +414,15 @@ def _saved_threshold(run: Run) -> float:
         ) from None
 
 
-def _draw(answers: list[dict[str, Any]], figure: Path) -> None:
+def _draw(queries: list[Any], answers: list[list[dict[str, Any]]], figure: Path) -> None:
     from timam.drawing import rankings
-    from timam.images import read_image
 
-    answers = [answer for answer in answers if answer["answers"]]
-    if not answers:
-        return
-    pictures = [[read_image(Path(found["path"])) for found in answer["answers"]] for answer in answers]
-    scores = [[found["score"] for found in answer["answers"]] for answer in answers]
-    drawn = rankings([answer["sentence"] for answer in answers], pictures, scores)
-    drawn.savefig(figure, dpi=110, bbox_inches="tight")
+    shown = [(query, found) for query, found in zip(queries, answers, strict=True) if found]
+    if shown:
+        pictures = [[Path(answer["path"]) for answer in found] for _, found in shown]
+        scores = [[answer["score"] for answer in found] for _, found in shown]
+        drawn = rankings([query for query, _ in shown], pictures, scores)
+        drawn.savefig(figure, dpi=110, bbox_inches="tight")
 
 
 def _table(metrics: dict[str, Any]) -> str:
@@ -402,9 +459,9 @@ def _table(metrics: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point. An error that the user can mend is a message, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 are printed byte for byte
+    for stream in (sys.stdout, sys.stderr):  # a file's name may have characters that the terminal lacks
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="timam", standalone_mode=False)
     except click.ClickException as error:

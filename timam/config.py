@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import reprlib
 import typing
 from contextlib import suppress
@@ -214,9 +215,9 @@ def fingerprint(config: Config) -> str:
 
 
 def _parse(text: str, field: Any) -> Any:
-    """The value that a command line's text stands for: true, false, none or a number, where `field` takes no text."""
+    """The value of a command line's text: a text with ~ as the home folder, or true, false, none or a number."""
     if field is None or field.annotation is str or typing.get_origin(field.annotation) is Literal:
-        return text
+        return os.path.expanduser(text)
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -11,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from timam.images import read_image
+
 RIGHT, WRONG = sns.color_palette("colorblind")[2], sns.color_palette("colorblind")[3]
-Item = str | Image.Image  # a sentence or a picture
+Item = str | Image.Image | Path  # a sentence, or a picture or its file
 
 
 def rankings(
@@ -46,7 +49,7 @@ def rankings(
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
         _show(row[0], query, 30, 11, align="left")
         if titles is not None:
-            row[0].set_title(titles[number], fontsize=12, fontweight="bold", loc="left")
+            row[0].set_title(titles[number], fontsize=12, fontweight="bold", loc="left", parse_math=False)
         for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False)):
             title = str(rank + 1) if ranks is None else ranks[rank]
             _answer(axis, answer, title, None if right is None else right[number][rank])
@@ -71,6 +74,8 @@ def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center
     if isinstance(content, str):
         text = "\n".join(textwrap.fill(line, width) for line in content.splitlines())
         axis.text(0.0 if align == "left" else 0.5, 0.5, text, va="center", ha=align, fontsize=size,
-                  transform=axis.transAxes)  # fmt: skip
+                  transform=axis.transAxes, parse_math=False)  # fmt: skip
     else:
-        axis.imshow(content)
+        picture = read_image(content) if isinstance(content, Path) else content.copy()
+        picture.thumbnail((400, 400))  # many whole photographs would fill the memory
+        axis.imshow(picture)

@@ -22,7 +22,7 @@ _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 def cache_folder() -> Path:
     """The folder of pixel and word-state stores: $TIMAM_CACHE, else timam/ in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timam"
-    return Path(os.environ.get("TIMAM_CACHE") or default)
+    return Path(os.environ.get("TIMAM_CACHE") or default).expanduser()
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -76,7 +76,7 @@ def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], c
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image)
         text = "\n".join(textwrap.fill(line, 38) for line in caption.splitlines())
-        axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=9)
+        axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=9, parse_math=False)
     return figure
 
 
@@ -428,8 +428,8 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     for axis, (title, frame) in zip(axes.flat, rows, strict=True):
         axis.bar(range(len(frame)), frame["effect"], color=[RIGHT if v > 0 else WRONG for v in frame["effect"]])
         axis.axhline(0, color="grey", linewidth=0.8)
-        axis.set_xticks(range(len(frame)), frame["word"], rotation=40, ha="right", fontsize=9)
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xticks(range(len(frame)), frame["word"], rotation=40, ha="right", fontsize=9, parse_math=False)
+        axis.set_title(title, fontsize=10, loc="left", parse_math=False)
         axis.set_ylabel("change of the\nsimilarity", fontsize=9)
     return figure
 
@@ -453,8 +453,8 @@ def heat_maps(
         shown = axis.imshow(values, cmap="PiYG", vmin=-bound, vmax=bound, alpha=0.55, extent=extent,
                             interpolation="bilinear")  # fmt: skip
         axis.set(xticks=[], yticks=[])
-        axis.set_title(textwrap.fill(title, 26), fontsize=10)
+        axis.set_title(textwrap.fill(title, 26), fontsize=10, parse_math=False)
     for axis, sentence in zip(axes.flat, sentences, strict=False):
-        axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9)
+        axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9, parse_math=False)
     figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="change of the similarity")
     return figure
