@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import re
 from collections import Counter
@@ -232,6 +233,7 @@ def test_config_is_frozen_and_a_float_takes_an_integer():
         ("root=/a=b", "data.root", "/a=b"),  # only the first "=" separates
         ("root=/caf\udce9", "data.root", "/caf\udce9"),  # a folder's name that is not UTF-8
         ("data.root=", "data.root", ""),
+        ("data.root=~/a", "data.root", os.path.expanduser("~/a")),  # the shell does not expand it there
     ],
 )
 def test_override(assignment, key, value):

@@ -217,7 +217,7 @@ def fingerprint(config: Config) -> str:
 def _parse(text: str, field: Any) -> Any:
     """The value of a command line's text: a text with ~ as the home folder, or true, false, none or a number."""
     if field is None or field.annotation is str or typing.get_origin(field.annotation) is Literal:
-        return os.path.expanduser(text)
+        return os.path.expanduser(text) if text.startswith("~/") else text
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
