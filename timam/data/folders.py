@@ -72,7 +72,7 @@ def parse_webdataset(root: Path, columns: Mapping[str, str] | None = None) -> Pa
                 raise OSError("not a regular file")
             for source, row in _samples(shard, name, columns or {}, parsed):
                 rows.append((source, row | {"named_split": split_of_name(PurePosixPath(name))}))
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, ValueError, tarfile.TarError) as error:
             parsed.problems.append(f"{shard}: not readable as a tar archive ({error})")
     parsed.unreadable = bool(parsed.problems) and not rows
     add_rows(rows, parsed)

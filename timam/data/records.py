@@ -1,4 +1,4 @@
-"""Captioned pictures with identity and split: the one form that every reader gives and everything else takes."""
+"""Captioned pictures with identity and split: what every reader returns."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ show.maxstring = show.maxother = 400
 
 
 def plain(line: str) -> str:
-    """A message fit for a terminal: control characters escaped, at most 1,000 characters."""
+    """A message for a terminal: control characters are escaped, and it has at most 1,000 characters."""
     line = line if len(line) <= 1000 else f"{line[:1000]}... ({len(line):,} characters)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class DataError(ValueError):
-    """Everything that is wrong with a data set, one line each, in `problems`."""
+    """All problems of a data set, a line each, in `problems`."""
 
     def __init__(self, heading: str, problems: list[str]) -> None:
         problems = self.problems = [plain(p) for p in problems]
@@ -47,7 +47,7 @@ class Record:
     captions: tuple[str, ...]
     identity: int  # as the data set numbers it
     split: str  # train, val or test
-    source: str  # where it stands, for messages: "reid_raw.json record 17"
+    source: str  # for messages: "reid_raw.json record 17"
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A whole data set: where its pictures lie, and its records in the annotation file's order.
+    """A data set; its records are in the order of the annotation file.
 
     Attributes:
         kind: what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
             "class" (every picture of the same class); `datasets.PROTOCOLS` says what is reported.
-        notes: what the reader decided, such as a split of its own. warnings: what is wrong but no obstacle.
-        folds: parts of the test split that are searched on their own, beside the whole; 1: the whole only.
+        notes: decisions of the reader, such as a split that it made.
+        warnings: errors that do not prevent the use of the data set.
+        folds: the test split is also searched in this many parts; 1: only as a whole.
     """
 
     name: str
@@ -128,10 +129,10 @@ class Dataset:
 
 
 def path_guard(folder: Path, root: Path) -> Callable[[str], str | None]:
-    """The one rule for files that an annotation names: a function that says why one must not be read, or None.
+    """Returns a function that checks the path of a file in an annotation: None, or the reason not to read it.
 
-    A name must not climb out of its folder. Links to folders are followed, as users put data sets together with them;
-    a link to a single file, which an archive may bring along, only within the data's root or the folder it lies in.
+    A path must not leave its folder. Links to folders are followed, as users compose data sets of them. A link to a
+    single file may come from an archive; it must stay within the data's root or the folder that it lies in.
     """
     resolve = cache(Path.resolve)  # thousands of pictures share a folder
 
