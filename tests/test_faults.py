@@ -415,6 +415,8 @@ from pathlib import Path
 from timam import config
 from timam.run import BusyError, RunError
 from timam.training import fit
+
+pytestmark = pytest.mark.slow
 metrics = fit(config.load(Path({config!r})), {run!r}, resume=True, progress=False)
 """
 

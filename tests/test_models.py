@@ -53,6 +53,7 @@ def meta_regnet(monkeypatch):
     monkeypatch.setattr(parameters, "from_init_params", on_cpu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_of_torchvision_gives_features(name, meta_regnet):
     # Built and run without values, at its natural size; elsewhere the width is what its own classifier reads.

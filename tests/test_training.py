@@ -167,6 +167,7 @@ def scripted_scores(monkeypatch, scores: list[float]) -> None:
     monkeypatch.setattr(training, "_validate", wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "best"), [([0.1, 0.5, 0.5, 0.2], 2), ([0.0, 0.0, 0.0, 0.0], 1), ([0.1, 0.2, 0.3, 0.4], 4)]
 )
@@ -187,6 +188,7 @@ def test_saved_and_tested_is_the_first_best_epoch(people, tmp_path, monkeypatch,
     assert any(not torch.equal(kept[n], weights[best % 4][n]) for n in kept)  # another epoch's are others
 
 
+@pytest.mark.slow
 def test_test_split_is_read_only_at_the_end_and_chooses_nothing(people, tmp_path, monkeypatch):
     """Replacing every test result leaves the run as it is; nothing embeds the test split before the last epoch."""
     events: list[str] = []
@@ -237,6 +239,7 @@ def test_plateau_is_one_of_the_validation_score(people, tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "run" / "history.csv")["image_lr"].tolist() == [config.train.image_lr] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "settings", "epochs"),
     [
@@ -253,6 +256,7 @@ def test_early_stop(people, tmp_path, monkeypatch, scores, settings, epochs):
     assert metrics["best_epoch"] == scores[:epochs].index(max(scores[:epochs])) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -273,6 +277,7 @@ def test_collapse_is_printed_and_kept(people, tmp_path, capsys, settings, expect
     assert metrics["warnings"] == training_warnings(row.to_dict(), penalty)
 
 
+@pytest.mark.slow
 def test_rank_1_on_training_people_is_that_of_a_fixed_sample(people, tmp_path, monkeypatch):
     """As many identities as the validation split has; the model of the last epoch is still there as "best"."""
     scripted_scores(monkeypatch, [0.1, 0.2])
@@ -421,6 +426,7 @@ def test_same_config_gives_the_same_run(undisturbed, people, language_model, tmp
     assert_same_run(undisturbed("cosine"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_undisturbed_runs_exercise_what_is_to_be_resumed(undisturbed):
     """The plateau run must divide its rate, or resuming it would prove little."""
     plateau = pd.read_csv(undisturbed("plateau") / "history.csv")
@@ -445,6 +451,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "owner", "name", "nth", "saved"), KILLS.values(), ids=KILLS)
 def test_killed_and_resumed_equals_undisturbed(
     undisturbed, people, language_model, tmp_path, monkeypatch, schedule, owner, name, nth, saved
@@ -479,6 +486,7 @@ def signalled_step(monkeypatch, nth: int, number: int = signal.SIGTERM) -> list[
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "every"), [("cosine", 1), ("plateau", 5)])
 def test_interrupted_after_every_few_steps_equals_undisturbed(
     undisturbed, people, language_model, tmp_path, monkeypatch, schedule, every
