@@ -341,7 +341,7 @@ def test_root_that_is_not_utf8_is_checked_and_named(tmp_path):
     arguments = [sys.executable, "-m", "timam", "data", "check", "--dataset", "cuhk-pedes", "--root", root]
     result = subprocess.run(arguments, capture_output=True, cwd=REPOSITORY, check=False)
     assert result.returncode == 0, result.stderr
-    assert b"caf\xe9: 0 problem(s)" in result.stdout
+    assert rb"caf\udce9: 0 problem(s)" in result.stdout  # the byte, escaped for a terminal
 
 
 @pytest.mark.parametrize(
