@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from conftest import word_piece_tokenizer
+from hub import Repository, pretend_online, running_hub
 from safetensors.torch import save_file
 
 from timam.config import Config, ModelConfig
@@ -324,6 +326,43 @@ def test_a_checkpoint_without_some_weights_is_refused(checkpoints, tmp_path):
 def test_a_path_that_is_no_folder(name):
     with pytest.raises(ValueError, match="no such folder"):
         load_backbone(name, "IMAGENET1K_V1")
+
+
+@pytest.fixture
+def hub(checkpoints, monkeypatch, tmp_path):
+    """A stand-in of the hub that holds somebody/clip."""
+    with running_hub() as found:
+        pretend_online(monkeypatch, found.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
+        files = {p.name: p.read_bytes() for p in checkpoints("clip")[0].iterdir()}
+        found.repositories["somebody/clip"] = Repository(files=files, commit="1" * 40)
+        yield found
+
+
+CLIP = {"backbone": "somebody/clip", "backbone_weights": "IMAGENET1K_V1", "language_model": "somebody/clip"}
+
+
+def test_a_pair_from_the_hub_is_the_one_of_a_folder(checkpoints, hub):
+    fields = {"text_head": "pooled", "projection": "pretrained"}
+    model = TIMAM.pretrained(settings(checkpoints, **CLIP, **fields), 3, [])
+    folder = TIMAM.pretrained(settings(checkpoints, "clip", "clip", **fields), 3, [])
+    assert torch.equal(model.encode_texts(CAPTIONS), folder.encode_texts(CAPTIONS))
+    assert torch.equal(model.encode_images(list(PIXELS)), folder.encode_images(list(PIXELS)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16"),
+        ({"max_tokens": 21}, "max_tokens = 21"),
+        ({"backbone": "resnet19"}, "model.backbone = 'resnet19'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_downloaded(checkpoints, hub, fields, message):
+    with pytest.raises(ValueError, match=message):
+        TIMAM.pretrained(settings(checkpoints, **{**CLIP, **fields}), 3, [])
+    assert not [request for request in hub.requests if request.endswith("model.safetensors")]
 
 
 # -- local weights of a backbone -------------------------------------------------------------------------------------

@@ -26,7 +26,14 @@ from timam.models.batching import encode_batches, slices
 from timam.models.discriminator import ModalityDiscriminator
 from timam.models.image_encoder import ImageEncoder
 from timam.models.text_encoder import TextEncoder, WordEmbeddings, word_tokenizer
-from timam.models.weights import load_backbone, load_language_model, load_tokenizer
+from timam.models.weights import (
+    empty_encoders,
+    fetch_configs,
+    load_backbone,
+    load_language_model,
+    load_tokenizer,
+    needs_download,
+)
 
 ImageInput = Image.Image | str | Path | Tensor
 
@@ -122,11 +129,15 @@ class TIMAM(
             timam.models.weights.WeightsError: pretrained weights that could be neither found nor fetched.
             ValueError: a backbone, a language model or a size that cannot be used.
         """
+        name = model_config.language_model
+        configs = fetch_configs(model_config) if needs_download(model_config) else None
+        tokenizer = word_tokenizer(captions) if name == "none" else load_tokenizer(name)
+        if configs:  # sizes that do not fit are found before weights are fetched
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                cls(model_config, num_identities, tokenizer, *empty_encoders(model_config, *configs))
         backbone = load_backbone(model_config.backbone, model_config.backbone_weights)
-        if (name := model_config.language_model) == "none":
-            return cls(model_config, num_identities, word_tokenizer(captions), backbone, None)
-        language_model = load_language_model(name, model_config.language_model_weights)
-        return cls(model_config, num_identities, load_tokenizer(name), backbone, language_model)
+        words = None if name == "none" else load_language_model(name, model_config.language_model_weights)
+        return cls(model_config, num_identities, tokenizer, backbone, words)
 
     # -- embedding ----------------------------------------------------------------------------------------------
 

@@ -21,10 +21,8 @@ from torch import Tensor
 
 from timam import config as configs
 from timam.files import check_sums, read_json
-from timam.images import IMAGENET_MEAN, IMAGENET_STD
 from timam.models import towers
-from timam.models.towers import ImageTower
-from timam.models.weights import build_backbone
+from timam.models.weights import empty_encoders
 
 if TYPE_CHECKING:
     from timam.models.joint import TIMAM
@@ -95,12 +93,9 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         if (layers := max(map(_layers, tower_configs))) > len(state):
             raise ValueError(f"{layers:,} layers of {len(state)} tensors")
         words, tower = (config and towers.config_of(config) for config in tower_configs)
-        with init_empty_weights(include_buffers=False):  # RegNet computes its sizes with tensors that need values
-            backbone = tower or build_backbone(model_config.backbone, model_config.backbone_weights)
-        with torch.device("meta"):  # takes no memory: a config of a few bytes may ask for terabytes
-            backbone = ImageTower(towers.from_config(tower), IMAGENET_MEAN, IMAGENET_STD) if tower else backbone
-            language_model = words and towers.from_config(words)
-            model = cls(model_config, content["num_identities"], tokenizer, backbone, language_model)
+        encoders = empty_encoders(model_config, tower, words)  # a config of a few bytes may ask for terabytes
+        with torch.device("meta"):
+            model = cls(model_config, content["num_identities"], tokenizer, *encoders)
     except Exception as error:  # torchvision and transformers raise many kinds
         raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
     expected = model.state_dict()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torchvision
 import transformers
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -23,6 +24,7 @@ from transformers.utils import cached_file
 
 from timam.config import MINILM, ModelConfig
 from timam.files import read_json
+from timam.images import IMAGENET_MEAN, IMAGENET_STD
 from timam.models import towers
 from timam.models.image_encoder import strip_head
 from timam.models.towers import ImageTower
@@ -200,6 +202,36 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
         raise _unreachable("language model", name, error) from error
 
 
+def needs_download(config: ModelConfig) -> bool:
+    """Whether the pretrained weights are neither local nor in an installed package."""
+    packaged = config.backbone == "mobilenet_v2" and config.backbone_weights == "IMAGENET1K_V1"
+    local = config.backbone_weights.lower() == "none" or is_file(config.backbone_weights)
+    local = local or Path(config.backbone).is_dir() or bool(packaged and _packaged_file(*_MOBILENET_FILE))
+    name = config.language_model
+    words = name == "none" or not config.language_model_weights or Path(name).is_dir()
+    return not (local and (words or (name == MINILM and _packaged_file(*_MINILM_FILE))))
+
+
+def fetch_configs(config: ModelConfig) -> tuple[Any, Any]:
+    """The transformers configs of both encoders, None where one is not of transformers. Raises as the loading does."""
+    image = None if _in_torchvision(config.backbone) else _fetch_image_config(config.backbone)
+    return image, None if config.language_model == "none" else _fetch_text_config(config.language_model, True)
+
+
+def empty_encoders(config: ModelConfig, image: Any, text: Any) -> tuple[nn.Module, Any]:
+    """Backbone and language model without values, on torch's meta device, where sizes take no memory.
+
+    Args:
+        image, text: transformers configs as `fetch_configs` gives them.
+    """
+    with torch.device("meta"):
+        words = text and towers.from_config(text)
+        if image:
+            return ImageTower(towers.from_config(image), IMAGENET_MEAN, IMAGENET_STD), words
+    with init_empty_weights(include_buffers=False):  # RegNet computes its sizes with tensors that need values
+        return build_backbone(config.backbone, config.backbone_weights), words
+
+
 def load_language_model(name: str, pretrained: bool) -> Any:
     """A text encoder by transformers' name or folder, on the CPU, in float32: BERT-like, or that of CLIP or SigLIP.
 
@@ -212,31 +244,41 @@ def load_language_model(name: str, pretrained: bool) -> Any:
         WeightsError: neither an installed package, nor a folder, nor the hub has it.
         ValueError: a model that cannot serve as text encoder.
     """
-    packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
-    source = packaged.parent if packaged else name
+    config = _fetch_text_config(name, pretrained)
     try:
-        if not pretrained and name in BERT_BASE:
-            config: Any = transformers.BertConfig()  # transformers' default
-        else:
-            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("language model", name, error) from error
-    config = towers.text_part(config, name)
-    try:
-        model = _from_checkpoint(source, config) if pretrained else towers.from_config(config)
+        model = _from_checkpoint(_source(name), config) if pretrained else towers.from_config(config)
     except _LOADING_ERRORS as error:
         raise _unreachable("language model", name, error) from error
     return check_encoder(name, model)
 
 
-def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
+def _source(name: str) -> str | Path:
+    packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
+    return packaged.parent if packaged else name
+
+
+def _fetch_text_config(name: str, pretrained: bool) -> Any:
+    if not pretrained and name in BERT_BASE:
+        return transformers.BertConfig()  # transformers' default
+    try:
+        config = transformers.AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise _unreachable("language model", name, error) from error
+    return towers.text_part(config, name)
+
+
+def _fetch_image_config(name: str) -> Any:
     if ("~" in name or name.count("/") > 1 or name.startswith("/")) and not Path(name).is_dir():
         raise ValueError(f"model.backbone = {name!r}: no such folder")
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except _LOADING_ERRORS as error:
         raise _unreachable("backbone", name, error) from error
-    config = towers.image_part(config, name)
+    return towers.image_part(config, name)
+
+
+def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
+    config = _fetch_image_config(name)
     try:
         model = _from_checkpoint(name, config) if pretrained else towers.from_config(config)
         colours = _pixel_statistics(name)
