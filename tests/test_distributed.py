@@ -141,7 +141,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true
 
 
 def launch(people: Path, output: Path, processes: int, *more: str) -> list:
-    # README's command. With --cpu in place of --multi_gpu, Accelerate starts one process only.
+    # The command of docs/gpu.md. With --cpu in place of --multi_gpu, Accelerate starts one process only.
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port",

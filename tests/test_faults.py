@@ -1,7 +1,7 @@
 """Faults, made for real: kills at random moments, full and read-only disks, damaged files, two runs, clocks, signals.
 
 After each of them nothing finished is lost and resuming gives the undisturbed result, or the message names what is
-damaged and says what to do. The table of README's section on reliability is printed at the end of
+damaged and says what to do. The table of docs/reliability.md is printed at the end of
 
     TIMAM_FAULT_TRIES=25 python -m pytest tests/test_faults.py
 
