@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from timam.cli import cli
 from timam_lab.pedestrians import PedestrianSpec, captions, dataset, places, render_pedestrians
 from timam_lab.pedestrians.attributes import COLOURS, NONE, TABLES, Identity, draw_identity, vary_identity
 from timam_lab.pedestrians.canvas import Canvas, View
@@ -518,6 +520,16 @@ def test_difficulties_set_all_shares(difficulty: str) -> None:
     assert PedestrianSpec.of_size(13, difficulty, omission=0.5).omission == 0.5
     with pytest.raises(ValueError, match="difficulty = 'none' must be one of easy, standard, hard"):
         PedestrianSpec.of_size(13, "none")
+
+
+def test_options_of_the_command_reach_the_spec(tmp_path: Path) -> None:
+    options = ["--identities", "3", "--height", "64", "--width", "32", "--workers", "1", "--difficulty", "hard"]
+    options += ["--unseen-words", "1", "--negation", "0.25", "--smallest", "90", "--cut-off", "0"]
+    run = CliRunner().invoke(cli, ["data", "pedestrians", "--output", str(tmp_path / "out"), *options])
+    assert run.exit_code == 0, run.output
+    spec = PedestrianSpec.of_size(3, "hard", height=64, width=32, unseen_words=1.0, negation=0.25, smallest=90,
+                                  cut_off=0.0, images_per_identity=3.092)  # fmt: skip
+    assert read(tmp_path / "out")[1]["spec"] == asdict(spec)
 
 
 def test_too_few_identities_and_workers(tmp_path: Path) -> None:

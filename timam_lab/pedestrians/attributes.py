@@ -27,7 +27,6 @@ COLOURS, DENIM_COLOURS, HAIR_COLOURS, SKIN_COLOURS = (
 WEIGHTS: dict[str, Weights] = TABLES["weights"]
 BY_GENDER: dict[str, dict[str, Weights]] = TABLES["weights_by_gender"]
 BY_SEASON: dict[str, dict[str, dict[str, Weights]]] = TABLES["weights_by_season"]  # and by gender
-OPEN_FRONTS = ("jacket", "blazer", "puffer jacket", "coat")  # may be worn open, over something of another colour
 THINGS = {  # what a person consists of, with the attributes of each
     "person": ("gender", "age", "height", "build"),
     "hair": ("hair_style", "hair_colour"),
@@ -85,70 +84,53 @@ def pick(rng: np.random.Generator, weights: Weights, without: Collection[str] = 
 def draw_identity(rng: np.random.Generator) -> Identity:
     """Draw one plausible person: clothes fit a season and an age, colours fit the garment."""
     drawn = {name: pick(rng, WEIGHTS[name]) for name in ("gender", "age", "skin", "build", "height", "glasses")}
-    gender, age, season, cloth = drawn["gender"], drawn["age"], pick(rng, WEIGHTS["season"]), WEIGHTS["cloth"]
-    without = TABLES["unsuitable"].get(age, [])  # a child's height is a child's, and so on
-    hair_style = pick(rng, BY_GENDER["hair_style"][gender], without)
-    headwear = pick(rng, WEIGHTS["headwear"], without if gender == "woman" else ("headscarf",))
-    scarf = pick(rng, WEIGHTS["scarf"]) if season == "cold" and headwear != "headscarf" else NONE
-    upper = pick(rng, BY_SEASON["upper"][gender][season], without)
-    upper_colour = pick(rng, cloth)
-    pattern = pick(rng, WEIGHTS["pattern"], TABLES["unsuitable"].get(upper, ()))
-    opened = upper in ("blazer", "vest") or (upper in OPEN_FRONTS and rng.random() < 0.5)
-    lower = NONE if upper == "dress" else pick(rng, BY_SEASON["lower"][gender][season])
-    shoes = pick(rng, BY_SEASON["shoes"][gender][season], without)
-    bag = pick(rng, BY_GENDER["bag"][gender], without)
-    grey = age == "elderly" and rng.random() < 0.75
-    return Identity(
-        **drawn | {"height": "average"} if age == "child" else drawn,
-        hair_style=hair_style,
-        hair_colour=NONE if hair_style == "bald" else "grey" if grey else pick(rng, _hair_colours(age)),
-        headwear=headwear,
-        headwear_colour=NONE if headwear == NONE else pick(rng, cloth),
-        scarf=scarf,
-        scarf_colour=NONE if scarf == NONE else pick(rng, cloth, (upper_colour,)),
-        upper=upper,
-        upper_colour=upper_colour,
-        upper_pattern=pattern,
-        upper_second=NONE if pattern == "plain" else pick(rng, cloth, (upper_colour,)),
-        inner_colour=pick(rng, cloth, (upper_colour,)) if opened else NONE,
-        lower=lower,
-        lower_colour=NONE if lower == NONE else pick(rng, _leg_colours(lower)),
-        shoes=shoes,
-        shoes_colour=pick(rng, _shoe_colours(shoes)),
-        bag=bag,
-        bag_colour=NONE if bag == NONE else pick(rng, WEIGHTS["leather"]),
-        bag_side=NONE if bag in (NONE, "backpack") else pick(rng, WEIGHTS["side"]),
-    )
+    gender, age, season = drawn["gender"], drawn["age"], pick(rng, WEIGHTS["season"])
+    without = TABLES["unsuitable"].get(age, [])
+    values = {
+        **drawn,
+        "height": "average" if age == "child" else drawn["height"],
+        "hair_style": pick(rng, BY_GENDER["hair_style"][gender], without),
+        "headwear": pick(rng, WEIGHTS["headwear"], without if gender == "woman" else ("headscarf",)),
+        "upper": pick(rng, BY_SEASON["upper"][gender][season], without),
+        "lower": pick(rng, BY_SEASON["lower"][gender][season]),
+        "shoes": pick(rng, BY_SEASON["shoes"][gender][season], without),
+        "bag": pick(rng, BY_GENDER["bag"][gender], without),
+        "scarf": pick(rng, WEIGHTS["scarf"]) if season == "cold" else NONE,
+    }
+    values["lower"] = NONE if values["upper"] == "dress" else values["lower"]
+    values["scarf"] = NONE if values["headwear"] == "headscarf" else values["scarf"]
+    values["upper_pattern"] = pick(rng, WEIGHTS["pattern"], TABLES["unsuitable"].get(values["upper"], ()))
+    for thing in ("upper", "lower", "headwear", "scarf", "shoes", "bag"):
+        colours = _colours(f"{thing}_colour", values)
+        values[f"{thing}_colour"] = NONE if values[thing] == NONE else pick(rng, colours)
+    values["hair_colour"] = NONE if values["hair_style"] == "bald" else pick(rng, _colours("hair_colour", values))
+    opened = rng.random() < TABLES["worn_open"].get(values["upper"], 0)
+    for name, there in (("upper_second", values["upper_pattern"] != "plain"), ("inner_colour", opened)):
+        values[name] = pick(rng, WEIGHTS["cloth"], (values["upper_colour"],)) if there else NONE
+    values["bag_side"] = NONE if values["bag"] in (NONE, "backpack") else pick(rng, WEIGHTS["side"])
+    return Identity(**values)
 
 
-def _hair_colours(age: str) -> Weights:
-    return {colour: weight for colour, weight in WEIGHTS["hair_colour"].items() if age != "child" or colour != "grey"}
-
-
-def _leg_colours(lower: str) -> Weights:
-    return WEIGHTS["denim" if lower == "jeans" else "leg_cloth"]
-
-
-def _shoe_colours(shoes: str) -> Weights:
-    return WEIGHTS["shoe_cloth" if shoes == "sneakers" else "leather"]
+def _colours(name: str, values: dict[str, str]) -> Weights:
+    """Which colours an attribute can have in a person with these values, and how often."""
+    if name == "hair_colour":
+        return TABLES["hair_colours_by_age"][values["age"]]
+    if name == "lower_colour":
+        return WEIGHTS["denim" if values["lower"] == "jeans" else "leg_cloth"]
+    if name == "shoes_colour":
+        return WEIGHTS["shoe_cloth" if values["shoes"] == "sneakers" else "leather"]
+    return WEIGHTS["leather" if name == "bag_colour" else "cloth"]
 
 
 def _alternatives(identity: Identity) -> dict[str, Weights]:
     """Attributes of ``identity`` that can change on their own, with the values they may change to."""
-    cloth, values = WEIGHTS["cloth"], identity.as_dict()
-    options = {name: cloth for name in values if name.endswith("_colour")} | {
-        "upper_second": cloth,
-        "hair_colour": _hair_colours(identity.age),
-        "lower_colour": _leg_colours(identity.lower),
-        "shoes_colour": _shoe_colours(identity.shoes),
-        "bag_colour": WEIGHTS["leather"],
-        "bag_side": WEIGHTS["side"],
-    }
-    taken = {"upper_second": identity.upper_colour, "upper_colour": identity.upper_second}
+    values = identity.as_dict()
+    names = [name for name in values if name.endswith(("_colour", "_second", "_side")) and values[name] != NONE]
+    taken = {"upper_second": values["upper_colour"], "upper_colour": values["upper_second"]}
+    options = {name: WEIGHTS["side"] if name == "bag_side" else _colours(name, values) for name in names}
     return {
         name: {value: weight for value, weight in weights.items() if value not in (values[name], taken.get(name))}
         for name, weights in options.items()
-        if values[name] != NONE
     }
 
 

@@ -33,14 +33,8 @@ class View:
         ahead = z * math.cos(self.yaw) - x * math.sin(self.yaw)
         up = y * math.cos(self.pitch) - ahead * math.sin(self.pitch)
         near = ahead * math.cos(self.pitch) + y * math.sin(self.pitch)
-        return np.stack(
-            [
-                self.x + self.scale * self.squash * across,
-                self.ground - self.scale * up,
-                self.scale * near - self.distance,
-            ],
-            axis=-1,
-        )
+        column, row = self.x + self.scale * self.squash * across, self.ground - self.scale * up
+        return np.stack([column, row, self.scale * near - self.distance], axis=-1)
 
     def half_axes(self, across: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Half-width in pixels, and extent towards the camera, of an elliptic cross-section with these half-axes."""
@@ -93,9 +87,8 @@ class Canvas:
     def _cone(self, start: list[float], end: list[float], surface: int, yaw: float | None, flat: bool) -> None:
         """One piece of a limb; its ends are x, y, depth, radius, v."""
         (ax, ay, az, ar, av), (bx, by, bz, br, bv) = start, end
-        window = self._window(
-            min(ax - ar, bx - br), min(ay - ar, by - br), max(ax + ar, bx + br), max(ay + ar, by + br)
-        )
+        left, top = min(ax - ar, bx - br), min(ay - ar, by - br)
+        window = self._window(left, top, max(ax + ar, bx + br), max(ay + ar, by + br))
         if window is None:
             return
         x, y = self._x[:, window[1]] - ax, self._y[window[0]] - ay

@@ -26,19 +26,7 @@ from timam_lab.pedestrians.attributes import NONE, THINGS, Identity
 _TEXT = (resources.files("timam_lab.pedestrians") / "lexicon.json").read_text("utf-8")
 LEXICON: dict[str, Any] = json.loads(_TEXT)
 KEPT_WORDS = frozenset(re.findall(r"\*([\w-]+)", _TEXT))
-_UNREMARKABLE = {
-    "build": "average",
-    "height": "average",
-    "age": "adult",
-    "upper_pattern": "plain",
-}  # nobody writes these
-_ORDERS = (  # in which people go through a person
-    ("hair", "headwear", "glasses", "scarf", "upper", "lower", "shoes", "bag"),
-    ("upper", "lower", "shoes", "bag", "scarf", "hair", "headwear", "glasses"),
-    ("upper", "scarf", "lower", "shoes", "hair", "glasses", "headwear", "bag"),
-    ("bag", "upper", "lower", "shoes", "headwear", "glasses", "hair", "scarf"),
-    ("shoes", "lower", "upper", "scarf", "headwear", "hair", "glasses", "bag"),
-)
+_ORDERS = tuple(tuple(order) for order in LEXICON["orders"])  # in which people go through a person
 T = TypeVar("T")
 
 
@@ -113,7 +101,7 @@ def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, s
     """The attributes a truthful and exhaustive describer would state, in the order of THINGS."""
     values = identity.as_dict()
     names = [name for group in THINGS.values() for name in group if name not in hidden]
-    return {name: values[name] for name in names if values[name] not in (NONE, _UNREMARKABLE.get(name))}
+    return {name: values[name] for name in names if values[name] not in (NONE, *LEXICON["unremarkable"])}
 
 
 # -- what to say ------------------------------------------------------------------------------------------------------
@@ -190,10 +178,7 @@ def _join(parts: Sequence[str], last: str = " and ") -> str:
 
 def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
     """Phrases by verb, in order of first appearance."""
-    groups: dict[str, list[Phrase]] = {}
-    for phrase in phrases:
-        groups.setdefault(phrase.verb, []).append(phrase)
-    return groups
+    return {verb: [p for p in phrases if p.verb == verb] for verb in dict.fromkeys(p.verb for p in phrases)}
 
 
 class Writer:
@@ -221,10 +206,12 @@ class Writer:
     def write(self, absent: Sequence[str], remark: bool) -> str:
         """The whole caption."""
         sentences = self._told(self._phrases())
-        if absent and self.rng.random() < 0.5:
-            sentences[-1] += ", with " + _join([self._chosen(LEXICON["absent"][name]) for name in absent])
-        elif absent:
-            sentences += [self._chosen(LEXICON["absent_clauses"][name]) for name in absent]
+        attached = absent and self.rng.random() < 0.5
+        told = [self._fill(self._usual(LEXICON["absent" if attached else "absent_clauses"][name])) for name in absent]
+        if attached:
+            sentences[-1] += ", with " + _join(told)
+        else:
+            sentences += told
         if remark:
             where = len(sentences) if self.rng.random() < 0.75 else int(self.rng.integers(1, len(sentences) + 1))
             sentences.insert(where, self._fill(_any(self.rng, LEXICON["remarks"])))
@@ -258,9 +245,6 @@ class Writer:
             template = re.sub(r"\[([^\[\]]*)\]", lambda m: _any(self.rng, m[1].split("|")), template, count=1)
         return template.format(**{**self.words, **words})
 
-    def _chosen(self, templates: Sequence[str]) -> str:
-        return self._fill(self._usual(templates))
-
     def _fill_fitting(self, name: str, templates: Sequence[str], words: Mapping[str, str]) -> str:
         return self._fill(self._word(name, _fitting(templates, words), chance=True), **words)
 
@@ -270,7 +254,7 @@ class Writer:
         """What is said of each thing, in this describer's order."""
         order = self._usual(_ORDERS)
         makers = {"hair": self._hair, "bag": self._bag, "upper": self._upper}
-        told = [thing for thing in order if any(name in self.said for name in THINGS[thing])]
+        told = [thing for thing in order if set(THINGS[thing]) & set(self.said)]
         return [makers[thing]() if thing in makers else self._worn(thing) for thing in told]
 
     def _colour(self, name: str, key: str = "c", other: str = "") -> dict[str, str]:
@@ -282,10 +266,9 @@ class Writer:
             return {key: self._word(name, LEXICON["hair_colour_words"][value])}
         names = LEXICON["shades"].get(value, [])
         loose = self.describer.prefers(f"shade {value}", 1000) < 1000 * self.manner.shades
-        called = (
-            names[self.describer.prefers(value, len(names))] if names and loose and name not in self.kept else value
-        )
-        called = value if LEXICON["colour_words"][called][0] == other else called
+        called = names[self.describer.prefers(value, len(names))] if names and loose else value
+        if name in self.kept or LEXICON["colour_words"][called][0] == other:
+            called = value
         usual = LEXICON["colour_words"][called][0]
         word = usual if called != value else self._word(name, LEXICON["colour_words"][value])
         if word == usual:
@@ -301,13 +284,8 @@ class Writer:
 
     def _clauses(self, thing: str, words: Mapping[str, str], text: str, plural: bool = False) -> list[str]:
         """Whole sentences that say the same as ``text``."""
-        singular = not plural or text.startswith("a pair")
-        more = {
-            "np": text,
-            "be": "are" if plural else "is",
-            "v": "s" if singular else "",
-            "is_": "is" if singular else "are",
-        }
+        verb = ("are", "") if plural and not text.startswith("a pair") else ("is", "s")
+        more = {"np": text, "be": "are" if plural else "is", "is_": verb[0], "v": verb[1]}
         every = LEXICON["clauses"][thing]
         templates = [t for t in every if "{np}" in t] + _fitting(every, words)
         return [self._fill(t, **words, **more) for t in templates]
@@ -359,9 +337,8 @@ class Writer:
 
     def _subject(self, article: str) -> str:
         traits = [self._word(n, LEXICON["stature"][self.said[n]]) for n in ("height", "build") if n in self.said]
-        if not traits:
-            return f"{article} {self.noun}"
-        return f"{article} {_join(traits, _any(self.rng, (', ', ' ', ' and ')))} {self.noun}"
+        told = f"{_join(traits, _any(self.rng, (', ', ' ', ' and ')))} " if traits else ""
+        return f"{article} {told}{self.noun}"
 
     def _joined(self, verbs: Mapping[str, Sequence[str]], key: str, group: Sequence[Phrase]) -> tuple[str, str]:
         """A verb for ``group``, and its objects. The first two ways to wear also suit glasses and bags."""
@@ -375,7 +352,7 @@ class Writer:
         groups = _grouped(phrases)
         joined = [self._joined(LEXICON["verbs"], verb, group) for verb, group in groups.items()]
         crowded = any(len(group) > 1 for group in groups.values())
-        told = [f"{verb.split(', ')[int(plural)]} {objects}" for verb, objects in joined]
+        told = [f"{verb.split(', ')[plural]} {objects}" for verb, objects in joined]
         return _join(told, ", and " if crowded else " and ")
 
     def _attached(self, phrases: Sequence[Phrase]) -> str:
@@ -389,11 +366,10 @@ class Writer:
         """The description as sentences of one to five things each."""
         if not phrases:
             return [_any(self.rng, LEXICON["bare"]).format(who=self._subject("a"))]
-        parts, rest = [], phrases
-        while rest:
+        parts: list[list[Phrase]] = []
+        while phrases:
             size = int(self.rng.choice([1, 2, 3, 4, 5], p=[0.12, 0.26, 0.3, 0.2, 0.12]))
-            parts.append(rest[:size])
-            rest = rest[size:]
+            parts, phrases = [*parts, phrases[:size]], phrases[size:]
         return [self._first(parts[0]), *(self._further(part) for part in parts[1:])]
 
     def _first(self, phrases: list[Phrase]) -> str:
@@ -443,9 +419,7 @@ def _misspell(rng: np.random.Generator, text: str, share: float) -> tuple[str, l
     long = [word for word in words if len(word[0]) >= 4]
     count = min(int(share * len(words) + rng.random()), len(long))
     record = []
-    for index in sorted(
-        rng.permutation(len(long))[:count].tolist(), reverse=True
-    ):  # from the end: positions stay valid
+    for index in sorted(rng.permutation(len(long))[:count].tolist())[::-1]:  # from the end: positions stay valid
         word, written = long[index], _mistype(rng, long[index][0])
         record.append({"word": word[0], "written": written})
         text = text[: word.start()] + written + text[word.end() :]

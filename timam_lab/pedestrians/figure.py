@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -21,6 +22,7 @@ from timam_lab.pedestrians.canvas import Canvas, View
 
 SHAPES = {name: np.array(rows) for name, rows in TABLES["shapes"].items()}  # top to bottom: y, half-width, half-depth
 LEG_CUTS: dict[str, list[float]] = TABLES["leg_cuts"]  # share of the leg, width added at the thigh, at the ankle
+SKIRT_CUTS: dict[str, list[float]] = TABLES["skirt_cuts"]  # height of the hem, width added there
 BAGS: dict[str, list[float]] = TABLES["bags"]  # half-width, half-depth, half-height, width at the top
 # A solid has a surface, and each surface a material unless something else is painted there. Both go by number.
 SURFACES: dict[str, str] = TABLES["surfaces"]  # surface to material
@@ -32,19 +34,14 @@ _CHIN, _HIP = 0.868, 0.505  # heights
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a garment is cut: sleeve as a share of the arm, hem as a height, width added all around and at the hem."""
+class Cut(NamedTuple):
+    """How an upper garment is cut: lengths, but the sleeve is a share of the arm."""
 
-    hem: float
-    sleeve: float = 0.0
-    loose: float = 0.0
-    flare: float = 0.0
-    collar: str = ""
-
-
-UPPER_CUTS = {name: Cut(**cut) for name, cut in TABLES["upper_cuts"].items()}
-SKIRT_CUTS = {name: Cut(**cut) for name, cut in TABLES["skirt_cuts"].items()}
+    hem: float  # height
+    sleeve: float
+    loose: float  # width added all around
+    flare: float  # and at the hem
+    collar: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Figure:
 
     def __init__(self, identity: Identity, build: Build, pose: Pose, view: View) -> None:
         self.identity, self.build, self.pose, self.view = identity, build, pose, view
-        self.cut, self.unit, self.first = UPPER_CUTS[identity.upper], view.scale, 0
+        self.cut, self.unit, self.first = Cut(*TABLES["upper_cuts"][identity.upper]), view.scale, 0
         stature = {"short": 1.09, "average": 1.0, "tall": 0.93}[identity.height]
         self.head = 1.5 if identity.age == "child" else stature  # size of the head
         self.body = (1 - (1 - _CHIN) * self.head) / _CHIN  # and of all below it
@@ -180,7 +177,7 @@ class Figure:
         centres = self._pixels(np.stack([np.full(len(y), at[0]), y, np.full(len(y), at[1] * size)], axis=-1))
         centres[:, 1] = np.maximum.accumulate(centres[:, 1] + np.arange(len(y)) * 1e-3)
         axes = self.view.half_axes(across * size, deep * size)
-        self.area[surface] += float(np.trapezoid(2 * axes[0], centres[:, 1]))
+        self.area[surface] += float(((axes[0][1:] + axes[0][:-1]) * np.diff(centres[:, 1])).sum())
         self.canvas.trunk(centres, axes, y, self.first + SURFACE[surface], self.view, front)
 
     def _limb(self, surface: str, points: Any, radii: Any, flat: bool = False) -> None:
@@ -207,12 +204,12 @@ class Figure:
         for arm in self.arms:
             self._draw_arm(arm)
         self._draw_head()
-        self._draw_headwear()
+        if self.identity.headwear != NONE:
+            self._draw_headwear(self.identity.headwear)
         if self.identity.scarf != NONE:
-            z = self.cut.loose
             self._trunk("scarf", SHAPES["scarf"] * [1, 1.05, 1.1])
-            ends = [[0.03, 0.85, 0.05 + z], [0.035, 0.78, 0.085 + z], [0.035, 0.68, 0.09 + z]]
-            self._limb("scarf", ends, [0.02, 0.024, 0.026], flat=True)
+            ends = SHAPES["end of a scarf"]
+            self._limb("scarf", np.add(ends[:, :3], [0, 0, self.cut.loose]), ends[:, 3], flat=True)
         if self.identity.bag != NONE:
             self._draw_bag()
 
@@ -259,10 +256,11 @@ class Figure:
         """The upper garment without its sleeves, the skirt or the seat of the trousers, the neck."""
         cut, body, stride = self.cut, self._body(), abs(self.pose.hip[0]) * 0.1
         _, wide, deep = body[-1]
-        if skirt := SKIRT_CUTS.get(self.identity.lower):
-            waist = [0.44, wide + skirt.flare * 0.4, deep + 0.004 + 0.3 * stride]
-            hem = [skirt.hem, wide + skirt.flare, deep + skirt.flare * 0.8 + stride]
-            self._trunk("skirt", [*body[-3:] * [1, 1, 1.02], waist, hem])
+        if self.identity.lower in SKIRT_CUTS:
+            hem, flare = SKIRT_CUTS[self.identity.lower]
+            waist = [0.44, wide + flare * 0.4, deep + 0.004 + 0.3 * stride]
+            end = [hem, wide + flare, deep + flare * 0.8 + stride]
+            self._trunk("skirt", [*body[-3:] * [1, 1, 1.02], waist, end])
         elif self.identity.lower != NONE:
             seat = np.array([*body[-3:], [0.45, wide * 0.96, deep * 0.95], [0.42, wide * 0.6, deep * 0.7]])
             self._trunk("leg", np.add(seat, [0, 0.004, 0.004]))
@@ -302,19 +300,12 @@ class Figure:
             self._trunk("hair", [*rows[rows[:, 0] > line], middle], (0, -0.004))
         loose = style in ("long", "shoulder length", "curly")
         self._trunk("hair", [middle, *rows[rows[:, 0] < line]], (0, -0.004), 1.0 if loose else 1.3)
-        if (end := {"long": 0.69, "shoulder length": 0.8}.get(style)) is not None:
-            fall = [*SHAPES["fall"], [end + 0.03, 0.06, 0.042], [end, 0.04, 0.026]]
-            self._trunk("tail" if style == "long" else "hair", fall, (0, -0.026), 1.25)
-        elif style == "bun":
-            self._limb("tail", [[0, 1.0, -0.055], [0, 1.004, -0.06]], [0.031, 0.031])
-        elif style == "ponytail":
-            tail = [[0, 0.968, -0.056], [0, 0.95, -0.094], [0, 0.88, -0.1], [0, 0.79, -0.086]]
-            self._limb("tail", tail, [0.018, 0.028, 0.027, 0.009])
+        if style in ("long", "shoulder length"):
+            self._trunk("tail" if style == "long" else "hair", SHAPES[f"{style} hair"], (0, -0.026), 1.25)
+        elif style in ("bun", "ponytail"):
+            self._limb("tail", SHAPES[style][:, :3], SHAPES[style][:, 3])
 
-    def _draw_headwear(self) -> None:
-        kind = self.identity.headwear
-        if kind == NONE:
-            return
+    def _draw_headwear(self, kind: str) -> None:
         self._trunk("headwear", SHAPES[kind], front=1.0 if kind == "headscarf" else 0.0)
         if kind == "headscarf":  # over the forehead and below the chin
             self._trunk("headwear", SHAPES[kind][:4])
@@ -364,11 +355,18 @@ class Figure:
         u, v, nx, ny = (buffer.ravel()[pixels] for buffer in (canvas.u, canvas.v, canvas.nx, canvas.ny))
         material = np.array([MATERIAL.get(name, 0) for name in SURFACES.values()])[surface]
         relief = np.ones(len(pixels), np.float32)
-        for name in ("torso", "sleeve", "leg", "skirt", "head", "hair", "tail", "headwear", "scarf", "shoes", "bag"):
+        own = {
+            "torso": self._paint_torso,
+            "sleeve": self._paint_sleeve,
+            "leg": self._paint_leg,
+            "head": self._paint_head,
+        }
+        for name in SURFACES:
             some = np.flatnonzero(surface == SURFACE[name])
             along = v[some] / (self.unit if name in ("sleeve", "leg", "shoes") else 1)
             painted, light = material[some], relief[some]
-            getattr(self, f"_paint_{SURFACES[name] if name == 'tail' else name}")(u[some], along, painted, light)
+            if len(some):
+                own.get(name, partial(self._paint_other, name))(u[some], along, painted, light)
             material[some], relief[some] = painted, light
         nz = np.sqrt(np.maximum(0, 1 - nx * nx - ny * ny))
         light = ambient + (1 - ambient) * 1.25 * np.maximum(0, nx * sun[0] + ny * sun[1] + nz * sun[2])
@@ -451,9 +449,6 @@ class Figure:
         elif self.identity.lower == "trousers":
             relief[np.abs(u) < 0.09] *= 1.12  # the crease
 
-    def _paint_skirt(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        relief *= pleats(u) * (1 + 0.12 * folds(u * 24, v * 100))
-
     def _paint_head(self, u: Array, v: Array, material: Array, relief: Array) -> None:
         front, aside = np.abs(u), np.abs(np.abs(u) - 0.43)
         material[(aside < 0.13) & (np.abs(v - 0.9365) < 0.0048)] = MATERIAL["dark"]  # eyes
@@ -467,31 +462,28 @@ class Figure:
             bar = (np.abs(v - 0.939) < 0.003) & ((front < 0.2) | (front > 0.7)) & (front < 1.5)
             material[lens | bar] = MATERIAL["glasses"]
 
-    def _paint_hair(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        curly = self.identity.hair_style == "curly"
-        relief += 0.5 * folds(u * 70, v * 900) if curly else 0.28 * folds(u * 90, v * 40)
-
-    def _paint_headwear(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        if self.identity.headwear == "beanie":  # knitted, with a cuff
+    def _paint_other(self, surface: str, u: Array, v: Array, material: Array, relief: Array) -> None:
+        identity = self.identity
+        if surface == "skirt":
+            relief *= pleats(u) * (1 + 0.12 * folds(u * 24, v * 100))
+        elif surface == "scarf":
+            relief += 0.3 * folds(u * 20, np.where(v < 1, v * 500, v))
+        elif surface in ("hair", "tail"):
+            curly = identity.hair_style == "curly"
+            relief += 0.5 * folds(u * 70, v * 900) if curly else 0.28 * folds(u * 90, v * 40)
+        elif surface == "headwear" and identity.headwear == "beanie":  # knitted, with a cuff
             relief *= np.where(np.abs(v - 0.982) < 0.002, 0.6, pleats(u * 2.5))
-        elif self.identity.headwear == "hat":
+        elif surface == "headwear" and identity.headwear == "hat":
             relief[(v > 0.972) & (v < 0.99)] = 0.5
-        elif self.identity.headwear == "headscarf":
+        elif surface == "headwear" and identity.headwear == "headscarf":
             relief += 0.3 * folds(u * 16, v * 400)
-
-    def _paint_scarf(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        relief += 0.3 * folds(u * 20, np.where(v < 1, v * 500, v))
-
-    def _paint_shoes(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        if self.identity.shoes == "sandals":
+        elif surface == "shoes" and identity.shoes == "sandals":
             material[(np.abs(v - 0.06) > 0.01) & (np.abs(v - 0.105) > 0.013)] = MATERIAL["skin"]
-
-    def _paint_bag(self, u: Array, v: Array, material: Array, relief: Array) -> None:
-        if self.identity.bag == "plastic bag":
+        elif surface == "bag" and identity.bag == "plastic bag":
             relief += 0.35 * folds(u * 24, v * 300)
-        elif self.identity.bag in BAGS:  # a rib or the edge of a flap
-            tall = BAGS[self.identity.bag][2]
-            edge = v.max(initial=0.0) - tall * (0.9 if self.identity.bag in ("backpack", "suitcase") else 0.7)
+        elif surface == "bag":  # a rib, or the edge of a flap
+            tall = BAGS[identity.bag][2]
+            edge = v.max(initial=0.0) - tall * (0.9 if identity.bag in ("backpack", "suitcase") else 0.7)
             relief[np.abs(v - edge) < 0.04 * tall] = 0.6
 
 
