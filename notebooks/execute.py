@@ -29,6 +29,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
+FOLDERS = ("root", "runs", "instances", "collection", "study")  # parameters that name a folder
 
 
 @click.command()
@@ -41,10 +42,7 @@ def main(
     names: tuple[str, ...], report: str | None, data_only: bool, output: Path | None, pairs: tuple[tuple[str, str], ...]
 ) -> None:
     """Executes NAMES (notebooks beside this file, without the suffix), or a report, in the order given."""
-    given: dict[str, str] = {}
-    for key, value in pairs:
-        if given.setdefault(key, value) is not value:
-            raise click.UsageError(f"parameter {key} is given twice")
+    given = _given(pairs)
     if report:
         entry = read_reports().get(report) or sys.exit(f"{REPORTS.name} has no report {report}")
         _render(entry["data"])
@@ -59,6 +57,17 @@ def main(
     if failed := [name for name, texts in jobs if not _execute(name, output.resolve(), place | texts)]:
         sys.exit(f"failed: {', '.join(failed)}")
     click.echo(f"done: the executed notebooks and their figures are in {os.path.relpath(output)}/")
+
+
+def _given(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The parameters of the command line; folders relative to the caller's as seen from the notebooks."""
+    given: dict[str, str] = {}
+    for key, value in pairs:
+        if key in given:
+            raise click.UsageError(f"parameter {key} is given twice")
+        is_folder = key in FOLDERS and value and not os.path.isabs(value)
+        given[key] = os.path.relpath(os.path.realpath(os.path.expanduser(value)), HERE) if is_folder else value
+    return given
 
 
 def read_reports() -> dict[str, dict[str, Any]]:
@@ -125,11 +134,11 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
         papermill.execute_notebook(
             str(source), str(temporary), parameters, cwd=str(HERE), stderr_file=sys.stderr, progress_bar=False
         )
-    except papermill.PapermillExecutionError as error:
-        click.echo(f"{name}: failed\n{error}", err=True)
+    except Exception as error:  # of a cell; or the kernel died, or is not installed
+        temporary.unlink(missing_ok=True)
+        click.echo(f"{name}: failed\n{type(error).__name__}: {error}", err=True)
         return False
-    finally:
-        _tidy(temporary)
+    _tidy(temporary)
     _sign(temporary, parameters, time.monotonic() - started)
     os.replace(temporary, executed)
     stamp.parent.mkdir(exist_ok=True)
@@ -141,8 +150,6 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
 
 def _tidy(path: Path) -> None:
     """Removes progress bars (stderr) from an executed notebook, and papermill's paths of this machine."""
-    if not path.exists():
-        return
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -243,11 +243,24 @@ def test_a_parameter_of_the_wrong_type_is_refused(text):
         execute._typed("level", text, "int")
 
 
-def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(trial, tmp_path):
-    result = trial("raise KeyError('missing figure')")
-    assert result.exit_code == 1
-    assert "missing figure" in result.output
-    assert not (tmp_path / "reports/09_trial.ipynb").exists()
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise KeyError('missing figure')", "missing figure"),
+     ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "DeadKernelError")],  # as for lack of memory
+)  # fmt: skip
+def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(trial, tmp_path, code, reason):
+    result = trial(code)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert reason in result.output
+    assert "failed: 09_trial" in result.output
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+def test_relative_folders_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = execute._given((("root", "mydata"), ("runs", "/data/runs"), ("study", ""), ("level", "3")))
+    assert (ROOT / "notebooks" / given.pop("root")).resolve() == tmp_path.resolve() / "mydata"
+    assert given == {"runs": "/data/runs", "study": "", "level": "3"}
 
 
 @pytest.mark.slow
