@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pandas as pd
 import pytest
 from layouts import TINY_SETTINGS, person_search_records, write_person_search, write_picture
@@ -92,10 +94,11 @@ def test_help_says_units_and_defaults(call, command):
 
 
 def test_every_command_has_its_help_above_and_every_option_a_text(call):
-    def commands(command, path=""):
+    def commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
         yield path, command
-        for name, sub in getattr(command, "commands", {}).items():
-            yield from commands(sub, f"{path} {name}".strip())
+        context = click.Context(command)
+        for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+            yield from commands(command.get_command(context, name), f"{path} {name}".strip())
 
     found = dict(commands(cli.cli))
     assert set(found) == set(HELP)

@@ -13,13 +13,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from timam import __version__
+from timam import __version__, arguments
 from timam import config as configs
 from timam.data import DATASETS, load_dataset
 from timam.run import Run
@@ -32,113 +31,39 @@ if TYPE_CHECKING:
 MOST_DRAWN = 200  # pictures in a figure; they take some ten seconds
 
 
-class _Threshold(click.ParamType):
-    name = "auto|X"
+class _WithLab(click.Group):
+    """A group with commands of `timam_lab`, which is imported when one of them is asked for."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        with suppress(ValueError):
-            if value == "auto" or -1 <= float(value) <= 1:
-                return value if value == "auto" else float(value)
-        self.fail(f"{value}: expected auto or a cosine similarity, in [-1, 1]", param, ctx)
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_LAB[self.name]])
 
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _LAB[self.name]:
+            return super().get_command(context, name)
+        from timam_lab import commands
 
-class _Path(click.Path):
-    """A path in which ~ is the home folder: the shell leaves the ~ of `--output=~/run` to the program."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        return super().convert(os.path.expanduser(value), param, ctx)
+        return getattr(commands, name)
 
 
-FOLDER, FILE = _Path(path_type=Path, file_okay=False), _Path(path_type=Path, dir_okay=False)
-EXISTING_FOLDER = _Path(path_type=Path, file_okay=False, exists=True)
-EXISTING_FILE = _Path(path_type=Path, dir_okay=False, exists=True)
-dataset_option = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
-root_option = click.option("--root", type=FOLDER, required=True, help="Folder of annotation file and pictures.")
-run_argument = click.argument("run", type=EXISTING_FOLDER, callback=lambda context, parameter, folder: Run(folder))
-json_option = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
+_LAB: dict[str | None, tuple[str, ...]] = {"cli": ("studies",), "data": ("oracle", "pedestrians")}
 
 
-@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.group(cls=_WithLab, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """TIMAM: one embedding space for pictures and sentences (Sarafianos et al., ICCV 2019)."""
 
 
-@cli.group()
+@cli.group(cls=_WithLab)
 def data() -> None:
     """Make or check data."""
 
 
 @data.command()
-@click.option("--output", type=FOLDER, required=True, help="Folder to make.")
-@click.option(
-    "--identities", type=click.IntRange(3), default=1000, help="Persons in all, split as CUHK-PEDES (11:1:1)."
-)
-@click.option("--val-identities", type=click.IntRange(1), help="Persons for validation, instead of their share.")
-@click.option("--test-identities", type=click.IntRange(1), help="Persons for the test, instead of their share.")
-@click.option("--images-per-identity", type=click.FloatRange(1), default=3.092, help="Mean number of pictures.")
-@click.option("--height", type=click.IntRange(64, 512), default=192, help="Pixels.")
-@click.option("--width", type=click.IntRange(32, 256), default=96, help="Pixels.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Same seed, same bytes.")
-@click.option("--omission", type=click.FloatRange(0, 1), help="Share of attributes that a caption leaves out.")
-@click.option("--mistake", type=click.FloatRange(0, 1), help="Share of stated attributes that are wrong.")
-@click.option("--misspelling", type=click.FloatRange(0, 1), help="Share of misspelled words.")
-@click.option("--remark", type=click.FloatRange(0, 1), help="Share of captions with an irrelevant remark.")
-@click.option("--negation", type=click.FloatRange(0, 1), help="Share of captions that also say what is not there.")
-@click.option(
-    "--unseen-words", type=click.FloatRange(0, 1), help="Share of mentions in validation and test in new words."
-)
-@click.option("--describers", type=click.IntRange(1, 1000), help="Number of people who write.")
-@click.option("--habits", type=click.FloatRange(0, 1), help="Share of their choices that follow a habit.")
-@click.option("--shades", type=click.FloatRange(0, 1), help="Share of shades that one calls by another colour's name.")
-@click.option("--occlusion", type=click.FloatRange(0, 1), help="Share of pictures that are partly hidden.")
-@click.option("--company", type=click.FloatRange(0, 1), help="Share of pictures with other people.")
-@click.option("--cut-off", type=click.FloatRange(0, 1), help="Share of pictures whose edge cuts the person.")
-@click.option(
-    "--smallest", type=click.IntRange(40, 300), help="Pixels: least height before a picture is brought to size."
-)
-@click.option("--near-duplicate", type=click.FloatRange(0, 1), help="Share of persons who resemble another.")
-@click.option("--difficulty", type=click.Choice(["easy", "standard", "hard"]), default="standard",
-              help="Settings of all shares that are not given.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), help="Processes; all cores unless given.")
-def pedestrians(output: Path, identities: int, workers: int | None, **options: Any) -> None:
-    """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""
-    from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-
-    options = {name: value for name, value in options.items() if value is not None}
-    asked = {split: options.pop(f"{split}_identities", None) for split in ("val", "test")}
-    spec = PedestrianSpec.of_size(identities, **options)
-    val, test = asked["val"] or spec.val_identities, asked["test"] or spec.test_identities
-    if val + test >= identities:
-        raise click.UsageError(f"--identities {identities} leaves none for training beside {val} and {test}")
-    spec = replace(spec, train_identities=identities - val - test, val_identities=val, test_identities=test)
-    render_pedestrians(output, spec, workers)
-    click.echo(f"{output}: {identities} persons rendered")
-
-
-@data.command()
-@root_option
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Pictures and captions.")
-@json_option
-def oracle(root: Path, split: str, as_json: bool) -> None:
-    """The ceiling of rendered pedestrians: the ranking of a reader who knows what pictures show and captions state."""
-    from timam_lab.pedestrians.oracle import oracle
-
-    results = oracle(root, split)
-    if as_json:
-        click.echo(json.dumps(results, indent=2))
-        return
-    for direction, rows in results.items():
-        click.echo(f"{direction}, {split} split (percent)")
-        for name, row in rows.items():
-            click.echo(f"  {name:15}" + "".join(f"  {key} {100 * value:5.1f}" for key, value in row.items()))
-
-
-@data.command()
-@dataset_option
-@root_option
+@arguments.dataset
+@arguments.root
 @click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
-@json_option
+@arguments.json
 def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem."""
     from timam.data.check import check_dataset
@@ -176,9 +101,9 @@ def _report_text(report: dict[str, Any]) -> str:
 
 @cli.command()
 @click.option("--preset", type=click.Choice(list(configs.PRESETS)), default="quick", help="Settings to start from.")
-@dataset_option
-@root_option
-@click.option("--output", type=FOLDER, required=True, help="The run's folder.")
+@arguments.dataset
+@arguments.root
+@click.option("--output", type=arguments.FOLDER, required=True, help="The run's folder.")
 @click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=...  [default: 0]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting: train.epochs=3.")
 @click.option("--init", metavar="RUN_OR_HUB_ID", help="Start from a trained model. Short for --set train.init=...")
@@ -208,11 +133,11 @@ def train(
 
 
 @cli.command()
-@run_argument
+@arguments.run
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
-@click.option("--root", type=FOLDER, help="Folder of other data, instead of the run's own.")
-@json_option
+@click.option("--root", type=arguments.FOLDER, help="Folder of other data, instead of the run's own.")
+@arguments.json
 def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
     if (dataset is None) != (root is None):
@@ -238,11 +163,15 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
 
 
 @cli.command()
-@run_argument
+@arguments.run
 @click.argument("sentence", required=False)
-@click.option("--images", type=FOLDER, multiple=True, required=True, help="Folder of pictures; may be repeated.")
-@click.option("--sentences", type=EXISTING_FILE, help="File with one sentence on each line, instead of SENTENCE.")
-@click.option("--like", type=EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
+@click.option(
+    "--images", type=arguments.FOLDER, multiple=True, required=True, help="Folder of pictures; may be repeated."
+)
+@click.option(
+    "--sentences", type=arguments.EXISTING_FILE, help="File with one sentence on each line, instead of SENTENCE."
+)
+@click.option("--like", type=arguments.EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of pictures to list.")
 @click.option("--approximate", is_flag=True, help="Use a faiss index, for 100,000 pictures or more.")
 @click.option(
@@ -251,13 +180,15 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option(
     "--threshold",
-    type=_Threshold(),
+    type=arguments.Threshold(),
     metavar="auto|X",
     help="Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the validation "
     "sentences about somebody who was not there got an answer. In a larger or different gallery it will be more.",
 )
-@json_option
-@click.option("--figure", type=FILE, help=f"Also draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf.")
+@arguments.json
+@click.option(
+    "--figure", type=arguments.FILE, help=f"Also draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf."
+)
 def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
     """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
@@ -298,7 +229,7 @@ def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_j
 
 
 @cli.command()
-@run_argument
+@arguments.run
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Everybody may read it, if the repository is new; private otherwise.")
 def push(run: Run, repo_id: str, public: bool) -> None:
@@ -318,28 +249,6 @@ def push(run: Run, repo_id: str, public: bool) -> None:
         raise RuntimeError(
             f"{repo_id}: {error}\nIs there a connection, and are you logged in (`hf auth login`) as its owner?"
         ) from error
-
-
-@cli.group()
-def studies() -> None:
-    """Results of several runs."""
-
-
-@studies.command("table")
-@click.argument("runs", type=EXISTING_FOLDER)
-@click.option("--csv", type=FILE, help="Also write it here, as fractions.")
-def studies_table(runs: Path, csv: Path | None) -> None:
-    """One row for each variant among the finished runs in the folder RUNS.
-
-    Mean in percent with its 95 % interval over the seeds, the seeds and the commit. Runs whose settings differ in the
-    seed only are one variant; it is named by the settings in which it differs from most others.
-    """
-    from timam_lab.studies import table, table_text
-
-    frame = table(runs)
-    click.echo(table_text(frame))
-    if csv:
-        frame.to_csv(csv, index=False)
 
 
 def _require(folder: Path) -> None:
