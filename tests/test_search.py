@@ -14,6 +14,7 @@ from layouts import write_picture
 from PIL import Image
 
 from timam import nearest, search
+from timam.images import PictureFile
 from timam.models import TIMAM
 from timam.search import Gallery, open_gallery
 
@@ -190,7 +191,7 @@ def test_a_picture_that_vanishes_is_passed_over_and_named(model, album, monkeypa
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return stat(path, *arguments, **options)
 
-    monkeypatch.setattr(search.os, "stat", late)
+    monkeypatch.setattr(os, "stat", late)
     gallery = Gallery.build(model, album)
     assert gallery.paths == ["0.png", "2.png", "3.png", "deep/4.jpg"]
     assert gallery.problems == [f"{album}/1.png: No such file or directory"]
@@ -334,7 +335,7 @@ def test_damaged_shard_is_encoded_again(model, album, tmp_path, encoded):
 
 def test_a_part_encoded_by_two_at_once_is_encoded_once(model, album, tmp_path, encoded):
     """As by a Ray task whose machine was thought lost, and its second try."""
-    part = [search._Picture.of(album, f"{i}.png") for i in range(4)]
+    part = [PictureFile.of(album, f"{i}.png") for i in range(4)]
     threads = [Thread(target=search._encode, args=(model, album, part, tmp_path / "shards")) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from timam.embedded import open_picture
+from timam.files import files_below
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -147,6 +148,35 @@ def prefetch(
             waiting = upcoming
         if waiting is not None:
             yield waiting.result()
+
+
+class PictureFile(NamedTuple):
+    """A picture file, and what changes when another takes its place."""
+
+    path: str  # relative to its folder
+    bytes: int
+    changed_ns: int  # the last change of content or status; cameras and archives set the time of modification
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> PictureFile:
+        stat = os.stat(folder / path)
+        return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
+
+
+def picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
+    """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files, problems = [], []
+    for path in sorted(p.relative_to(folder).as_posix() for p in files_below(folder, SUFFIXES) if p.is_file()):
+        try:
+            files.append(PictureFile.of(folder, path))
+        except OSError as error:
+            problems.append(f"{folder / path}: {error.strerror}")
+    return files, problems
 
 
 def find_unreadable(paths: Sequence[Path], progress: bool = False) -> list[str]:

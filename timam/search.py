@@ -6,7 +6,6 @@ killed build continues; on Ray each shard is a task.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +26,9 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from timam.files import files_below, read_json, recover_folder, replacing_folder
-from timam.images import SUFFIXES
+from timam.cluster import map_on_ray
+from timam.files import read_json, recover_folder, replacing_folder
+from timam.images import SUFFIXES, PictureFile, picture_files
 from timam.models import TIMAM
 from timam.nearest import faiss, make_index, nearest, nearest_by_index
 
@@ -37,16 +37,12 @@ _SHARD = 1024  # pictures in a shard
 
 @dataclass
 class Gallery:
-    """Embeddings of the pictures of a folder.
-
-    `Gallery.build(model, folder)` makes one, `update` encodes what is new or changed, `save` and `load` keep it. The
-    embeddings of a loaded gallery stay on disk until they are compared.
-    """
+    """Embeddings of the pictures of a folder: `build` makes one, `update` encodes what is new or changed."""
 
     embeddings: np.ndarray  # (N, D) float32, unit length
     paths: list[str]  # (N,) relative to `folder`, sorted
     folder: Path = Path()
-    stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `_Picture`
+    stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `PictureFile`
     model: str = ""  # `model_fingerprint` of the model that encoded them
     problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read
     encoded: int = 0  # pictures that the last build or update encoded
@@ -81,11 +77,13 @@ class Gallery:
         if engine not in ("local", "ray") or (engine == "ray" and shards is None):
             raise ValueError(f"engine = {engine!r}, shards = {shards}: expected 'local', or 'ray' with a folder")
         folder, fingerprint = Path(folder).resolve(), model_fingerprint(model)
-        pictures, problems = _pictures(folder)
+        pictures, problems = picture_files(folder)
         rows = _rows([known, *_shards(shards)], folder, fingerprint)
         new = [picture for picture in pictures if picture not in rows]
         if engine == "ray" and shards is not None and new:
-            _encode_on_ray(model, folder, new, shards, gpus, progress)
+            kept = shards.resolve()
+            encode = lambda model, part: _encode(model, folder, [PictureFile(*picture) for picture in part], kept)  # noqa: E731
+            map_on_ray(encode, model, _parts(new), gpus, progress)
             rows = _rows([known, *_shards(shards)], folder, fingerprint)
         left = [picture for picture in new if picture not in rows]  # after Ray, only the unreadable ones
         with tqdm(total=len(left), desc="encoding", unit="picture", disable=not progress) as bar:
@@ -156,13 +154,11 @@ class Gallery:
     def search(
         self, queries: Tensor | np.ndarray, k: int = 10, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest pictures of each query.
+        """The k nearest pictures of each query; at most N.
 
         Args:
             queries: (Q, D) of any norm, for example from `TIMAM.encode_texts` or `encode_images`.
-            k: answers for each query; at most N are given.
-            exact: True compares every picture. False lets the index choose candidates and compares those. The default
-                is False where there is an index.
+            exact: True compares every picture, False the candidates of the index; by default False where there is one.
 
         Returns:
             (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k) int64
@@ -278,50 +274,24 @@ def open_gallery(
         lock.release()
 
 
-class _Picture(NamedTuple):
-    """A picture file as it was when it was encoded."""
-
-    path: str  # relative to the gallery's folder
-    bytes: int
-    changed_ns: int  # the last change of content or status; cameras and archives set the time of modification
-
-    @classmethod
-    def of(cls, folder: Path, path: str) -> _Picture:
-        stat = os.stat(folder / path)
-        return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
-
-
-def _pictures(folder: Path) -> tuple[list[_Picture], list[str]]:
-    """The picture files in a folder and its subfolders, linked ones too, sorted by path; and those that vanished."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    pictures, problems = [], []
-    for path in sorted(p.relative_to(folder).as_posix() for p in files_below(folder, SUFFIXES) if p.is_file()):
-        try:
-            pictures.append(_Picture.of(folder, path))
-        except OSError as error:  # removed meanwhile
-            problems.append(f"{folder / path}: {error.strerror}")
-    return pictures, problems
-
-
 def _gallery(
-    embeddings: np.ndarray, pictures: list[_Picture], folder: Path, model: str, problems: list[str], encoded: int
+    embeddings: np.ndarray, pictures: list[PictureFile], folder: Path, model: str, problems: list[str], encoded: int
 ) -> Gallery:
     stamps = np.array([picture[1:] for picture in pictures], np.int64).reshape(-1, 2)
     return Gallery(embeddings, [picture.path for picture in pictures], folder, stamps, model, problems, encoded)
 
 
-def _rows(galleries: Iterable[Gallery | None], folder: Path, model: str) -> dict[_Picture, tuple[Gallery, int]]:
+def _rows(galleries: Iterable[Gallery | None], folder: Path, model: str) -> dict[PictureFile, tuple[Gallery, int]]:
     """Where the embedding of each picture is, among galleries of this folder by this model."""
     return {
-        _Picture(path, *stamp): (gallery, row)
+        PictureFile(path, *stamp): (gallery, row)
         for gallery in galleries
         if gallery is not None and (gallery.folder, gallery.model) == (folder, model)
         for row, (path, stamp) in enumerate(zip(gallery.paths, gallery.stamps.tolist(), strict=True))
     }
 
 
-def _parts(pictures: list[_Picture]) -> list[list[_Picture]]:
+def _parts(pictures: list[PictureFile]) -> list[list[PictureFile]]:
     return [pictures[start : start + _SHARD] for start in range(0, len(pictures), _SHARD)]
 
 
@@ -331,7 +301,7 @@ def _shards(folder: Path | None) -> Iterator[Gallery]:
             yield Gallery.load(path)
 
 
-def _encode(model: TIMAM, folder: Path, part: list[_Picture], shards: Path | None) -> Gallery:
+def _encode(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | None) -> Gallery:
     """The gallery of some pictures, saved as a shard where there is a folder for shards."""
     fingerprint = model_fingerprint(model)
 
@@ -353,27 +323,3 @@ def _encode(model: TIMAM, folder: Path, part: list[_Picture], shards: Path | Non
         if len(shard):
             shard.save(shards / name)
         return shard
-
-
-def _encode_on_ray(
-    model: TIMAM, folder: Path, pictures: list[_Picture], shards: Path, gpus: float, progress: bool
-) -> None:
-    """Ray Data's batch inference, a task a shard. Ray repeats a task whose worker or machine is lost."""
-    try:
-        import ray.data
-    except ImportError:
-        raise RuntimeError("engine = 'ray' needs Ray: pip install 'ray[data]'") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
-    shared = ray.put(copy.deepcopy(model).cpu())
-
-    def encode(part: dict[str, Any]) -> dict[str, Any]:
-        device = "cuda" if gpus else "cpu"
-        pictures = [_Picture(*picture) for picture in json.loads(part["pictures"])]
-        return {"encoded": len(_encode(ray.get(shared).to(device), folder, pictures, shards.resolve()))}
-
-    parts = [{"pictures": json.dumps(part)} for part in _parts(pictures)]
-    found = ray.data.from_items(parts, override_num_blocks=len(parts)).map(encode, num_cpus=1, num_gpus=gpus or None)
-    with tqdm(total=len(pictures), desc="encoding", unit="picture", disable=not progress) as bar:
-        for row in found.iter_rows():
-            bar.update(row["encoded"])
