@@ -132,6 +132,7 @@ def _choose_absent(rng: np.random.Generator, identity: Identity, hidden: Sequenc
     """One or two things that the person does not have, as the picture shows."""
     values = identity.as_dict()
     absent = [name for name in LEXICON["absent"] if values[name] == NONE and name not in hidden]
+    absent = [name for name in absent if name != "scarf" or identity.headwear != "headscarf"]  # a scarf in a sense
     return [str(name) for name in rng.permutation(absent)[: 1 if rng.random() < 0.75 else 2]]
 
 
