@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from timam.cli import cli
-from timam_lab.pedestrians.oracle import caption_scores, contradicted, oracle, ranking_metrics, read_truth
+from timam_lab.oracle import caption_scores, contradicted, oracle, ranking_metrics, read_truth
 
 
 def person(number, split="test", **attributes):

@@ -65,7 +65,7 @@ def pedestrians(output: Path, identities: int, workers: int | None, **options: A
 @arguments.json
 def oracle(root: Path, split: str, as_json: bool) -> None:
     """The ceiling of rendered pedestrians: the ranking of a reader who knows what pictures show and captions state."""
-    from timam_lab.pedestrians.oracle import oracle
+    from timam_lab.oracle import oracle
 
     results = oracle(root, split)
     if as_json:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from timam.data import Split
 from timam.evaluation import Embeddings, per_query
-from timam_lab.pedestrians import oracle
+from timam_lab import oracle
 
 UNDECIDED, MISLED, MISTAKEN = "sentence undecided", "sentence misleads", "model mistaken"
 IN_WORDS = {  # attributes of the rendered pedestrians whose names say too little
