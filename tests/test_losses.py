@@ -457,7 +457,7 @@ PAIR = zeros(3, 4), zeros(3, 4), ids(3)
         (partial(infonce_loss, *PAIR, temperature=-1), ["temperature = -1"]),
         (partial(infonce_loss, *PAIR, temperature=zeros(3)), ["temperature (3,)"]),
         (lambda: norm_softmax_loss(zeros(3, 4), zeros(6, 5), zeros(6), ids(3)), ["(6, 5)", "(3, 4)"]),
-        (lambda: norm_softmax_loss(zeros(3, 4), zeros(6, 4), zeros(5), ids(3)), ["(5,)", "(6,)"]),
+        (lambda: norm_softmax_loss(zeros(3, 4), zeros(6, 4), zeros(5), ids(3)), ["(5,)", "(6, 4)"]),
         (lambda: norm_softmax_loss(zeros(3, 4), zeros(6, 4), zeros(6), ids(2)), ["(3,)", "(2,)"]),
         (lambda: norm_softmax_loss(zeros(0, 4), zeros(6, 4), zeros(6), ids(0)), ["empty"]),
         (lambda: norm_softmax_loss(zeros(2, 4), zeros(6, 4), zeros(6), torch.tensor([0, 6])), ["0 to 5", "0 to 6"]),

@@ -1,11 +1,10 @@
-"""Warnings about training that has collapsed, from a row of history."""
+"""Warnings about training that has collapsed, from a row of history. The thresholds are ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# The thresholds are ours.
 # With a mean cosine c near 1, uniformity is about -4 (1 - c). Above -0.04, c exceeds 0.99: what distinguishes samples
 # is in the last hundredth. Pretrained encoders are below from the first epoch (quick: c of 0.79 and 0.96).
 MAX_UNIFORMITY = -0.04
@@ -20,8 +19,7 @@ def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> 
     """What has collapsed in an epoch, and what usually helps; empty if nothing has.
 
     Args:
-        row: of RUN/history.csv; missing measures are not checked. The discriminator's accuracy is only checked in runs
-            with an adversarial loss, because otherwise it may be as good as it can.
+        row: of RUN/history.csv; missing measures are not checked, nor is the discriminator without an adversarial loss.
         gradient_penalty: `loss.gradient_penalty` of the run. With it, a discriminator that is always right still has
             a useful gradient, and there is no warning.
     """
@@ -39,18 +37,16 @@ def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> 
                 f"sees the nearest pairs. What usually helps: a lower train.{modality}_lr, train.gradient_clip, a "
                 "larger train.weight_decay"
             )
-    if row.get("adversarial"):
-        accuracy = row["discriminator_accuracy"]
-        if accuracy > MAX_ACCURACY and not gradient_penalty:
-            warnings.append(
-                f"the discriminator is always right (accuracy above {MAX_ACCURACY}): the encoders learn little from "
-                "it. What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more "
-                "loss.label_smoothing"
-            )
-        if accuracy < MIN_ACCURACY:
-            warnings.append(
-                f"the discriminator is always wrong (accuracy below {MIN_ACCURACY}): the modalities have swapped "
-                "places, which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a "
-                "smaller loss.adversarial_weight"
-            )
+    accuracy = row["discriminator_accuracy"] if row.get("adversarial") else 0.5
+    if accuracy > MAX_ACCURACY and not gradient_penalty:
+        warnings.append(
+            f"the discriminator is always right (accuracy above {MAX_ACCURACY}): the encoders learn little from it. "
+            "What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more loss.label_smoothing"
+        )
+    if accuracy < MIN_ACCURACY:
+        warnings.append(
+            f"the discriminator is always wrong (accuracy below {MIN_ACCURACY}): the modalities have swapped places, "
+            "which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a smaller "
+            "loss.adversarial_weight"
+        )
     return warnings

@@ -32,13 +32,13 @@ class Embeddings:
     text_labels: Tensor  # (M,)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, whole or not at all, for every later figure."""
+        """Writes one safetensors file, whole or not at all."""
         with replacing_file(path) as temporary:
             save_file({k: v.contiguous() for k, v in vars(self).items()}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
-        """The inverse of `save`. Raises FileNotFoundError, and SafetensorError for a damaged file."""
+        """Raises FileNotFoundError, and SafetensorError for a damaged file."""
         return cls(**load_file(path))
 
     def direction(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,9 +51,7 @@ class Embeddings:
 def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progress: bool = False) -> Embeddings:
     """Encodes every picture and every caption of a split once.
 
-    Args:
-        stored: its word states and outputs of frozen blocks, where it has them, are used in place of the language model
-            and of the blocks. They must have been computed with this model.
+    Stored word states and outputs of frozen blocks must be of this model; they replace its language model and blocks.
     """
     split = stored.split
     if stored.blocks is None:
@@ -78,13 +76,11 @@ def evaluate(
         thresholds: those of `open_set_thresholds` of the validation split.
 
     Returns:
-        {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}; for the
-        kind "class" also "class_level", `timam.metrics.class_retrieval_metrics` by its defaults; and for several
-        folds also "folds", `evaluate_folds`, unless there are fewer pictures than folds. Of at least 10 identities also
-        "open_set", `evaluate_open_set`.
+        {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}, and
+        "class_level" (`class_retrieval_metrics`) for the kind "class", "folds" (`evaluate_folds`) for several folds of
+        at least one picture each, "open_set" (`evaluate_open_set`) for at least 10 identities.
     """
-    e = embeddings
-    results: dict[str, Any] = _both_directions(embeddings)
+    e, results = embeddings, _both_directions(embeddings)
     if kind == "class":
         results["class_level"] = class_retrieval_metrics(e.images, e.image_labels, e.texts, e.text_labels)
     if 1 < folds <= len(embeddings.images):
@@ -110,20 +106,19 @@ def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] 
 
     Returns:
         {"text_to_image": {"queries", "unknown", "gallery", "detection_identification_rate": {"0.01", "0.1"},
-        "threshold": {the same}}}: the numbers of captions, of those without a right answer and of pictures, and
-        `timam.metrics.open_set_metrics` with thresholds chosen on this split. With given `thresholds` also
-        {"threshold": {...}, "at_threshold": {"detection_identification_rate", "false_alarm_rate"}}: what thresholds
-        chosen on another split achieve here.
+        "threshold": {the same}}}: numbers of captions, of those without a right answer and of pictures, and
+        `open_set_metrics` with thresholds chosen on this split. With `thresholds` chosen on another split also what
+        they achieve here: {"threshold", "at_threshold": {"detection_identification_rate", "false_alarm_rate"}}.
     """
     texts, images, text_labels, image_labels = embeddings.direction("text_to_image")
     absent = text_labels.unique()[1::2]
     present = ~torch.isin(image_labels, absent)
-    sides = texts, images[present], text_labels, image_labels[present]
+    searched = texts, images[present], text_labels, image_labels[present]
     unknown = int(torch.isin(text_labels, absent).sum())
     sizes = {"queries": len(texts), "unknown": unknown, "gallery": int(present.sum())}
-    result: dict[str, Any] = {"text_to_image": sizes | _by_name(open_set_metrics(*sides))}
+    result: dict[str, Any] = {"text_to_image": sizes | _by_name(open_set_metrics(*searched))}
     if thresholds:
-        found = _by_name(open_set_metrics(*sides, thresholds=thresholds))
+        found = _by_name(open_set_metrics(*searched, thresholds=thresholds))
         result |= {"threshold": found.pop("threshold"), "at_threshold": found}
     return result
 
@@ -145,10 +140,7 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     """Parts of a split searched on their own, and averaged: COCO's "1K test" is the mean over 5 x 1,000 pictures.
 
     The parts are contiguous in the pictures' order, which is the annotation file's (Karpathy and Fei-Fei, CVPR 2015),
-    of N // folds pictures each; the last one takes what is left over. Captions go with their picture.
-
-    Args:
-        embeddings: each picture with a label of its own.
+    of N // folds pictures each; the last part takes the remaining ones. Captions go with their picture.
 
     Returns:
         {"folds": folds, "text_to_image": {...}, "image_to_text": {...}}, with the plain mean over the parts of all
@@ -169,26 +161,22 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     text_fold = image_fold[position[torch.searchsorted(labels, embeddings.text_labels)]]
     parts = []
     for fold in range(folds):
-        images, texts = image_fold == fold, text_fold == fold
-        sides = embeddings.images[images], embeddings.texts[texts]
-        parts.append(
-            _both_directions(Embeddings(*sides, embeddings.image_labels[images], embeddings.text_labels[texts]))
-        )
+        i, t = image_fold == fold, text_fold == fold
+        e = embeddings
+        parts.append(_both_directions(Embeddings(e.images[i], e.texts[t], e.image_labels[i], e.text_labels[t])))
     means = {d: {key: float(np.mean([p[d][key] for p in parts])) for key in parts[0][d]} for d in DIRECTIONS}
     return {"folds": folds, **means}
 
 
 def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
     """`timam.metrics.query_metrics` of one direction, with each query's identity label as "identity"."""
-    sides = embeddings.direction(direction)
-    return {**query_metrics(*sides), "identity": sides[2].numpy()}
+    queries = embeddings.direction(direction)
+    return {**query_metrics(*queries), "identity": queries[2].numpy()}
 
 
 def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
-    """`timam.gap.modality_gap` of a split, with its options; empty for a split of one identity.
-
-    The probes are tested on other identities than they are fitted on, so they need two.
-    """
+    """`timam.gap.modality_gap` of a split, with its options; empty for a split of one identity, which probes cannot be
+    fitted and tested on."""
     if len(embeddings.text_labels.unique()) < 2:
         return {}
     return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)

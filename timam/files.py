@@ -37,17 +37,10 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(paths)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file atomically, in UTF-8."""
-    with replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def read_json(path: Path, finite: bool = True) -> Any:
     """The content of a JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
 
-    Args:
-        finite: False allows NaN and infinity, which Python writes into our own files.
+    `finite=False` allows NaN and infinity, which Python writes into our own files.
 
     Raises:
         OSError: no such file, or not a regular one (reading a pipe or a device might never end).
@@ -71,18 +64,22 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:80]} is no finite number")
     return number
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file atomically, in UTF-8."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path; the file written there replaces `path` at the end, unless an exception is raised.
 
-    Raises:
-        OSError: naming `path`, if the disk is full or cannot be written to.
+    Raises OSError, naming `path`, if the disk is full or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,6 +90,44 @@ def replacing_file(path: Path) -> Iterator[Path]:
             _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
+    """As `replacing_file` for a folder; yields a new empty one. Only one process at a time may replace a folder.
+
+    Replacing takes two renamings; after a kill between them `recover_folder` puts the old folder back. `durable` waits
+    until everything is on the disk, to survive a power cut; it is not needed for what can be recomputed.
+    """
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        with _disk_errors_naming(folder):
+            new.mkdir(parents=True)
+            yield new
+            for path in (*new.rglob("*"), new) if durable else ():
+                _flush(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    recover_folder(folder)
+    if folder.exists():
+        folder.rename(_old(folder))
+    new.rename(folder)
+    if durable:
+        _flush(folder.parent)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Repairs a killed `replacing_folder`: puts the old folder back if the new one is missing, else removes it."""
+    if not folder.exists() and _old(folder).exists():
+        _old(folder).rename(folder)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 @contextmanager
@@ -123,50 +158,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-@contextmanager
-def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a new empty folder that replaces `folder` at the end, unless an exception is raised.
-
-    Replacing a folder takes two renamings; after a kill between them `recover_folder` puts the old folder back. Only
-    one process at a time may replace the same folder.
-
-    Args:
-        durable: waits until everything is on the disk, to survive a power cut. Not needed for what can be recomputed.
-
-    Raises:
-        OSError: as `replacing_file`.
-    """
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        with _disk_errors_naming(folder):
-            new.mkdir(parents=True)
-            yield new
-            for path in (*new.rglob("*"), new) if durable else ():
-                _flush(path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    recover_folder(folder)
-    if folder.exists():
-        folder.rename(_old(folder))
-    new.rename(folder)
-    if durable:
-        _flush(folder.parent)
-    shutil.rmtree(_old(folder), ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Repairs a killed `replacing_folder`: puts the old folder back if the new one is missing, else removes it."""
-    if not folder.exists() and _old(folder).exists():
-        _old(folder).rename(folder)
-    shutil.rmtree(_old(folder), ignore_errors=True)
-
-
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     digest = hashlib.sha256()
@@ -186,16 +177,11 @@ def write_sums(folder: Path, paths: Iterable[Path] | None = None) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Compares files with their folder's SHA256SUMS; a folder without one passes.
-
-    Raises:
-        ValueError: naming every file that is missing or has changed.
-    """
-    if not (folder / SUMS).exists():
-        return
+    """Raises ValueError with every file that is missing or differs from SHA256SUMS; a folder without one passes."""
+    listed = folder / SUMS
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
     damaged = []
-    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
+    for expected, _, name in (line.partition("  ") for line in lines):
         path = folder / name
         if not path.is_file():
             damaged.append(f"{path} is absent")

@@ -37,31 +37,23 @@ def modality_gap(
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How far apart the modalities are, measured on unit-length embeddings.
+    """Measures how far apart the modalities are, on unit-length embeddings.
 
     Args:
         image_embeddings: (N, D) of any norm; text_embeddings: (M, D). If there are more than 5,000 images or texts,
             randomly drawn identities with at most 5,000 are measured.
-        image_labels: (N,) identities; text_labels: (M,). Probes are tested on identities they were not fitted on.
+        image_labels: (N,) identities, at least two, else ValueError; text_labels: (M,).
         nonlinear: also fits a kernel probe, which takes longer.
         resamples: adds NAME_low and NAME_high for each measure: a 95 % percentile bootstrap interval that resamples
             whole identities. The probes are not fitted again.
 
     Returns:
-        centroid_distance: Euclidean distance of the two means, in [0, 2].
-        probe_accuracy: balanced accuracy, cross-validated over identities, of a fresh logistic regression that
-            distinguishes images from texts; 0.5 = not linearly distinguishable.
-        nonlinear_probe_accuracy: the same of a support vector machine with a Gaussian kernel.
-        mmd_squared: squared maximum mean discrepancy with the kernel exp(-2 |x - y|^2) (Gretton et al., JMLR 2012;
-            unbiased, so it can be slightly negative).
-        cross_modal_neighbours: share of the other modality among a sample's 10 nearest, divided by its expectation
-            under perfect mixing, averaged over the modalities; 1 = mixed, 0 = separate.
-        alignment: mean squared distance of an image and a text of the same identity, in [0, 4]; NaN without such pairs.
-        image_uniformity, text_uniformity: log of the mean of exp(-2 |x - y|^2) over two images, or two texts, in
-            [-8, 0]; lower = more spread out (Wang and Isola, ICML 2020).
-
-    Raises:
-        ValueError: fewer than two identities.
+        A number for each of `GAP_MEASURES`. Probes: balanced accuracy on identities that they were not fitted on, of a
+        logistic regression and of a support vector machine with a Gaussian kernel. mmd_squared: with the kernel
+        exp(-2 |x - y|^2), unbiased, so it can be slightly negative (Gretton et al., JMLR 2012). cross_modal_neighbours:
+        among a sample's 10 nearest, averaged over the modalities; 0 = separate. alignment: in [0, 4]; NaN without an
+        identity of both modalities. Uniformities: log of the mean of the same kernel over two images, or two texts, in
+        [-8, 0]; lower = more spread out (Wang and Isola, ICML 2020).
     """
     identities, labels = np.unique(np.concatenate([image_labels, text_labels]), return_inverse=True)
     if len(identities) < 2:
@@ -97,14 +89,11 @@ def _measures(
 ) -> dict[str, np.ndarray]:
     """Each measure (B,), for B weightings of the identities (B, C): how often each of them is counted.
 
-    Args:
-        embeddings: (N, D) of unit length, images first.
-        identity: (N,) in [0, C).
+    Embeddings (N, D) are of unit length, images first; identity (N,) is in [0, C).
     """
     split = np.array([is_image.sum()])
     one_hot = csr_array((np.ones(len(identity)), (identity, np.arange(len(identity)))))  # (C, N)
-    image_sums, text_sums = one_hot[:, is_image], one_hot[:, ~is_image]  # product with (n, ...): sums by identity
-    sums = image_sums, text_sums
+    sums = one_hot[:, is_image], one_hot[:, ~is_image]  # product with (n, ...): sums by identity
     counts = [s.sum(axis=1) for s in sums]  # (C,)
     totals = [s @ part for s, part in zip(sums, np.split(embeddings, split), strict=True)]  # (C, D)
 
@@ -119,10 +108,10 @@ def _measures(
 
     centroids = [weights @ t / (weights @ n)[:, None] for t, n in zip(totals, counts, strict=True)]
     result = {"centroid_distance": np.linalg.norm(centroids[0] - centroids[1], axis=1)}
-    probes: dict[str, Any] = {"probe_accuracy": linear_probe()}
+    result["probe_accuracy"] = balanced_mean(probe_hits(embeddings, is_image, identity, linear_probe()))
     if nonlinear:
-        probes["nonlinear_probe_accuracy"] = SVC(class_weight="balanced")
-    result |= {k: balanced_mean(probe_hits(embeddings, is_image, identity, p)) for k, p in probes.items()}
+        hits = probe_hits(embeddings, is_image, identity, SVC(class_weight="balanced"))
+        result["nonlinear_probe_accuracy"] = balanced_mean(hits)
     similarity = embeddings @ embeddings.T
     kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
     np.fill_diagonal(kernel, 0)
@@ -137,11 +126,9 @@ def _measures(
 
 
 def _weighted_pairs(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sums (C, C) over pairs of samples, by their identities -> (B,) weighted totals.
-
-    An identity that is drawn w times counts w times within itself, not w^2: its copies are the same samples, which
-    would be pairs at distance 0.
-    """
+    """Sums (C, C) over pairs of samples, by their identities -> (B,) weighted totals."""
+    # An identity that is drawn w times counts w times within itself, not w^2: its copies are the same samples, which
+    # would be pairs at distance 0.
     return ((weights @ sums) * weights).sum(axis=1) - (weights**2 - weights) @ np.diag(sums)
 
 
@@ -160,14 +147,9 @@ def linear_probe() -> LogisticRegression:
 
 
 def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndarray, probe: Any) -> np.ndarray:
-    """Whether a probe classifies each embedding correctly, when fitted on other identities (5 folds, if possible).
+    """Whether a scikit-learn classifier is right on each embedding, (N,) bool, when fitted on other identities, 5-fold.
 
-    Args:
-        embeddings: (N, D); each coordinate is standardised. is_image: (N,) bool. identities: (N,).
-        probe: a scikit-learn classifier.
-
-    Returns:
-        (N,) bool.
+    Each coordinate of the embeddings (N, D) is standardised; is_image is (N,) bool, identities (N,).
     """
     folds = GroupKFold(min(5, len(np.unique(identities))))
     pipeline = make_pipeline(StandardScaler(), probe)
@@ -176,24 +158,19 @@ def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndar
 
 @dataclass(frozen=True)
 class Centering:
-    """A map of one modality's embeddings (N, D) of any norm to unit-length ones, centred at the modality's mean.
-
-    Subtracting each modality's mean closes most of the gap without training. Fit it on validation embeddings, not on
-    those that it is tested with.
-    """
+    """Maps one modality's embeddings (N, D) of any norm to unit-length ones, centred at the modality's mean."""
 
     mean: np.ndarray  # (D,) of unit-length embeddings
     scale: np.ndarray  # (D,) their standard deviations, or ones
 
     @classmethod
     def fit(cls, embeddings: np.ndarray, standardise: bool = False) -> Centering:
-        """Fits the mean, and with `standardise` the standard deviation of each coordinate."""
+        """The means, and with `standardise` the standard deviations, of unit-length embeddings."""
         unit = _unit_rows(embeddings)
         scale = unit.std(axis=0) if standardise else np.ones_like(unit[0])
         return cls(unit.mean(axis=0), np.where(scale > 0, scale, np.ones_like(scale)))
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-        """Makes embeddings unit length, subtracts the mean, divides by the scale and makes them unit length again."""
         return _unit_rows((_unit_rows(embeddings) - self.mean) / self.scale)
 
 
@@ -203,15 +180,9 @@ def center_modalities(
     fitted_on: tuple[np.ndarray, np.ndarray],
     standardise: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Removes the mean of each modality, by a `Centering` for each.
+    """Embeddings (N, D) and (M, D) with each modality's mean removed, which closes most of the gap without training.
 
-    Args:
-        image_embeddings: (N, D) of any norm; text_embeddings: (M, D).
-        fitted_on: image and text embeddings of the validation split.
-        standardise: also divides each coordinate by its standard deviation within the modality.
-
-    Returns:
-        (N, D) and (M, D), of unit length.
+    `fitted_on`: image and text embeddings of the validation split, never those that are tested.
     """
     image_centering, text_centering = (Centering.fit(embeddings, standardise) for embeddings in fitted_on)
     return image_centering(image_embeddings), text_centering(text_embeddings)

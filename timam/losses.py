@@ -12,13 +12,15 @@
 | `encoder_adversarial_loss` | L_D    | GAN, for the encoders, non-saturating: the same, section 3              |
 | `gradient_penalty`         |        | R1 penalty: Mescheder et al., ICML 2018, eq. 9; applied to both, ours   |
 
-All logarithms are natural. Losses are means over the batch. Inputs of lower precision are computed in float32, because
-1e-8 is 0 in float16; float64 stays float64. The discriminator's logit is positive for "image" (1) and negative for
-"text" (0).
+Conventions:
 
-Matching losses take image_embeddings and text_embeddings, (B, D) floating point of any norm, where row i of one is
-paired with row i of the other, and identity_labels, (B,) integers, where equal labels are positives. They return a
-scalar, the sum of both directions, and raise ValueError for shapes that do not fit or an empty batch.
+- All return a scalar in nats, a mean over the batch, and raise ValueError for shapes that do not fit or an empty batch.
+- Inputs below float32 are computed in float32, because 1e-8 is 0 in float16; float64 stays float64.
+- Matching losses take image_embeddings and text_embeddings, (B, D) floating point of any norm, where row i of one is
+  paired with row i of the other, and identity_labels, (B,) integers, where equal labels are positives. They are the sum
+  of both directions. q_ij is 1 / (number of positives of i) for the positives j of i, else 0.
+- Adversarial losses take the discriminator's logits of images and of texts, (B,) and (B',). A logit is positive for
+  "image" (1) and negative for "text" (0).
 """
 
 from __future__ import annotations
@@ -38,15 +40,11 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def _check_embeddings(name: str, embeddings: Tensor, identity_labels: Tensor) -> None:
-    if embeddings.ndim != 2:
-        raise ValueError(f"{name}: expected shape (B, D), found {tuple(embeddings.shape)}")
-    if len(embeddings) == 0:
-        raise ValueError(f"{name}: the batch is empty")
-    if identity_labels.shape != (len(embeddings),):
-        raise ValueError(
-            f"identity_labels: expected shape ({len(embeddings)},) to match {name} {tuple(embeddings.shape)}, "
-            f"found {tuple(identity_labels.shape)}"
-        )
+    shape, labels_shape = tuple(embeddings.shape), tuple(identity_labels.shape)
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(f"{name} {shape}: expected (B, D) and not empty")
+    if labels_shape != shape[:1]:
+        raise ValueError(f"identity_labels {labels_shape}: expected {shape[:1]} to match {name} {shape}")
 
 
 # -- matching ------------------------------------------------------------------------------------------------------
@@ -55,14 +53,11 @@ def _check_embeddings(name: str, embeddings: Tensor, identity_labels: Tensor) ->
 def cmpm_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, epsilon: float = 1e-8
 ) -> Tensor:
-    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T), in nats.
+    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T).
 
-    p_ij = softmax_j(phi(V_i) . norm(phi(T_j))), q_ij = Y_ij / sum_k Y_ik with Y_ij = 1 where i and j share an
-    identity, L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)); L_M(T) with the roles exchanged. It is at least
-    -2 log(1 + B epsilon), which is 0 up to rounding.
-
-    Args:
-        epsilon: keeps the logarithm finite where q is 0, in (0, 1).
+    L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)) with p_ij = softmax_j(phi(V_i) . norm(phi(T_j))); L_M(T)
+    with the roles exchanged. At least -2 log(1 + B epsilon), which is 0 up to rounding. `epsilon`, in (0, 1), keeps the
+    logarithm finite where q is 0.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -77,12 +72,7 @@ def sdm_loss(
     temperature: float = 0.02,
     epsilon: float = 1e-8,
 ) -> Tensor:
-    """Similarity distribution matching: as `cmpm_loss`, with p_ij = softmax_j(cosine_ij / temperature).
-
-    Args:
-        temperature: above 0. The default is that of IRRA, whose paper introduced the loss.
-        epsilon: as `cmpm_loss`.
-    """
+    """As `cmpm_loss` with p_ij = softmax_j(cosine_ij / temperature); temperature above 0, by default IRRA's."""
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
         logits = _cosines(images, texts) / _checked_temperature(temperature)
@@ -92,12 +82,10 @@ def sdm_loss(
 def infonce_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Contrastive loss with identities: -mean_i sum_j q_ij log softmax_j(cosine_ij / temperature), q as in `cmpm_loss`.
+    """Contrastive loss with identities: -mean_i sum_j q_ij log softmax_j(cosine_ij / temperature).
 
     With one pair per identity this is CLIP's loss, apart from the sum over the directions where CLIP has their mean.
-
-    Args:
-        temperature: above 0; a scalar tensor that requires a gradient is learned.
+    The temperature is above 0; a scalar tensor that requires a gradient is learned.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -112,9 +100,6 @@ def triplet_loss(
 
     The hardest negative is the most similar embedding of the other modality and of another identity. An anchor without
     one counts 0.
-
-    Args:
-        margin: in units of cosine similarity.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -129,17 +114,14 @@ def _checked_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both embeddings (B, D) in full precision and the targets q (B, B)."""
     if image_embeddings.shape != text_embeddings.shape:
-        raise ValueError(
-            f"image_embeddings {tuple(image_embeddings.shape)} and text_embeddings "
-            f"{tuple(text_embeddings.shape)}: expected the same shape (B, D)"
-        )
+        shapes = tuple(image_embeddings.shape), tuple(text_embeddings.shape)
+        raise ValueError("image_embeddings {} and text_embeddings {}: expected the same shape".format(*shapes))
     _check_embeddings("image_embeddings", image_embeddings, identity_labels)
     images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
     return images, texts, _targets(identity_labels, identity_labels, images.dtype)
 
 
 def _targets(row_labels: Tensor, column_labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """q: equal over each row's positives."""
     same_identity = (row_labels[:, None] == column_labels[None, :]).to(dtype)
     # Rows sum to 1. Several ports divide by the row's L2 norm instead: a perfect match then scores below 0.
     return same_identity / same_identity.sum(dim=1, keepdim=True)
@@ -169,21 +151,14 @@ def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
 
 
 def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
-    """Identification loss L_I of one modality: cross-entropy with class-weight rows of unit length.
+    """Identification loss of one modality: cross-entropy of logits = embeddings . (W_c / ||W_c||) + b_c.
 
-    logits = embeddings . (W_c / ||W_c||) + b_c; L_I = mean over the batch of -log softmax(logits)[label].
+    The paper's L_I is the sum over the two modalities.
 
     Args:
-        embeddings: (B, D) floating point, of either modality, not normalised.
-        class_weights: (C, D) floating point, a row for each training identity.
-        bias: (C,) floating point.
-        identity_labels: (B,) int64 in [0, C).
-
-    Returns:
-        A scalar in nats, at least 0. The paper's L_I is the sum over the two modalities.
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, or (on the CPU) a label outside [0, C).
+        embeddings: (B, D) floating point, not normalised.
+        class_weights: (C, D), a row for each training identity. bias: (C,).
+        identity_labels: (B,) int64 in [0, C); on the CPU, another label raises ValueError.
     """
     return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=True)
 
@@ -200,13 +175,9 @@ def _identification(
     embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor, unit_rows: bool
 ) -> Tensor:
     _check_embeddings("embeddings", embeddings, identity_labels)
-    if class_weights.ndim != 2 or class_weights.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"class_weights {tuple(class_weights.shape)}: expected (C, {embeddings.shape[1]}) to match "
-            f"embeddings {tuple(embeddings.shape)}"
-        )
-    if bias.shape != (len(class_weights),):
-        raise ValueError(f"bias {tuple(bias.shape)}: expected ({len(class_weights)},), one for each class")
+    if class_weights.shape[1:] != embeddings.shape[1:] or bias.shape != class_weights.shape[:1]:
+        shapes = [tuple(tensor.shape) for tensor in (embeddings, class_weights, bias)]
+        raise ValueError("embeddings {}, class_weights {}, bias {}: expected (B, D), (C, D), (C,)".format(*shapes))
     if identity_labels.device.type == "cpu":  # on a GPU this would wait for the device; cross_entropy asserts it there
         low, high = (int(end) for end in identity_labels.aminmax())
         if low < 0 or high >= len(class_weights):
@@ -223,18 +194,9 @@ def _identification(
 
 
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """L_D for the discriminator: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))].
+    """L_D for the discriminator: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))]; 2 ln 2 where it cannot tell.
 
-    Args:
-        image_logits: (B,) the discriminator's logits for image embeddings.
-        text_logits: (B',) the same for text embeddings.
-        label_smoothing: one-sided (Salimans et al., NIPS 2016): the target for images is 1 - this; in [0, 0.5).
-
-    Returns:
-        A scalar in nats, at least 0; 2 ln 2 = 1.386 where the discriminator cannot tell.
-
-    Raises:
-        ValueError: an empty batch or smoothing out of range.
+    The target for images is 1 - label_smoothing, which must be in [0, 0.5) (one-sided: Salimans et al., NIPS 2016).
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: expected at least 0, below 0.5")
@@ -244,17 +206,9 @@ def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothin
 def encoder_adversarial_loss(image_logits: Tensor, text_logits: Tensor) -> Tensor:
     """L_D for the encoders, non-saturating: -E_V[log(1 - D(phi(V)))] - E_T[log D(phi(T))].
 
-    Each modality is to be taken for the other. The paper states the min-max game and does not say which form the
-    encoders minimise. The alternative is minus `discriminator_loss`, whose gradient a gradient reversal layer passes on
-    (Ganin and Lempitsky, ICML 2015). Where the discriminator is confident, the form here has its largest gradient and
-    gradient reversal has almost none.
-
-    Args:
-        image_logits: (B,) the discriminator's logits for image embeddings.
-        text_logits: (B',) the same for text embeddings.
-
-    Returns:
-        A scalar in nats, at least 0; it falls as the discriminator errs more.
+    The paper states the min-max game and not which form the encoders minimise. The alternative is minus
+    `discriminator_loss`, by gradient reversal (Ganin and Lempitsky, ICML 2015). Where the discriminator is confident,
+    the form here has its largest gradient and gradient reversal has almost none.
     """
     return _modality_cross_entropy(image_logits, 0.0) + _modality_cross_entropy(text_logits, 1.0)
 
@@ -271,16 +225,9 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
     """R1 penalty of the discriminator: mean over the batch of |d logit / d embedding|^2, itself differentiable.
 
     Without it the game does not converge: the encoders push the modalities through each other and apart again faster
-    than the discriminator follows, so that even a mere shift between two equal distributions grows (notebook 10). A
-    small slope of the discriminator damps this (Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do
-    actually Converge?", ICML 2018). They penalise real data only; here neither modality is the real one, so both are.
-
-    Args:
-        modality_logits: (B,) of the discriminator for
-        embeddings: (B, D), which must require a gradient.
-
-    Returns:
-        A scalar, at least 0.
+    than the discriminator follows. A small slope of the discriminator damps this. Mescheder et al. penalise real data
+    only; here neither modality is the real one, so both are. The logits (B,) are those of `embeddings` (B, D), which
+    must require a gradient.
     """
     (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
     return slopes.square().sum(dim=1).mean()

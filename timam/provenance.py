@@ -15,6 +15,8 @@ import transformers
 
 import timam
 
+_PACKAGE = Path(timam.__file__).parent
+
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, versions and device of this process, for metrics.json."""
@@ -31,29 +33,25 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def code_fingerprint() -> str:
     """8 hex digits that identify the package's source code. Unlike the commit, other files do not change them."""
-    folder = Path(timam.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:8]
 
 
 def commit(*folders: Path) -> str | None:
-    """The commit of the package's checkout, with "-dirty" if the folders (by default the package) differ from it.
+    """The commit of the package's checkout, or None for an installed copy.
 
-    None for an installed copy.
+    It ends in "-dirty" if the folders (by default the package) differ from it.
     """
-    package = Path(timam.__file__).parent
-    folders = folders or (package,)
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*arguments: object) -> str:
+        command = ["git", *map(str, arguments)]
+        return subprocess.run(command, cwd=_PACKAGE, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may be inside another repository
-        differs = git("status", "--porcelain", "--", *map(str, folders))
+        differs = git("status", "--porcelain", "--", *(folders or [_PACKAGE]))
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):
         return None

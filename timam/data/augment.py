@@ -1,9 +1,14 @@
-"""Augmentation of whole batches on their device; every picture has its own random draw (torch's global generator)."""
+"""Augmentation of whole batches on their device; every picture has its own random draw (torch's global generator).
+
+Pictures are (B, 3, H, W), normalised floating point; zero is the mean colour. Each function returns the same shape and
+dtype, and does not change its input.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from timam.config import DataConfig
 from timam.images import IMAGENET_MEAN, IMAGENET_STD
@@ -15,14 +20,7 @@ def augments(config: DataConfig) -> bool:
 
 
 def augment(images: Tensor, config: DataConfig) -> Tensor:
-    """Applies what the config switches on, in the usual order: colour jitter, flip, pad and crop, erase.
-
-    Args:
-        images: (B, 3, H, W), normalised floating point; zero is the mean colour.
-
-    Returns:
-        The same shape and dtype; the input is not changed.
-    """
+    """Applies what the config switches on, in the usual order: colour jitter, flip, pad and crop, erase."""
     if config.color_jitter:  # before padding, so that the padding keeps the mean colour
         images = color_jitter(images, config.color_jitter)
     if config.horizontal_flip:
@@ -37,27 +35,17 @@ def augment(images: Tensor, config: DataConfig) -> Tensor:
 def color_jitter(images: Tensor, strength: float) -> Tensor:
     """Changes brightness, contrast and saturation, in this order, by factors uniform in [1 - strength, 1 + strength].
 
-    Each step equals torchvision's on colours in [0, 1], clamping included, but the order is fixed. The hue is not
-    changed, as captions name colours.
-
-    Args:
-        images: (B, 3, H, W), normalised floating point.
-        strength: in [0, 1).
+    Each step equals torchvision's on colours in [0, 1], clamping included. The hue stays, as captions name colours.
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
     brightness, contrast, saturation = factors
     exact = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision has too few bits for colours
     mean, std = (exact.new_tensor(c).view(3, 1, 1) for c in (IMAGENET_MEAN, IMAGENET_STD))
     colours = ((exact * std + mean) * brightness).clamp(0, 1)
-    colours = torch.lerp(_grey(colours).mean(dim=(1, 2, 3), keepdim=True), colours, contrast.to(exact)).clamp(0, 1)
-    colours = torch.lerp(_grey(colours), colours, saturation.to(exact)).clamp(0, 1)
+    grey = rgb_to_grayscale(colours).mean(dim=(1, 2, 3), keepdim=True)
+    colours = torch.lerp(grey, colours, contrast.to(exact)).clamp(0, 1)
+    colours = torch.lerp(rgb_to_grayscale(colours), colours, saturation.to(exact)).clamp(0, 1)
     return ((colours - mean) / std).to(images.dtype)
-
-
-def _grey(colours: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB -> (B, 1, H, W) luminance with torchvision's (ITU-R 601) weights."""
-    red, green, blue = colours.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def flip(images: Tensor) -> Tensor:
@@ -89,8 +77,7 @@ def erase(images: Tensor, probability: float) -> Tensor:
     ratio = torch.exp((2 * ratio - 1) * torch.log(torch.tensor(10 / 3)))
     box_height, box_width = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
     top, left = y * (height - box_height), x * (width - box_width)
-    rows = torch.arange(height, device=images.device)[None, :] + 0.5  # pixel centres
-    columns = torch.arange(width, device=images.device)[None, :] + 0.5
+    rows, columns = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))  # pixel centres
     in_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])  # (B, H)
     in_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])  # (B, W)
     box = in_rows[:, :, None] & in_columns[:, None, :] & (drawn < probability)[:, None, None]

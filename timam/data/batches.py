@@ -15,29 +15,20 @@ from timam.data.records import Split
 
 @dataclass(frozen=True)
 class Batch:
-    """B pictures with one caption each.
+    """B pictures with one caption each."""
 
-    Attributes:
-        pixels: (B, 3, H, W) uint8.
-        identity_labels: (B,) int64.
-        captions: (B,) indices into the split's captions.
-    """
-
-    pixels: Tensor
-    identity_labels: Tensor
-    captions: np.ndarray
+    pixels: Tensor  # (B, 3, H, W) uint8
+    identity_labels: Tensor  # (B,) int64
+    captions: np.ndarray  # (B,) indices into the split's captions
 
 
 def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.random.Generator) -> np.ndarray:
-    """The order in which an epoch visits the N pictures, each once.
+    """The order in which an epoch visits the N pictures, each once: a permutation (N,) int64.
 
     Args:
         image_labels: (N,) identity labels.
         images_per_identity: 0 shuffles all pictures. K places up to K different pictures of an identity next to each
             other, so that a batch holds several positives.
-
-    Returns:
-        (N,) int64, a permutation.
     """
     order = rng.permutation(len(image_labels))
     if images_per_identity == 0:
@@ -66,7 +57,6 @@ def epoch_batches(
     Args:
         pixels: (N, 3, H, W) uint8, as from `timam.stores.open_pixels`.
         config: `batch_size` and `images_per_identity` are used.
-        seed, epoch: the order depends on nothing else.
         part: (i, n) yields the i-th of n equal parts of every batch, for the processes of a job.
         first: the number of batches to skip, when an interrupted epoch is resumed.
     """
@@ -76,11 +66,8 @@ def epoch_batches(
     size = config.batch_size
     for step in range(first, steps_per_epoch(len(order), size)):
         chosen = np.array_split(order[step * size : (step + 1) * size], part[1])[part[0]]
-        yield Batch(
-            pixels=torch.from_numpy(pixels[chosen]),
-            identity_labels=torch.from_numpy(split.image_labels[chosen]),
-            captions=captions[chosen],
-        )
+        labels = torch.from_numpy(split.image_labels[chosen])
+        yield Batch(torch.from_numpy(pixels[chosen]), labels, captions[chosen])
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
