@@ -216,14 +216,13 @@ def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_j
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
         found = _best(galleries, embeddings, k, not options["approximate"], least)
-        answers = [{"sentence": str(query), "answers": best} for query, best in zip(part, found, strict=True)]
-        if as_json and queries is None:
+        answers = [{"sentence": query, "answers": best} for query, best in zip(part, found, strict=True)]
+        if not as_json:
+            click.echo("\n".join(_text(answer, not (sentence or like)) for answer in answers))
+        elif queries is None:
             click.echo(json.dumps(answers[0]))
-        elif as_json:
-            click.echo(json.dumps(answers if file else found[0], indent=2))
         else:
-            for query, best in zip(part, found, strict=True):
-                click.echo(_text(best, None if sentence or like else query))
+            click.echo(json.dumps(answers if file else found[0], indent=2))
         if figure is not None:
             _draw(part, found, figure)
 
@@ -260,16 +259,17 @@ def _queries(sentence: str | None, file: Path | None, like: Path | None) -> list
     """The sentence, the lines of the file or the picture; None for the standard input. Raises UsageError."""
     if sum(given is not None for given in (sentence, file, like)) > 1:
         raise click.UsageError("give one of SENTENCE, --sentences FILE and --like PICTURE")
-    if like is not None or file == sentence:
-        return None if like is None else [like]
+    if like is not None:
+        return [like]
+    if sentence is None and file is None:
+        return None
     try:
         lines = [sentence] if file is None else file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{file}: {error}") from error
-    queries = [line.strip() for line in lines if line and line.strip()]
-    if not queries:
-        raise click.UsageError("the sentence is empty")
-    return queries
+    if queries := [line.strip() for line in lines if line and line.strip()]:
+        return queries
+    raise click.UsageError("the sentence is empty")
 
 
 def _typed() -> Iterator[list[str]]:
@@ -294,10 +294,10 @@ def _best(
     return [[{"path": path, "score": score} for path, score in ranked] for ranked in best]
 
 
-def _text(answers: list[dict[str, Any]], sentence: str | None) -> str:
+def _text(answer: dict[str, Any], heading: bool) -> str:
     # format_filename: names need not be UTF-8
-    lines = [f"{answer['score']:.4f}  {click.format_filename(answer['path'])}" for answer in answers]
-    return "\n".join(([] if sentence is None else [sentence]) + (lines or ["nothing here fits"]))
+    lines = [f"{found['score']:.4f}  {click.format_filename(found['path'])}" for found in answer["answers"]]
+    return "\n".join([answer["sentence"]] * heading + (lines or ["nothing here fits"]))
 
 
 def _check_figure(figure: Path, queries: list[Any] | None, k: int) -> None:
@@ -339,15 +339,15 @@ def _table(metrics: dict[str, Any]) -> str:
     from timam.metrics import RETRIEVAL_METRICS
 
     keys = list(RETRIEVAL_METRICS)
-    lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
-
-    def row(direction: str, values: dict[str, float]) -> str:
-        percent = "".join(f"{100 * values[k]:9.2f}" for k in keys)
-        return f"{direction:14}{percent}   {values['queries']:,.0f} queries, gallery of {values['gallery']:,.0f}"
 
     def rows(part: dict[str, Any]) -> list[str]:
-        return [row(direction, part[direction]) for direction in ("text_to_image", "image_to_text")]
+        return [
+            f"{direction:14}" + "".join(f"{100 * part[direction][key]:9.2f}" for key in keys)
+            + "   {queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
+            for direction in ("text_to_image", "image_to_text")
+        ]  # fmt: skip
 
+    lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
     lines += rows(metrics)
     if folds := metrics.get("folds"):
         lines += [f"mean over {folds['folds']} parts of the pictures, each searched on its own", *rows(folds)]
