@@ -33,9 +33,12 @@ def slices(items: Any, batch_size: int) -> list[Any]:
 
 
 def encode_batches(
-    model: Any, batches: Sequence[Any], load: Callable[[Any], tuple[Tensor, ...]], encode: Callable[..., Tensor],
+    model: Any,
+    batches: Sequence[Any],
+    load: Callable[[Any], tuple[Tensor, ...]],
+    encode: Callable[..., Tensor],
     bar: str | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Tensor]:
     """encode(*load(batch)) for each batch, in order, as float32 on the CPU.
 
     Args:
