@@ -355,7 +355,7 @@ def test_interrupted_run_is_resumed(call, finished_run, people, tmp_path):
 
 @pytest.mark.parametrize(
     ("cause", "expected"),
-    [("annotation", "no key 'id'"), ("pictures", "3 problem(s)"), ("backbone", "resnet7"),
+    [("annotation", "no key 'captions'"), ("pictures", "3 problem(s)"), ("backbone", "resnet7"),
      ("empty split", "the val split has no identities")],
 )  # fmt: skip
 def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, cause, expected):

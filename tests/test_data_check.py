@@ -49,7 +49,7 @@ def test_counts_as_published_need_no_note(tmp_path, monkeypatch):
 def test_old_split_of_rstp_is_recognised(tmp_path, monkeypatch):
     spec = DATASETS["rstp-reid"]
     (message,) = spec.versions
-    assert spec.versions[message] == {s: (None, None, n) for s, n in {"train": 3901, "val": 100, "test": 100}.items()}
+    assert spec.versions[message] == {s: [None, None, n] for s, n in {"train": 3901, "val": 100, "test": 100}.items()}
     old = {s: (None, None, n) for s, n in {"train": 3, "val": 1, "test": 1}.items()}
     monkeypatch.setitem(DATASETS, "rstp-reid", replace(spec, versions={message: old}))
     root = write_variant(tmp_path, "data_captions.json", path_key="img_path")

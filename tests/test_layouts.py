@@ -32,7 +32,7 @@ from PIL import Image
 
 from timam.data import SPLITS, Dataset, load_dataset, read_dataset
 from timam.data.check import check_dataset
-from timam.data.rows import split_of_name
+from timam.data.parsing import split_of_name
 from timam.embedded import container, open_picture
 from timam.images import ImageError, read_image
 from timam.stores import open_pixels
@@ -148,7 +148,7 @@ def test_linked_folders_are_read_and_linked_text_outside_is_not(tmp_path):
     write_picture(root / "a.png")
     (root / "a.txt").symlink_to(tmp_path / "secret.txt")
     dataset, (problem,) = read_dataset("sidecar", root)
-    assert problem.startswith(f"a.txt: not readable (path 'a.txt' is a link that leaves the data root {root}")
+    assert problem.startswith(f"a.txt: path 'a.txt' is a link that leaves the data root {root}")
     assert "password" not in str(dataset.records)
 
 

@@ -167,12 +167,12 @@ def test_caption_all_without_or_with_an_incomplete_split_file_is_named(tmp_path)
     assert "caption_all.json record 6: neither 'cam_a/p4_0.png' nor id 4 stands in a split file" in problems
     content = {"train": list(range(1, 7)), "val": [6, 7], "test": list(range(8, 13))}
     (root / "split.json").write_text(json.dumps(content))
-    assert "split files: 6 stands in train and in val" in problems_of("cuhk-pedes", root)
+    assert "split.json val entry 0: 6 stands in train and in val" in problems_of("cuhk-pedes", root)
     (root / "train.json").write_text("[1,")
     assert problems_of("cuhk-pedes", root)[0].startswith(f"{root / 'train.json'}: not readable as JSON")
     (root / "train.json").unlink()
     (root / "split.json").unlink()
-    (problem,) = problems_of("cuhk-pedes", root)
+    problem = problems_of("cuhk-pedes", root)[0]
     assert "caption_all.json has no splits" in problem
     assert "reid_raw.json" in problem
 
@@ -186,7 +186,7 @@ def test_caption_all_without_or_with_an_incomplete_split_file_is_named(tmp_path)
         ({"train": [True]}, "split.json train entry 0: True: expected a file_path or an id"),  # equals 1 in Python
         ({"train": [1.0]}, "split.json train entry 0: 1.0: expected a file_path or an id"),
         ({"train": [{"id": 1}]}, "split.json train entry 0: None: expected a file_path or an id"),
-        ([1, 2], "split.json: expected an object of lists of splits"),
+        ([1, 2], "split.json: expected an object, found list"),
     ],
 )
 def test_split_file_of_another_form_is_named(tmp_path, content, expected):
@@ -409,8 +409,8 @@ BAD_TABLES = {
                                "identity 0: stands in the splits train, val; expected one"),
     "path leaves the root": ("image_path,caption\n../x.png,a man\n", "row 1: picture path '../x.png' leaves the data"),
     # A reader that takes the first column for an index shifts all values by one.
-    "comma": ("image_path,caption\np/0.png,a man, in red\n", "row 1: 3 values; expected 2 (a caption with a comma"),
-    "too few": ("image_path,caption\np/0.png\n", "row 1: 1 values; expected 2"),
+    "comma": ("image_path,caption\np/0.png,a man, in red\n", "row 1: expected 2 values, as in the header"),
+    "too few": ("image_path,caption\np/0.png\n", "row 1: expected 2 values"),
     "column twice": ("image_path,caption, caption\np/0.png,a,b\n", "two columns caption"),
     "nan": ("image_path,caption,identity\np/0.png,a,nan\n", "row 1: identity = 'nan': expected a name or a whole"),
     "None": ("image_path,caption,identity\np/0.png,a,None\n", "row 1: identity = 'None'"),
@@ -585,9 +585,9 @@ BAD_FILES = {
     "overflow": (b"[1e999]", "1e999 is no finite number"),
     "rest": (b"[] []", "Extra data"),
     "no records": (b"[]", "holds no records"),
-    "object": (b"{}", "expected a list of records, found dict"),
-    "null": (b"null", "expected a list of records, found NoneType"),
-    "string": (b'"a"', "expected a list of records, found str"),
+    "object": (b"{}", "expected a list, found dict"),
+    "null": (b"null", "expected a list, found NoneType"),
+    "string": (b'"a"', "expected a list, found str"),
 }
 
 
@@ -641,7 +641,7 @@ def test_bad_karpathy_file_is_reported(tmp_path, change, expected):
         change(images)
         content = {"images": images}
     (root / "dataset_flickr30k.json").write_text(json.dumps(content))
-    (problem,) = problems_of("flickr30k", root)
+    problem = problems_of("flickr30k", root)[0]
     assert not callable(change) or problem.startswith("dataset_flickr30k.json image 1")
     assert expected in problem
 

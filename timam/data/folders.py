@@ -11,17 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from timam.config import LONGEST_TEXT
-from timam.data.parsing import Parsed, objects, read_first_json, read_text, value
+from timam.data.parsing import Parsed, add_rows, expect, read_lines, split_of_name, value
 from timam.data.records import path_guard
-from timam.data.rows import add_rows, split_of_name
 from timam.data.tables import choose_columns, row_of
-from timam.files import files_below
+from timam.files import files_below, read_json
 
 _LARGEST = 4 * LONGEST_TEXT  # bytes of a text member
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def parse_sidecar(root: Path) -> Parsed:
@@ -31,27 +26,20 @@ def parse_sidecar(root: Path) -> Parsed:
     parsed, rows, bare, refuse = Parsed("*.txt"), [], [], path_guard(root, root)
     for picture in files_below(root, SUFFIXES):
         image, text = picture.relative_to(root), picture.with_suffix(".txt")
-        source = text.relative_to(root).as_posix()
         if not text.exists():
             bare.append(image.as_posix())
             continue
-        try:
+        with parsed.naming(source := text.relative_to(root).as_posix()):
             if reason := refuse(source):
-                raise OSError(reason)
-            captions = _lines(read_text(text))
-        except (OSError, ValueError) as error:
-            parsed.problems.append(f"{source}: not readable ({error})")
-            continue
-        split = split_of_name(image.with_name("-"))  # by the folder alone
-        rows.append((source, {"image_path": image.as_posix(), "captions": captions, "named_split": split}))
+                raise ValueError(reason)
+            captions = [line for line in read_lines(text) if line]
+            split = split_of_name(image.with_name("-"))  # by the folder alone
+            rows.append((source, {"image_path": image.as_posix(), "captions": captions, "named_split": split}))
     if bare:
-        shown = ", ".join(bare[:5])
-        parsed.warnings.append(f"{len(bare):,} pictures without a text file are not used: {shown}")
+        parsed.warnings.append(f"{len(bare):,} pictures without a text file are not used: {', '.join(bare[:5])}")
     if not rows and not parsed.problems:
         parsed.problems.append(f"{root}: no picture with a text file of its name")
-    parsed.unreadable = not rows
-    add_rows(rows, parsed)
-    return parsed
+    return add_rows(rows, parsed)
 
 
 def parse_webdataset(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
@@ -67,111 +55,105 @@ def parse_webdataset(root: Path, columns: Mapping[str, str] | None = None) -> Pa
         parsed.problems.append(f"{root}: no shard *.tar{hint}")
     for shard in shards:
         name = shard.relative_to(root).as_posix()
-        try:
-            if not shard.is_file():
-                raise OSError("not a regular file")
-            for source, row in _samples(shard, name, columns or {}, parsed):
-                rows.append((source, row | {"named_split": split_of_name(PurePosixPath(name))}))
-        except (OSError, ValueError, tarfile.TarError) as error:
-            parsed.problems.append(f"{shard}: not readable as a tar archive ({error})")
-    parsed.unreadable = bool(parsed.problems) and not rows
-    add_rows(rows, parsed)
-    return parsed
+        split = split_of_name(PurePosixPath(name))
+        with parsed.naming(shard):
+            rows += [(s, row | {"named_split": split}) for s, row in _samples(shard, name, columns or {}, parsed)]
+    return add_rows(rows, parsed)
 
 
 def _samples(
     shard: Path, name: str, columns: Mapping[str, str], parsed: Parsed
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The samples of a shard: members that share their name up to the first dot. Raises OSError and TarError."""
-    from timam.images import SUFFIXES
-
-    pictures: dict[str, str] = {}
-    texts: dict[str, dict[str, str]] = defaultdict(dict)
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            folder, _, file = member.name.rpartition("/")
-            stem, _, extension = file.partition(".")
-            key, extension = f"{folder}/{stem}" if folder else stem, f".{extension.lower()}"
-            if not member.isreg() or member.issparse():
-                continue
-            if extension in SUFFIXES:
-                pictures[key] = member.name
-            elif extension in (".txt", ".json") and member.size > _LARGEST:
-                parsed.problems.append(f"{name} {member.name}: {member.size:,} bytes; expected at most {_LARGEST:,}")
-            elif extension in (".txt", ".json") and (stream := archive.extractfile(member)):
-                texts[key][extension] = stream.read().decode("utf-8-sig", errors="replace")
+    """The samples of a shard: members that share their name up to the first dot. Raises OSError and ValueError."""
+    pictures, texts = _members(shard, name, parsed)
     for key, picture in pictures.items():
-        source, found = f"{name} {picture}", texts.get(key, {})
-        row: dict[str, Any] = {}
-        if ".json" in found:
+        found, row = texts.get(key, {}), {}
+        with parsed.naming(f"{name} {key}.json"):
             try:
-                content = json.loads(found[".json"])
-                if not isinstance(content, dict):
-                    raise ValueError(f"expected an object, found {type(content).__name__}")
-                header = ["image_path", *(["caption"] if ".txt" in found else []), *content]
-                noted = parsed if not parsed.notes else Parsed("")  # of the first sample only
-                row = row_of(content, choose_columns(list(dict.fromkeys(header)), columns, noted))
+                row = _row(found, columns, parsed) if ".json" in found else {}
             except (ValueError, RecursionError) as error:
                 if ".txt" not in found:
-                    parsed.problems.append(f"{name} {key}.json: {error}")
+                    raise ValueError(str(error)) from error
+            if ".txt" in found:
+                row["captions"] = [line.strip() for line in found[".txt"].split("\n") if line.strip()]
+            yield f"{name} {picture}", {"captions": [], **row, "image_path": f"{name}#{picture}"}
+
+
+def _row(found: dict[str, str], columns: Mapping[str, str], parsed: Parsed) -> dict[str, Any]:
+    """The row in a sample's .json; beside a .txt, it need not have captions."""
+    content = expect(json.loads(found[".json"]), dict)
+    header = ["image_path", *(["caption"] if ".txt" in found else []), *content]
+    noted = parsed if not parsed.notes else Parsed("")  # of the first sample only
+    return row_of(content, choose_columns(list(dict.fromkeys(header)), columns, noted))
+
+
+def _members(shard: Path, name: str, parsed: Parsed) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """({key: picture's name}, {key: {".txt" or ".json": content}}) of an archive."""
+    from timam.images import SUFFIXES
+
+    if not shard.is_file():
+        raise OSError("not a regular file")
+    pictures: dict[str, str] = {}
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                folder, slash, file = member.name.rpartition("/")
+                stem, _, extension = file.partition(".")
+                key, extension = f"{folder}{slash}{stem}", f".{extension.lower()}"
+                if not member.isreg() or member.issparse():
                     continue
-        if ".txt" in found:
-            row["captions"] = _lines(found[".txt"])
-        yield source, {"captions": [], **row, "image_path": f"{name}#{picture}"}
+                if extension in SUFFIXES:
+                    pictures[key] = member.name
+                elif extension in (".txt", ".json") and member.size > _LARGEST:
+                    parsed.problems.append(
+                        f"{name} {member.name}: {member.size:,} bytes; expected at most {_LARGEST:,}"
+                    )
+                elif extension in (".txt", ".json") and (stream := archive.extractfile(member)):
+                    texts[key][extension] = stream.read().decode("utf-8-sig", errors="replace")
+    except tarfile.TarError as error:
+        raise ValueError(f"not readable as a tar archive ({error})") from error
+    return pictures, texts
 
 
 def parse_coco_captions(root: Path) -> Parsed:
     """COCO's own captions_train2014.json and captions_val2014.json, in ROOT or ROOT/annotations."""
-    files = sorted(
-        f.relative_to(root) for f in (*root.glob("captions_*.json"), *root.glob("annotations/captions_*.json"))
-    )
+    files = [f.relative_to(root) for g in ("", "annotations/") for f in sorted(root.glob(f"{g}captions_*.json"))]
     parsed, rows = Parsed(files[0].as_posix() if len(files) == 1 else f"{len(files)} caption files"), []
     if not files:
         parsed.problems.append(f"{root}: no captions_*.json, also not in annotations/")
     for file in files:
-        content, read = read_first_json(root, (file.as_posix(),))
-        read.file = file.as_posix()
-        names: dict[int, Any] = {}
-        for _, source, image in objects(value(content, "images", list, read.problems, read.file) or [], read, "image"):
-            key = value(image, "id", int, read.problems, source)
-            names[key] = value(image, "file_name", str, read.problems, source)
-        annotations = value(content, "annotations", list, read.problems, read.file) or []
-        for _, source, entry in objects(annotations, read, "annotation"):
-            image_id = value(entry, "image_id", int, read.problems, source)
-            if image_id is not None and image_id not in names:
-                read.problems.append(f"{source}: image_id {image_id} is not among the images")
-            elif image_id is not None and names[image_id]:
-                row = {"captions": [entry.get("caption")], "named_split": split_of_name(file)}
-                rows.append((source, row | {"image_path": _coco_path(root, file, names[image_id])}))
-        parsed.problems += read.problems
-    parsed.unreadable = bool(parsed.problems) and not rows
-    add_rows(rows, parsed)
-    return parsed
-
-
-def _coco_path(root: Path, file: Path, name: str) -> str:
-    """val2014/NAME for captions_val2014.json, if ROOT or ROOT/images has such a folder; else NAME."""
-    folder = file.stem.partition("_")[2]
-    return f"{folder}/{name}" if any((root / base / folder).is_dir() for base in ("", "images")) else name
+        images, annotations = [], []
+        with parsed.naming(root / file):
+            content = read_json(root / file)
+            images, annotations = value(content, "images", list), value(content, "annotations", list)
+        names: dict[int, str] = {}
+        for i, image in enumerate(images):
+            with parsed.naming(f"{file} image {i}"):
+                names[value(image, "id", int)] = value(image, "file_name", str)
+        # the pictures of captions_val2014.json lie in val2014/, if ROOT or ROOT/images has such a folder
+        year = file.stem.partition("_")[2]
+        folder = f"{year}/" if any((root / base / year).is_dir() for base in ("", "images")) else ""
+        for i, entry in enumerate(annotations):
+            with parsed.naming(source := f"{file} annotation {i}"):
+                if (image_id := value(entry, "image_id", int)) not in names:
+                    raise ValueError(f"image_id {image_id} is not among the images")
+                row = {"captions": [value(entry, "caption", str)], "named_split": split_of_name(file)}
+                rows.append((source, row | {"image_path": folder + names[image_id]}))
+    return add_rows(rows, parsed)
 
 
 def parse_flickr_token(root: Path, file: str = "results_20130124.token") -> Parsed:
     """Flickr30k's own caption file, which has no splits: lines of PICTURE.jpg#NUMBER, a tab and a sentence."""
-    parsed, rows = Parsed(file), []
-    try:
-        lines = read_text(root / file).split("\n")
-    except (OSError, ValueError) as error:
-        reason = "no such annotation file" if isinstance(error, FileNotFoundError) else f"not readable ({error})"
-        parsed.problems.append(f"{root / file}: {reason}")
-        lines, parsed.unreadable = [], True
+    parsed, rows, lines = Parsed(file), [], []
+    with parsed.naming(root / file):
+        lines = read_lines(root / file)
     for i, line in enumerate(lines, 1):
-        picture, tab, caption = line.strip().partition("\t")
-        name, _, number = picture.rpartition("#")
-        if tab and name and re.fullmatch(r"\d+", number):
-            rows.append((f"{file} line {i}", {"image_path": name, "captions": [caption]}))
-        elif line.strip():
-            parsed.problems.append(
-                f"{file} line {i}: {line.strip()[:80]!r}: expected PICTURE.jpg#NUMBER, a tab, a sentence"
-            )
-    add_rows(rows, parsed)
-    return parsed
+        with parsed.naming(source := f"{file} line {i}"):
+            picture, tab, caption = line.partition("\t")
+            name, _, number = picture.rpartition("#")
+            if tab and name and re.fullmatch(r"\d+", number):
+                rows.append((source, {"image_path": name, "captions": [caption]}))
+            elif line:
+                raise ValueError(f"{line[:80]!r}: expected PICTURE.jpg#NUMBER, a tab, a sentence")
+    return add_rows(rows, parsed)

@@ -1,20 +1,29 @@
-"""What the parsers of annotation files share: their result, and checks of single values.
+"""What the parsers share: their result, checks of single values, and rows of a table -> records.
 
-A bad record adds a line to `problems`; the other records are still read.
+A check raises ValueError. `Parsed.naming` makes a problem of it, with the record it belongs to; the other records are
+still read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from timam.config import LONGEST_TEXT
 from timam.data.records import SPLITS, Record, show
 from timam.files import read_json
+
+HELD_OUT = 0.1  # share of the identities for validation, and again for the test, where no splits are given
+# What other tools write for a missing value. Read as a name, it would make one person of all who have none.
+MISSING = {"nan", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "inf", "-inf"}
+_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+          "test": "test", "testing": "test"}  # fmt: skip
 
 
 @dataclass
@@ -26,7 +35,6 @@ class Parsed:
         problems: errors; the data set cannot be used.
         warnings: errors that do not prevent its use.
         notes: what the parser decided, such as a split of its own.
-        unreadable: there is no annotation to read records from.
         kind: what is relevant ("identity", "instance", "class"), where the annotation decides it.
     """
 
@@ -35,8 +43,20 @@ class Parsed:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    unreadable: bool = False
     kind: str | None = None
+
+    @contextmanager
+    def naming(self, source: object) -> Iterator[None]:
+        """Makes an OSError or ValueError within the block a problem of `source`, a record or a file."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.problems.append(f"{source}: no such annotation file")
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{source}: {str(error).removeprefix(f'{source}: ')}")
+
+
+# -- files and values -------------------------------------------------------------------------------------------
 
 
 def by_hash(identities: Iterable[Any]) -> list[Any]:
@@ -44,66 +64,168 @@ def by_hash(identities: Iterable[Any]) -> list[Any]:
     return sorted(set(identities), key=lambda i: hashlib.sha256(str(i).encode()).digest())
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
-    """A UTF-8 file without its byte-order mark. Raises OSError for anything else, such as a pipe that never ends."""
+def read_lines(path: Path, errors: str = "strict") -> list[str]:
+    """The lines of a UTF-8 file, stripped, without its byte-order mark. Lines end at line ends only.
+
+    Raises OSError for what is no regular file, such as a pipe that never ends, and ValueError for other encodings.
+    """
     if path.exists() and not path.is_file():
-        raise OSError(f"{path}: not a regular file")
-    return path.read_text(encoding="utf-8-sig", errors=errors)
+        raise OSError("not a regular file")
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig", errors=errors).split("\n")]
 
 
-def read_first_json(root: Path, files: tuple[str, ...]) -> tuple[Any, Parsed]:
-    """The content of the first of the files that exists."""
-    path = next((root / f for f in files if (root / f).exists()), root / files[0])
-    parsed = Parsed(path.name)
-    try:
-        return read_json(path), parsed
-    except FileNotFoundError:
-        parsed.problems.append(f"{root / ' or '.join(files)}: no such annotation file")
-    except (OSError, ValueError) as error:
-        parsed.problems.append(str(error))
-    parsed.unreadable = True
-    return None, parsed
+def read_records(root: Path, files: Iterable[str], key: str | None = None) -> tuple[Parsed, list[Any]]:
+    """The list in the first of the files that exists; with `key`, the list under that key of the file's object."""
+    files = list(files)
+    file = next((f for f in files if (root / f).exists()), files[0])
+    parsed = Parsed(file)
+    with parsed.naming(root / file):
+        content = read_json(root / file)
+        return parsed, value(content, key, list) if key else expect(content, list)
+    return parsed, []
 
 
-def objects(values: list[Any], parsed: Parsed, what: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(17, "reid_raw.json record 17", {...}) for each object of a JSON list."""
-    for i, entry in enumerate(values):
-        source = f"{parsed.file} {what} {i}"
-        if isinstance(entry, dict):
-            yield i, source, entry
-        else:
-            parsed.problems.append(f"{source}: expected an object, found {type(entry).__name__}")
+def expect(found: Any, kind: type) -> Any:
+    """`found`, if it is a dict or a list, as `kind` says."""
+    if not isinstance(found, kind):
+        raise ValueError(f"expected {'an object' if kind is dict else 'a list'}, found {type(found).__name__}")
+    return found
 
 
-def value(record: Any, key: str, kind: type, problems: list[str], source: str) -> Any:
-    """record[key], if it exists and has this type; else None, and a problem is added."""
-    if not isinstance(record, dict):
-        problems.append(f"{source}: expected an object, found {type(record).__name__}")
-    elif key not in record:
-        problems.append(f"{source}: no key {key!r}; it has {show.repr(sorted(record))}")
-    elif type(record[key]) is not kind or (kind is int and not -(2**63) <= record[key] < 2**63):  # NumPy's int64
-        problems.append(f"{source}: {key} = {show.repr(record[key])}: expected {kind.__name__}")
-    else:
-        return record[key]
-    return None
+def value(record: Any, key: str, kind: type) -> Any:
+    """record[key], if it exists and has this type."""
+    if key not in expect(record, dict):
+        raise ValueError(f"no key {key!r}; it has {show.repr(sorted(record))}")
+    found: Any = record[key]
+    if type(found) is not kind or (isinstance(found, int) and not -(2**63) <= found < 2**63):  # NumPy's int64
+        raise ValueError(f"{key} = {show.repr(found)}: expected {kind.__name__}")
+    return found
 
 
-def check_captions(captions: list[Any] | None, problems: list[str], source: str) -> tuple[str, ...]:
-    """The captions of a picture. None (whose problem has been added already) gives none."""
-    if captions == []:
-        problems.append(f"{source}: it has no captions")
-    for i, caption in enumerate(captions or []):
+def check_captions(captions: list[Any]) -> tuple[str, ...]:
+    """The captions of a picture."""
+    if not captions:
+        raise ValueError("it has no captions")
+    for i, caption in enumerate(captions):
         if not isinstance(caption, str) or not caption.strip() or re.search(r"[\ud800-\udfff]", caption):
-            problems.append(f"{source}: caption {i} = {show.repr(caption)}: expected a sentence")
-        elif len(caption) > LONGEST_TEXT:
-            problems.append(f"{source}: caption {i} has {len(caption):,} characters; expected at most {LONGEST_TEXT:,}")
-    return tuple(captions or [])
+            raise ValueError(f"caption {i} = {show.repr(caption)}: expected a sentence")
+        if len(caption) > LONGEST_TEXT:
+            raise ValueError(f"caption {i} has {len(caption):,} characters; expected at most {LONGEST_TEXT:,}")
+    return tuple(captions)
 
 
-def check_split(name: Any, problems: list[str], source: str) -> str:
+def check_split(name: Any) -> str:
     """The split's name. Karpathy's `restval`, the rest of COCO's validation pictures, is training data."""
     if name == "restval":
         return "train"
-    if name is not None and name not in SPLITS:
-        problems.append(f"{source}: unknown split {show.repr(name)}: expected {', '.join(SPLITS)}")
+    if name not in SPLITS:
+        raise ValueError(f"unknown split {show.repr(name)}: expected {', '.join(SPLITS)}")
     return name
+
+
+def split_of_name(path: PurePath) -> str | None:
+    """The split that a file's name has as a word, or a folder as its name: data/test-00000.parquet, val2014/1.jpg."""
+    words = [part.rstrip("0123456789") for part in path.parent.as_posix().lower().split("/")]
+    words += re.findall("[a-z]+", path.name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), None)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------
+
+
+def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Parsed:
+    """Adds the records of rows to `parsed` and returns it; several rows of a picture become one record.
+
+    Without identities every picture is its own. Identities that are not all whole numbers are numbered in the order
+    of their names. Splits that are missing are made of the identities by `by_hash`, and a note says so.
+
+    Args:
+        rows: (source, {"image_path", "captions": list, and where known "identity", "split"}). Instead of "split",
+            "named_split" is what the name of a file says, or None; only such splits are completed.
+    """
+    pictures: dict[str, dict[str, Any]] = {}
+    keys: set[str] = set()
+    for source, row in rows:
+        keys |= row.keys()
+        with parsed.naming(source):
+            _add_row(row, source, pictures)
+    parsed.kind = "identity" if "identity" in keys else "instance"
+    number = _numbered(sorted({p["identity"] for p in pictures.values()}), parsed)
+    if "split" not in keys:
+        _complete_splits(list(pictures.values()), parsed)
+    parsed.records = [
+        Record(path, tuple(p["captions"]), number[p["identity"]], p["split"], p["source"])
+        for path, p in pictures.items()
+        if p["split"]
+    ]
+    return parsed
+
+
+def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any]]) -> None:
+    row = {k: v.strip() if isinstance(v, str) else v for k, v in row.items()}
+    path = row["image_path"]
+    if path in ("", None):
+        raise ValueError("image_path is empty")
+    if not isinstance(path, str):
+        raise ValueError(f"image_path = {show.repr(path)}: expected str")
+    captions = check_captions([c.strip() if isinstance(c, str) else c for c in row["captions"]])
+    values: dict[str, Any] = {"identity": _identity(row["identity"])} if "identity" in row else {}
+    values["split"] = check_split(row["split"] or "") if "split" in row else row.get("named_split")
+    picture = pictures.setdefault(path, {"identity": path, **values, "captions": [], "source": source})
+    for key, found in values.items():
+        if picture[key] != found:
+            says = f"{picture['source']} says {show.repr(picture[key])}"
+            raise ValueError(f"{key} {show.repr(found)} of {path}: {says}")
+    picture["captions"] += captions
+
+
+def _identity(found: Any) -> str:
+    """An identity as text: a name, or a whole number of any type."""
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    if found is None or found == "" or (isinstance(found, float) and math.isnan(found)):
+        raise ValueError("identity is empty")
+    if not isinstance(found, int | str) or isinstance(found, bool) or str(found) in MISSING:
+        raise ValueError(f"identity = {show.repr(found)}: expected a name or a whole number")
+    if re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", str(found)):  # 1.23457E+11 may have been several persons
+        raise ValueError(f"identity = {found!r}: a number as spreadsheets shorten it; expected all its digits")
+    return str(found)
+
+
+def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:
+    """The identities' own numbers, if all are whole and differ (pandas writes 3.0 for 3), else positions by name."""
+    whole = all(re.fullmatch(r"-?\d{1,18}(\.0+)?", n) for n in names)
+    number = {n: int(n.partition(".")[0]) if whole else i for i, n in enumerate(names)}
+    if len(set(number.values())) == len(names):
+        return number
+    first: dict[int, str] = {}
+    alike = [(first[k], n) for n, k in number.items() if first.setdefault(k, n) != n]
+    parsed.warnings.append(
+        f"{parsed.file}: identities {alike[0][0]} and {alike[0][1]} are one number and were read as two names"
+        + (f"; and {len(alike) - 1} more such pairs" if len(alike) > 1 else "")
+    )
+    return {n: i for i, n in enumerate(names)}
+
+
+def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:
+    """Makes the splits that are missing: all three of nothing or training data alone, the test of half of `val`."""
+    given = {p["split"] for p in pictures}
+    if None in given and len(given) > 1:
+        bare = [p["source"] for p in pictures if p["split"] is None]
+        parsed.problems.append(f"{bare[0]} and {len(bare) - 1} more are in no split, others are by the names of files")
+    if given not in ({None}, {"train"}, {"train", "val"}):
+        return
+    halved = "val" in given
+    drawn = [p for p in pictures if not halved or p["split"] == "val"]
+    names = by_hash(p["identity"] for p in drawn)
+    n = len(names) // 2 if halved else max(1, round(HELD_OUT * len(names)))
+    order = ("test", "val", "val") if halved else ("val", "test", "train")  # of the first n, the next n, the others
+    split = {name: order[min(i // n if n else 2, 2)] for i, name in enumerate(names)}
+    for p in drawn:
+        p["split"] = split[p["identity"]]
+    what = "no test split" if halved else "no column split" if given == {None} else "training data alone"
+    made = f"{len(names) - 2 * n}/{n}/{n} identities were made train/val/test"
+    made = f"{n} of {len(names)} val identities were made the test split" if halved else made
+    parsed.notes.append(
+        f"{parsed.file} has {what}: {made}, in the order of their names' SHA-256 (the same on every machine)"
+    )

@@ -54,12 +54,12 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
     published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
     folders = [root / f for f in spec.image_folders if (root / f).is_dir()]
-    if not folders:
-        problems.append(f"{root}: no folder of pictures; expected {' or '.join(spec.image_folders)}")
-    if parsed.unreadable or not folders:
-        return Dataset(name, kind, root, ()), [*problems, published]
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")
+    if not folders:
+        problems.append(f"{root}: no folder of pictures; expected {' or '.join(spec.image_folders)}")
+    if not records or not folders:
+        return Dataset(name, kind, root, ()), [*problems, published]
     # Reed's archive has a folder images/ of features; the right folder is the one that holds the pictures.
     image_root = max(folders, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
     conflicts = find_conflicts(records, kind)
@@ -70,17 +70,13 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
     splits = {r.split for r in records}
     if spec.holds_out and "train" in splits and "val" not in splits:
-        records, note = hold_out(records)
+        records, note = _hold_out(records)
         notes.append(note)
     return Dataset(name, kind, image_root, tuple(records), tuple(notes), tuple(parsed.warnings), spec.folds), problems
 
 
-def hold_out(records: list[Record]) -> tuple[list[Record], str]:
-    """Moves a tenth of the training identities, at least one and the first by `by_hash`, to validation.
-
-    Returns:
-        The records in their order, and a note that says so.
-    """
+def _hold_out(records: list[Record]) -> tuple[list[Record], str]:
+    """Moves a tenth of the training identities, the first by `by_hash`, to validation. Returns records and a note."""
     identities = by_hash({r.identity for r in records if r.split == "train"})
     held = set(identities[: max(1, len(identities) // 10)])
     moved = [replace(r, split="val") if r.split == "train" and r.identity in held else r for r in records]

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from timam.data.parsing import Parsed
-from timam.data.rows import add_rows, split_of_name
+from timam.data.parsing import Parsed, add_rows, expect, split_of_name
 from timam.files import files_below
 
 # What is read -> the columns that are looked for, the first that exists is taken. Captions may stand in several:
@@ -38,57 +37,56 @@ def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     if len(chosen) != 1:
         found = ", ".join(f.name for f in files) or "none"
         problem = f"{root}: expected one table, captions.csv or captions.parquet; found {found}"
-        return Parsed("captions.csv", problems=[problem], unreadable=True)
+        return Parsed("captions.csv", problems=[problem])
     return _parse_files(root, chosen, columns or {}, by_name=False)
 
 
 def parse_parquet(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """All Parquet files below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
-    return _parse_files(root, _below(root, (".parquet",)), columns or {})
+    return _parse_files(root, files_below(root, (".parquet",)), columns or {})
 
 
 def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """metadata.csv, .jsonl or .parquet in ROOT or in folders below it; pictures are relative to their metadata file."""
-    return _parse_files(root, [f for f in _below(root) if f.stem == "metadata"], columns or {})
-
-
-def _below(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Tables in and below a folder; hidden folders, such as the hub's .cache, are left out."""
-    files = files_below(root, suffixes)
-    return [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
+    return _parse_files(root, [f for f in files_below(root, SUFFIXES) if f.stem == "metadata"], columns or {})
 
 
 def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
-    """Tables of one form.
+    """Tables of one form; hidden folders, such as the hub's .cache, are left out.
 
     Args:
         columns: {a key of COLUMNS: the column to read instead; for captions several, joined by commas}.
         by_name: splits are read from the names of files and folders where there is no column of splits.
     """
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
     parsed = Parsed(files[0].relative_to(root).as_posix() if len(files) == 1 else f"{len(files)} tables")
     if not files:
         parsed.problems.append(f"{root}: no table found")
     rows: list[tuple[str, dict[str, Any]]] = []
-    for file in files if not parsed.problems else ():
+    for file in files:
         label = file.relative_to(root)
         named = {"named_split": split_of_name(label)} if by_name else {}
         try:
             if not file.is_file():
                 raise OSError("not a regular file")
-            header, read = _open(file, parsed, label.as_posix())
+            header, read = _OPEN[file.suffix.lower()](file)
             chosen = choose_columns(header, columns, parsed)
             for i, values in read(chosen):
-                row = named | row_of(values, chosen)
-                if isinstance(row["image_path"], str) and row["image_path"]:
-                    row["image_path"] = (label.parent / row["image_path"]).as_posix()
-                rows.append((f"{label} row {i}", row))
+                with parsed.naming(source := f"{label} row {i}"):
+                    if None in values:
+                        message = (
+                            f"expected {len(header)} values, as in the header (a caption with a comma needs quotes)"
+                        )
+                        raise ValueError(message)
+                    row = named | row_of(values, chosen)
+                    if isinstance(row["image_path"], str) and row["image_path"]:
+                        row["image_path"] = (label.parent / row["image_path"]).as_posix()
+                    rows.append((source, row))
         except ColumnError as error:
-            parsed.problems.append(f"{label}: {error}; it has {', '.join(header)}")
+            parsed.problems.append(f"{label}: {error}")
         except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
             parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
-    parsed.unreadable = bool(parsed.problems) and not rows
-    add_rows(rows, parsed)
-    return parsed
+    return add_rows(rows, parsed)
 
 
 def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) -> dict[str, list[str]]:
@@ -98,18 +96,18 @@ def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) 
         if key in given:
             found = [c.strip() for c in given[key].split(",")]
             if absent := [c for c in found if c not in header]:
-                raise ColumnError(f"no column {', '.join(absent)}")
+                raise ColumnError(f"no column {', '.join(absent)}; it has {', '.join(header)}")
         else:
             found = next(([n] for n in names if n in header), [])
             if key == "caption" and not found:
                 pattern = re.compile(rf"({'|'.join(names)})_?\d+")
                 found = [c for c in header if pattern.fullmatch(c)]
         if twice := [c for c in found if header.count(c) > 1]:
-            raise ColumnError(f"two columns {twice[0]}")
+            raise ColumnError(f"two columns {twice[0]}; it has {', '.join(header)}")
         if found:
             chosen[key] = found
     if missing := [k for k in ("caption", "image_path") if k not in chosen]:
-        raise ColumnError(f"no column {', '.join(missing)}")
+        raise ColumnError(f"no column {', '.join(missing)}; it has {', '.join(header)}")
     others = [f"{k} from {', '.join(names)}" for k, names in chosen.items() if names != [k]]
     unread = sorted(set(header) - {c for names in chosen.values() for c in names})
     note = f"columns read: {'; '.join(others)}" + (f"; not read: {', '.join(unread)}" if unread else "")
@@ -133,17 +131,11 @@ def row_of(values: Mapping[str, Any], chosen: dict[str, list[str]]) -> dict[str,
 # -- files: (header, a function that reads the rows of some columns) ----------------------------------------------
 
 
-def _open(file: Path, parsed: Parsed, label: str) -> tuple[list[str], Any]:
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        return _open_parquet(file)
-    if suffix == ".jsonl":
-        return _open_json_lines(file)
-    return _open_csv(file, parsed, label)
+def _open_csv(file: Path) -> tuple[list[str], Any]:
+    """Separated by commas, or by tabs if the header has one. All values are text: "NA" and 007 are not changed.
 
-
-def _open_csv(file: Path, parsed: Parsed, label: str) -> tuple[list[str], Any]:
-    """Separated by commas, or by tabs if the header has one. All values are text: "NA" and 007 are not changed."""
+    A row with more or fewer values than the header has the key None.
+    """
     with file.open(encoding="utf-8-sig", newline="") as stream:
         first = stream.readline()
         stream.seek(0)
@@ -153,16 +145,8 @@ def _open_csv(file: Path, parsed: Parsed, label: str) -> tuple[list[str], Any]:
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from error
     header = [c.strip() for c in header]
-
-    def read(_: dict[str, list[str]]) -> Rows:
-        for i, row in enumerate(rows, 1):
-            if len(row) == len(header):
-                yield i, dict(zip(header, row, strict=True))
-            else:
-                expected = f"expected {len(header)} (a caption with a comma needs quotes)"
-                parsed.problems.append(f"{label} row {i}: {len(row)} values; {expected}")
-
-    return header, read
+    found = [dict(zip(header, row, strict=True)) if len(row) == len(header) else {None: row} for row in rows]
+    return header, lambda _: enumerate(found, 1)
 
 
 def _open_json_lines(file: Path) -> tuple[list[str], Any]:
@@ -170,12 +154,9 @@ def _open_json_lines(file: Path) -> tuple[list[str], Any]:
     with file.open(encoding="utf-8-sig") as stream:
         for i, line in enumerate(stream, 1):
             try:
-                row = json.loads(line) if line.strip() else {}
+                rows += [(i, expect(json.loads(line), dict))] if line.strip() else []
             except ValueError as error:
                 raise ValueError(f"line {i}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {i}: expected an object, found {type(row).__name__}")
-            rows += [(i, row)] if row else []
     return sorted({key for _, row in rows for key in row}), lambda _: iter(rows)
 
 
@@ -191,15 +172,13 @@ def _open_parquet(file: Path) -> tuple[list[str], Any]:
         form = _picture_form(table, picture)
         others = [own[c] for key, names in chosen.items() for c in names if key != "image_path"]
         leaves = {"bytes": others, "path": [*others, f"{picture}.path"], "text": [*others, picture]}[form]
-        i = 0
-        for batch in table.iter_batches(1024, columns=leaves):
-            for values in batch.to_pylist():
-                if form == "bytes":
-                    values[picture] = f"{file.name}#{picture}:{i}"
-                elif form == "path":
-                    values[picture] = (values[picture] or {}).get("path")
-                i += 1
-                yield i, {c.strip(): v for c, v in values.items()}
+        batches = table.iter_batches(1024, columns=leaves)
+        for i, values in enumerate(row for batch in batches for row in batch.to_pylist()):
+            if form == "bytes":
+                values[picture] = f"{file.name}#{picture}:{i}"
+            elif form == "path":
+                values[picture] = (values[picture] or {}).get("path")
+            yield i + 1, {c.strip(): v for c, v in values.items()}
 
     return list(map(str.strip, table.schema_arrow.names)), read
 
@@ -216,3 +195,6 @@ def _picture_form(table: Any, column: str) -> str:
     stored = [part for part in parts if part.path_in_schema == f"{column}.bytes"]
     empty = [part.statistics is not None and part.statistics.null_count == part.num_values for part in stored]
     return "path" if all(empty) else "bytes"
+
+
+_OPEN = {".csv": _open_csv, ".tsv": _open_csv, ".jsonl": _open_json_lines, ".parquet": _open_parquet}
