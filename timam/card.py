@@ -50,31 +50,23 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "settings": json.dumps(settings, indent=2),
         "wrong": 100 - rows["text_to_image"]["rank_1"][0],
         "terms": terms,
-        "eval_results": [
-            _eval_result(name, direction, key, row[key][0]) for direction, row in rows.items() for key in row
+        "eval_results": [  # as the hub indexes them
+            EvalResult(
+                task_type="text-image-retrieval", dataset_type=name, dataset_name=name, dataset_split="test",
+                metric_type=key, metric_name=f"{direction} {RETRIEVAL_METRICS[key].title}",
+                metric_value=round(percent, 2),
+            )
+            for direction, row in rows.items()
+            for key, (percent, _, _) in row.items()
         ],
-    }
-
-
-def _eval_result(dataset: str, direction: str, metric: str, percent: float) -> EvalResult:
-    """One result as the hub indexes it."""
-    return EvalResult(
-        task_type="text-image-retrieval",
-        dataset_type=dataset,
-        dataset_name=dataset,
-        dataset_split="test",
-        metric_type=metric,
-        metric_name=f"{direction} {RETRIEVAL_METRICS[metric].title}",
-        metric_value=round(percent, 2),
-    )
+    }  # fmt: skip
 
 
 def _with_intervals(embeddings: Embeddings, direction: str) -> dict[str, tuple[float, float, float]]:
     """{metric: (value, low, high)} in percent, with 95 % bootstrap intervals over the test identities."""
-    queries = per_query(embeddings, direction)
-    values = {name: metric.values(queries) for name, metric in RETRIEVAL_METRICS.items()}
-    intervals = {name: bootstrap_interval(value, queries["identity"]) for name, value in values.items()}
-    return {
-        name: (100 * float(np.mean(value)), 100 * intervals[name][0], 100 * intervals[name][1])
-        for name, value in values.items()
-    }
+    queries, found = per_query(embeddings, direction), {}
+    for name, metric in RETRIEVAL_METRICS.items():
+        values = metric.values(queries)
+        low, high = bootstrap_interval(values, queries["identity"])
+        found[name] = (100 * float(np.mean(values)), 100 * low, 100 * high)
+    return found

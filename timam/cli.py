@@ -279,6 +279,7 @@ def _typed() -> Iterator[list[str]]:
         while True:
             if sentence := input(prompt).removeprefix("\ufeff").strip():
                 yield [sentence]
+    click.echo("\n" if prompt else "", nl=False)
 
 
 def _best(
