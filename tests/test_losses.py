@@ -69,38 +69,32 @@ def slow_rows(source, target, labels, logit):
         yield log_p, [1 / positives if labels[j] == labels[i] else 0.0 for j in range(len(target))]
 
 
-def slow_divergence(source, target, labels, logit, epsilon: float) -> float:
-    """Zhang and Lu, equation 4: mean_i sum_j p_ij log(p_ij / (q_ij + epsilon))."""
-    rows = [
-        math.fsum(math.exp(lp) * (lp - math.log(q + epsilon)) for lp, q in zip(log_p, targets, strict=True))
-        for log_p, targets in slow_rows(source, target, labels, logit)
-    ]
-    return math.fsum(rows) / len(rows)
+def slow_matching(rows, logit, v, t, y) -> float:
+    """The sum over both directions of the mean over rows."""
+    values = [value for source, target in ((v, t), (t, v)) for value in rows(slow_rows(source, target, y, logit))]
+    return math.fsum(values) / len(y)
+
+
+def slow_divergence(rows, epsilon: float):
+    """Zhang and Lu, equation 4: sum_j p_ij log(p_ij / (q_ij + epsilon)) of each i."""
+    for log_p, q in rows:
+        yield math.fsum(math.exp(a) * (a - math.log(b + epsilon)) for a, b in zip(log_p, q, strict=True))
 
 
 def slow_cmpm(v, t, y, epsilon: float = EPSILON) -> float:
-    def logit(a, b):
-        return slow_dot(a, b) / slow_norm(b)
-
-    return slow_divergence(v, t, y, logit, epsilon) + slow_divergence(t, v, y, logit, epsilon)
+    return slow_matching(partial(slow_divergence, epsilon=epsilon), lambda a, b: slow_dot(a, b) / slow_norm(b), v, t, y)
 
 
 def slow_sdm(v, t, y, temperature: float = 0.02, epsilon: float = EPSILON) -> float:
-    def logit(a, b):
-        return slow_cosine(a, b) / temperature
-
-    return slow_divergence(v, t, y, logit, epsilon) + slow_divergence(t, v, y, logit, epsilon)
+    rows = partial(slow_divergence, epsilon=epsilon)
+    return slow_matching(rows, lambda a, b: slow_cosine(a, b) / temperature, v, t, y)
 
 
 def slow_infonce(v, t, y, temperature: float) -> float:
-    def direction(source, target):
-        rows = [-slow_dot(q, log_p) for log_p, q in slow_rows(source, target, y, logit)]
-        return math.fsum(rows) / len(rows)
+    def cross_entropy(rows):
+        return [-slow_dot(q, log_p) for log_p, q in rows]
 
-    def logit(a, b):
-        return slow_cosine(a, b) / temperature
-
-    return direction(v, t) + direction(t, v)
+    return slow_matching(cross_entropy, lambda a, b: slow_cosine(a, b) / temperature, v, t, y)
 
 
 def slow_triplet(v, t, y, margin: float = 0.2) -> float:
@@ -140,12 +134,11 @@ MATCHING = {
     "triplet": (triplet_loss, slow_triplet),
     "triplet, wide": (partial(triplet_loss, margin=0.7), partial(slow_triplet, margin=0.7)),
 }
-every_matching = pytest.mark.parametrize("name", MATCHING)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("pattern", PATTERNS)
-@every_matching
+@pytest.mark.parametrize("name", MATCHING)
 def test_matching_equals_the_equations(name, pattern, dtype):
     fast, slow = MATCHING[name]
     images, texts, labels = embeddings(PATTERNS[pattern], dtype=dtype)
@@ -166,8 +159,8 @@ def test_targets_sum_to_one_in_rows_of_any_shape():
 
 
 def test_cmpm_of_two_unit_vectors_by_hand():
-    # Images (a, 0), (0, a), texts the axes, two identities: row i of both directions has the logits (a, 0) and (0, a)
-    # for images, (1, 0) and (0, 1) for texts. With epsilon = 0.5: q + eps = 1.5 on the diagonal, 0.5 off it.
+    # Images (a, 0), (0, a), texts the axes, two identities; logits (a, 0) for images, (1, 0) for texts, and mirrored.
+    # With epsilon = 0.5: q + eps = 1.5 on the diagonal, 0.5 off it.
     a = math.log(3.0)  # p = (3/4, 1/4)
     expected = 0.75 * math.log(0.75 / 1.5) + 0.25 * math.log(0.25 / 0.5)
     p = math.e / (math.e + 1)  # the text direction: logits 1 and 0
@@ -180,13 +173,9 @@ def test_infonce_and_triplet_by_hand():
     # Two pairs of orthogonal unit vectors: logits ln 3 and 0, p = 3/4 for the own pair, in both directions.
     axes, ids = torch.eye(2, dtype=torch.float64), torch.arange(2)
     assert infonce_loss(axes, 5 * axes, ids, 1 / math.log(3)).item() == pytest.approx(2 * math.log(4 / 3))
-    assert infonce_loss(axes, axes, torch.zeros(2), 1 / math.log(3)).item() == pytest.approx(
-        math.log(4 / 3) + math.log(4)  # both are positives: half of each logarithm, twice
-    )
     # Cosine of the own pair 1, of the negative 0: nothing below a margin of 1, then 0.5 in each direction.
     assert triplet_loss(axes, axes, ids, margin=0.9).item() == 0
     assert triplet_loss(axes, axes, ids, margin=1.5).item() == pytest.approx(1.0)
-    assert triplet_loss(axes, axes, torch.zeros(2), margin=1.5).item() == 0  # no negatives
 
 
 @pytest.mark.parametrize("loss", [cmpm_loss, sdm_loss])
@@ -202,25 +191,10 @@ def test_perfect_match_is_zero(loss, labels):
 def test_divergences_are_bounded_below(pattern):
     labels = PATTERNS[pattern]
     bound = -2 * math.log(1 + len(labels) * EPSILON)  # Gibbs' inequality: q + epsilon sums to 1 + B epsilon
-    for seed, scale in itertools.product(range(10), (1e-3, 1.0, 30.0)):
-        images, texts, identity_labels = embeddings(labels, seed=seed)
+    for scale in (1e-3, 1.0, 30.0):
+        images, texts, identity_labels = embeddings(labels)
         assert cmpm_loss(scale * images, scale * texts, identity_labels).item() >= bound - 1e-12
         assert sdm_loss(images, texts, identity_labels, scale).item() >= bound - 1e-12
-
-
-@every_matching
-def test_swapping_the_modalities_changes_nothing(name):
-    images, texts, labels = embeddings(PATTERNS["uneven, mixed"])
-    loss = MATCHING[name][0]
-    assert loss(images, texts, labels).item() == pytest.approx(loss(texts, images, labels).item(), rel=1e-12)
-
-
-@every_matching
-def test_length_matters_to_projection_matching_only(name):
-    images, texts, labels = embeddings(PATTERNS["pairs"])
-    loss = MATCHING[name][0]
-    changed = loss(2 * images, texts, labels).item() / loss(images, texts, labels).item()
-    assert (changed == pytest.approx(1, rel=1e-12)) == (not name.startswith("cmpm"))
 
 
 def test_temperature_is_learned():
@@ -246,21 +220,12 @@ def classifier(classes: int = 6, dim: int = 5, dtype: torch.dtype = torch.float6
 @pytest.mark.parametrize("pattern", ["one each", "pairs", "single pair"])
 def test_norm_softmax_equals_the_equation(pattern, dtype):
     rows, _, labels = embeddings(PATTERNS[pattern], dtype=dtype)
-    weights, bias = classifier(classes=9, dtype=dtype)
+    weights, bias = classifier(classes=9, dtype=dtype)  # of lengths 1 to 9
     loss = norm_softmax_loss(rows, weights, bias, labels)
     assert loss.dtype == dtype
     assert loss.item() == pytest.approx(slow_norm_softmax(rows, weights, bias, labels), rel=TOLERANCE[dtype])
-
-
-def test_norm_softmax_ignores_the_length_of_the_weights_only():
-    rows, _, labels = embeddings(PATTERNS["one each"])
-    weights, bias = classifier()
-    loss = norm_softmax_loss(rows, weights, bias, labels)
-    lengths = torch.tensor([0.01, 0.5, 1.0, 2.0, 30.0, 1e4], dtype=torch.float64)[:, None]
-    torch.testing.assert_close(norm_softmax_loss(rows, lengths * weights, bias, labels), loss, rtol=1e-12, atol=0)
-    assert norm_softmax_loss(2 * rows, weights, bias, labels).item() != pytest.approx(loss.item(), rel=1e-3)
     unit = weights / weights.norm(dim=1, keepdim=True)  # of unit length already: plain softmax is the same
-    torch.testing.assert_close(losses.softmax_loss(rows, unit, bias, labels), loss, rtol=1e-12, atol=0)
+    assert losses.softmax_loss(rows, unit, bias, labels).item() == pytest.approx(loss.item(), rel=TOLERANCE[dtype])
     assert losses.softmax_loss(rows, weights, bias, labels).item() != pytest.approx(loss.item(), rel=1e-3)
 
 
@@ -281,34 +246,13 @@ def test_adversarial_losses_equal_the_equations(dtype, smoothing):
     assert unsure.item() == pytest.approx(2 * math.log(2))
 
 
-@pytest.mark.parametrize("smoothing", [0.1, 0.25])
-def test_label_smoothing_is_one_sided(smoothing):
-    # Images: the minimum is at the logit whose sigmoid is 1 - smoothing, and its value is that target's entropy.
-    best = torch.tensor([math.log((1 - smoothing) / smoothing)], dtype=torch.float64, requires_grad=True)
-    text = torch.tensor([-40.0], dtype=torch.float64, requires_grad=True)
-    loss = discriminator_loss(best, text, smoothing)
-    loss.backward()
-    assert abs(best.grad.item()) < 1e-12
-    assert loss.item() == pytest.approx(
-        -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing), rel=1e-12
-    )
-    # Texts: the target is 0, so the loss still falls at any logit.
-    assert text.grad.item() > 0
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_discriminator_loss_is_bounded_below(smoothing):
-    # A target above 1 would fall without bound in the logit of an image.
+    # A target above 1 would fall without bound in the logit of an image; smoothed texts would not be best at -infinity.
     for image, text in itertools.product((-1e4, -30.0, 0.0, 30.0, 1e4), repeat=2):
         assert discriminator_loss(torch.tensor([image]), torch.tensor([text]), smoothing).item() >= 0
     far = discriminator_loss(torch.tensor([1e4]), torch.tensor([-1e4]), smoothing).item()
     assert far == pytest.approx(smoothing * 1e4, rel=1e-6)
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 0.5, float("nan")])
-def test_label_smoothing_out_of_range(smoothing):
-    with pytest.raises(ValueError, match="label_smoothing"):
-        discriminator_loss(*LOGITS, label_smoothing=smoothing)
 
 
 def test_gradient_penalty_of_a_known_slope():
@@ -322,33 +266,6 @@ def test_gradient_penalty_of_a_known_slope():
     # A quadratic one, |x|^2 / 2, has the slope x: the mean of |x|^2 over the batch, not their sum.
     quadratic = embeddings.square().sum(dim=1) / 2
     torch.testing.assert_close(gradient_penalty(quadratic, embeddings), embeddings.square().sum(dim=1).mean())
-
-
-@pytest.mark.parametrize("form", ["flipped labels", "gradient reversal"])
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_penalty_makes_the_game_of_shifts_converge(form, weight):
-    """An image at a/2, a text at -a/2, a discriminator with logit s x (Mescheder et al., ICML 2018, section 2).
-
-    Near the equilibrium a = s = 0 each player's descent is linear: a' = -s/2, as the encoders' gradient is s/2, and
-    s' = a/2 - 2 w s, as the penalty is w/2 (s^2 + s^2). Without it the eigenvalues are +-i/2: a circle for ever.
-    With w = 1 they are -1 +- sqrt(3)/2: both players come to rest.
-    """
-
-    def descent(state: torch.Tensor) -> torch.Tensor:
-        apart, slope = state
-        image, text = (apart / 2).reshape(1, 1), (-apart / 2).reshape(1, 1)
-        logits = (slope * image).squeeze(1), (slope * text).squeeze(1)
-        loss = discriminator_loss(*logits)
-        penalty = weight / 2 * (gradient_penalty(logits[0], image) + gradient_penalty(logits[1], text))
-        encoders = encoder_adversarial_loss(*logits) if form == "flipped labels" else -loss
-        gradients = torch.autograd.grad(encoders, apart, create_graph=True) + torch.autograd.grad(
-            loss + penalty, slope, create_graph=True
-        )
-        return -torch.stack(gradients)
-
-    found = torch.autograd.functional.jacobian(descent, torch.zeros(2, dtype=torch.float64))
-    expected = torch.tensor([[0.0, -0.5], [0.5, -2 * weight]], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("joint", [True, False], ids=["joint batch", "one modality at a time"])
@@ -421,15 +338,6 @@ def test_extreme_inputs_give_finite_values_and_gradients(call, dtype, size, labe
     assert all(x.grad is None or torch.isfinite(x.grad.float()).all() for x in inputs)
 
 
-@every_loss
-def test_order_of_the_batch_is_irrelevant(call):
-    images, texts, labels = embeddings([0, 1, 1, 2, 2, 2, 3, 3, 3, 3])
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
-    weights, bias = classifier()
-    shuffled = call(images[order], texts[order], weights, bias, labels[order])
-    torch.testing.assert_close(shuffled, call(images, texts, weights, bias, labels), rtol=1e-12, atol=1e-14)
-
-
 def zeros(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape)
 
@@ -463,6 +371,7 @@ PAIR = zeros(3, 4), zeros(3, 4), ids(3)
         (lambda: norm_softmax_loss(zeros(2, 4), zeros(6, 4), zeros(6), torch.tensor([0, 6])), ["0 to 5", "0 to 6"]),
         (lambda: norm_softmax_loss(zeros(2, 4), zeros(6, 4), zeros(6), torch.tensor([-1, 5])), ["0 to 5", "-1 to 5"]),
         (lambda: discriminator_loss(zeros(0), zeros(3)), ["empty"]),
+        *((partial(discriminator_loss, *LOGITS, s), ["label_smoothing"]) for s in (-0.1, 0.5, float("nan"))),
         (lambda: encoder_adversarial_loss(zeros(3), zeros(0)), ["empty"]),
     ],
 )
