@@ -145,6 +145,14 @@ def test_pixel_statistics_of_the_checkpoint_count(checkpoints, tmp_path):
         torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("std", [[1, 0, 1], [1, 1], ["a", "b", "c"]])
+def test_pixel_statistics_that_cannot_be_are_refused(checkpoints, tmp_path, std):
+    folder = shutil.copytree(checkpoints("vit")[0], tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": std}))
+    with pytest.raises(WeightsError, match="could not load the backbone"):
+        load_backbone(str(folder), "none")
+
+
 @pytest.mark.parametrize("kind", IMAGES)
 def test_position_embeddings_are_interpolated_to_another_size(checkpoints, kind, monkeypatch):
     # 48x32 pixels of 8x8 patches: the square grid of 4x4 becomes 6x4 by bicubic interpolation, the class token stays.

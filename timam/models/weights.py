@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 import transformers
@@ -301,9 +302,7 @@ def _from_checkpoint(source: str | Path, config: Any) -> Any:
         )  # fmt: skip
     finally:
         transformers.logging.set_verbosity(verbosity)
-    own = getattr(
-        towers.TEXT_TOWERS.get(config.model_type) or towers.IMAGE_TOWERS.get(config.model_type), "projection", ""
-    )
+    own = towers.own_projection(config)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if own and missing == [f"{own}.weight"]:  # a tower that was saved alone, without its projection
         setattr(model, own, None)
@@ -319,7 +318,12 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
         content = read_json(Path(path)) if path else {}
         content = content.get("image_processor", content)
         if "image_mean" in content and "image_std" in content:
-            return tuple(content["image_mean"]), tuple(content["image_std"])
+            mean, std = np.array(content["image_mean"], float), np.array(content["image_std"], float)
+            if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+                raise ValueError(
+                    f"{file}: image_mean {mean}, image_std {std}: expected 3 numbers each, above 0 the second"
+                )
+            return tuple(mean.tolist()), tuple(std.tolist())
     return None
 
 
