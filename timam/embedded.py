@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import tarfile
+from bisect import bisect_right
 from collections import deque
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
@@ -46,7 +48,7 @@ def open_picture(path: Path) -> Path | io.BytesIO:
             stream.seek(offset)
             return io.BytesIO(stream.read(size))
     column, _, row = key.rpartition(":")
-    picture = _column(file, column, stamp).read(int(row))
+    picture = _Column(file, column, stamp).read(int(row))
     if not picture:
         raise ValueError("no bytes")
     return io.BytesIO(picture)
@@ -60,27 +62,20 @@ def tar_members(file: Path, stamp: int) -> dict[str, tuple[int, int]]:
 
 
 @lru_cache(maxsize=4)
-def _column(file: Path, column: str, stamp: int) -> _Column:
-    return _Column(file, column)
-
-
 class _Column:
     """One column of a Parquet file, read forward in small batches. It needs memory for some pages, not for the file."""
 
-    def __init__(self, file: Path, column: str) -> None:
+    def __init__(self, file: Path, column: str, stamp: int) -> None:
         import pyarrow as pa  # here: picture files need none
         import pyarrow.parquet as pq
 
         self.file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         self.column, self.lock = column, Lock()
         self.is_struct = pa.types.is_struct(self.file.schema_arrow.field(column).type)
-        metadata = self.file.metadata
-        self.starts = [0]
-        for group in range(metadata.num_row_groups):
-            self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+        groups = map(self.file.metadata.row_group, range(self.file.metadata.num_row_groups))
+        self.starts = [0, *accumulate(group.num_rows for group in groups)]
         self.kept: deque[tuple[int, list[bytes | None]]] = deque(maxlen=_KEPT)
-        self.next = -1  # the row that the open pass reads next
-        self.group = -1  # the group of rows that it is in
+        self.group = self.next = -1  # the group of rows that is being read, and the row that is read next
 
     def read(self, row: int) -> bytes | None:
         with self.lock:
@@ -94,7 +89,7 @@ class _Column:
         """Reads the next batch towards a row; starts again at the row's group where that is behind or further on."""
         if not 0 <= row < self.starts[-1]:
             raise ValueError(f"no row {row}; it has {self.starts[-1]:,}")
-        group = next(g for g in range(len(self.starts) - 1) if row < self.starts[g + 1])
+        group = bisect_right(self.starts, row) - 1
         if group != self.group or row < self.next:
             self.group, self.next = group, self.starts[group]
             leaf = f"{self.column}.bytes" if self.is_struct else self.column

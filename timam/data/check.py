@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from timam.data.datasets import DATASETS, PROTOCOLS
-from timam.data.readers import read_dataset
+from timam.data.datasets import DATASETS, PROTOCOLS, read_dataset
 from timam.data.records import SPLITS, Dataset, Record, plain, show
 from timam.embedded import container, open_picture
 from timam.images import find_unreadable
@@ -48,9 +47,9 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
     published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
     notes = [*dataset.notes, *_other_counts(splits, published)]
     for split, found in splits.items():
-        line = f"the {split} split has {found['identities']} identities: too few for rank-1 to mean anything"
-        if split != "train" and found["identities"] < FEW:
-            (warnings if found["identities"] == 1 else notes).append(line)
+        if split != "train" and (n := found["identities"]) < FEW:
+            line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
+            (warnings if n == 1 else notes).append(line)
     folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
     return {
         "dataset": name,
@@ -69,9 +68,8 @@ def found_beside_published(report: dict[str, Any]) -> list[dict[str, Any]]:
 
     Splits that are published only together ("train+val") have a row of their own.
     """
-    keys = [*report["splits"], *(k for k in report["published"] if k not in report["splits"])]
     rows = []
-    for key in keys:
+    for key in dict.fromkeys([*report["splits"], *report["published"]]):
         row: dict[str, Any] = {"split": key}
         for what in _COUNTS:
             row[what] = _sum(report["splits"], key, what)
@@ -127,9 +125,9 @@ def _partial_download(dataset: Dataset) -> list[str]:
         folder = r.image.split("/")[0] if "/" in r.image else "."
         listed[folder] += 1
         absent[folder] += not container(dataset.image_root / r.image).is_file()
-    missing, total = absent.total(), len(dataset.records)
     folders = ", ".join(f"{f} {n:,} of {listed[f]:,}" for f, n in sorted(absent.items()) if n)
-    return [f"partial download: {missing:,} of {total:,} pictures are missing, by folder: {folders}"] if missing else []
+    missing = f"partial download: {absent.total():,} of {listed.total():,} pictures are missing, by folder: {folders}"
+    return [missing] if folders else []
 
 
 def _duplicates(dataset: Dataset) -> list[str]:
@@ -149,13 +147,13 @@ def _duplicates(dataset: Dataset) -> list[str]:
                 continue
             content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
             other = first.setdefault(hashlib.sha256(content).digest(), r)
-            mine, its = ((o.split, *([o.identity] if dataset.kind != "instance" else [])) for o in (r, other))
+            mine, its = (
+                f"split {o.split}" + (f", identity {o.identity}" if dataset.kind != "instance" else "")
+                for o in (r, other)
+            )
             if mine != its:
-                place = "split {}, identity {}" if dataset.kind != "instance" else "split {}"
-                warnings.append(
-                    f"{r.source}: picture {r.image} ({place.format(*mine)}) has the bytes of {other.image} "
-                    f"({place.format(*its)}; {other.source})"
-                )
+                same = f"has the bytes of {other.image} ({its}; {other.source})"
+                warnings.append(f"{r.source}: picture {r.image} ({mine}) {same}")
     return warnings
 
 

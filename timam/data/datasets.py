@@ -1,9 +1,10 @@
-"""The data sets that can be read: `DATASETS`, from datasets.yaml, where each is declared once."""
+"""The data sets, each declared once in datasets.yaml, and reading one by name: every problem is named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os.path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import yaml
 
 from timam.data.annotations import parse_karpathy, parse_one_person_search, parse_person_search, parse_reed
 from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_sidecar, parse_webdataset
-from timam.data.parsing import Parsed
-from timam.data.tables import parse_imagefolder, parse_parquet, parse_table
+from timam.data.parsing import Parsed, by_hash
+from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
+from timam.data.tables import COLUMNS, parse_imagefolder, parse_parquet, parse_table
+from timam.embedded import container
 
 Counts = list[int | None]  # [pictures, captions, identities or classes]; None: no source states it
 
@@ -33,33 +36,21 @@ _PARSERS: dict[str, Callable[..., Parsed]] = {
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set as published, and how it is read.
+    """A data set as published, and how it is read: parse_PARSER(ROOT, **options)."""
 
-    Attributes:
-        kind: what is relevant, a key of `PROTOCOLS`; the parser may decide otherwise.
-        parser, options: parse_PARSER(ROOT, **options) reads the annotation; with `has_columns`, it takes columns={...}.
-        image_folders: where in ROOT the pictures may lie; "." is ROOT itself.
-        layout: what ROOT must hold.
-        source: where it is published, and who hands it out on request.
-        terms: its licence or conditions.
-        published: {split, or splits joined by "+": counts}.
-        versions: {what to tell the user: counts of another version that is around}.
-        holds_out: without a validation split, some training identities become one.
-        folds: the test split is also searched in this many parts, whose results are averaged (COCO's 1K protocol).
-    """
-
-    kind: str
+    kind: str  # what is relevant, a key of `PROTOCOLS`; the parser may decide otherwise
     parser: str
-    image_folders: list[str]
-    layout: str
-    source: str
-    terms: str
+    image_folders: list[str]  # where in ROOT the pictures may lie; "." is ROOT itself
+    layout: str  # what ROOT must hold
+    source: str  # where it is published, and who hands it out on request
+    terms: str  # its licence or conditions
     options: dict[str, Any] = field(default_factory=dict)
-    published: dict[str, Counts] = field(default_factory=dict)
+    published: dict[str, Counts] = field(default_factory=dict)  # {split, or splits joined by "+": counts}
+    # {what to tell the user: counts of another version that is around}
     versions: dict[str, dict[str, Counts]] = field(default_factory=dict)
-    holds_out: bool = False
-    folds: int = 1
-    has_columns: bool = False
+    holds_out: bool = False  # without a validation split, some training identities become one
+    folds: int = 1  # the test split is also searched in so many parts, whose results are averaged (COCO's 1K protocol)
+    has_columns: bool = False  # the parser takes columns={...}
 
     @property
     def parse(self) -> Callable[..., Parsed]:
@@ -68,3 +59,96 @@ class DatasetSpec:
 
 _DECLARED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 DATASETS: dict[str, DatasetSpec] = {name: DatasetSpec(**entry) for name, entry in _DECLARED.items()}
+
+
+def load_dataset(
+    name: str,
+    root: Path | str,
+    required_splits: tuple[str, ...] = SPLITS,
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Reads and checks a data set of `DATASETS`. Pictures must exist; they are not decoded here.
+
+    Args:
+        root: the folder of annotation and pictures.
+        required_splits: these must not be empty.
+        columns: for tables, {"image_path", "caption", "identity" or "split": the column to read it from}.
+
+    Raises:
+        ValueError: an unknown name, or columns for a data set that has none.
+        DataError: every problem of annotation and records.
+    """
+    dataset, problems = read_dataset(name, root, columns)
+    present = {r.split for r in dataset.records}
+    if not problems:
+        problems = [f"the {s} split has no identities" for s in required_splits if s not in present]
+    if problems:
+        raise DataError(f"{name} in {root}", problems)
+    return dataset
+
+
+def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None = None) -> tuple[Dataset, list[str]]:
+    """As `load_dataset`, but returns the usable records and the problems."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
+    spec, root = DATASETS[name], Path(root)
+    if columns and not spec.has_columns:
+        raise ValueError(f"{name} has no columns that could have other names")
+    if unknown := set(columns or ()) - set(COLUMNS):
+        raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(COLUMNS)}")
+    parsed = spec.parse(root, columns=columns) if columns else spec.parse(root)
+    kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
+    published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
+    folders = [root / f for f in spec.image_folders if (root / f).is_dir()]
+    if not records and not problems:
+        problems.append(f"{root / parsed.file}: it holds no records")
+    if not folders:
+        problems.append(f"{root}: no folder of pictures; expected {' or '.join(spec.image_folders)}")
+    if not records or not folders:
+        return Dataset(name, kind, root, ()), [*problems, published]
+    # Reed's archive has a folder images/ of features; the right folder is the one that holds the pictures.
+    image_root = max(folders, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
+    conflicts = find_conflicts(records, kind)
+    records, unusable = _with_pictures(records, image_root, root)
+    if records and not any(os.path.isfile(container(image_root / r.image)) for r in records):
+        problems.append(f"{image_root}: none of the {len(records):,} pictures; {published}")
+    problems += unusable + conflicts
+    notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
+    splits = {r.split for r in records}
+    if spec.holds_out and "train" in splits and "val" not in splits:
+        records, note = _hold_out(records)
+        notes.append(note)
+    return Dataset(name, kind, image_root, tuple(records), tuple(notes), tuple(parsed.warnings), spec.folds), problems
+
+
+def _hold_out(records: list[Record]) -> tuple[list[Record], str]:
+    """Moves a tenth of the training identities, the first by `by_hash`, to validation. Returns records and a note."""
+    identities = by_hash({r.identity for r in records if r.split == "train"})
+    held = set(identities[: max(1, len(identities) // 10)])
+    moved = [replace(r, split="val") if r.split == "train" and r.identity in held else r for r in records]
+    return moved, (
+        f"no validation split is given: {len(held)} of {len(identities)} training identities are held out for it "
+        "(those whose number has the lowest SHA-256, the same on every machine)"
+    )
+
+
+def _with_pictures(records: list[Record], image_root: Path, root: Path) -> tuple[list[Record], list[str]]:
+    """The records whose path may be read, and a line for each picture that must not be read or does not exist."""
+    usable, problems, refuse = [], [], path_guard(image_root, root)
+    for r in records:
+        if reason := refuse(r.image):
+            problems.append(f"{r.source}: picture {reason}")
+            continue
+        usable.append(r)
+        if not container(image_root / r.image).is_file():
+            problems.append(f"{r.source}: no such picture: {image_root / r.image}")
+    return usable, problems
+
+
+def _linked_folders(records: list[Record], image_root: Path, root: Path) -> list[str]:
+    """A note if folders of pictures are links that lead out of the root."""
+    inside = root.resolve()
+    parents = sorted({image_root / Path(r.image).parent for r in records})
+    linked = [p.relative_to(root).as_posix() for p in parents if not p.resolve().is_relative_to(inside)]
+    shown = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
+    return [f"links lead out of the root to the pictures of {shown}"] if linked else []

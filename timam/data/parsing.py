@@ -28,22 +28,14 @@ _NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 
 @dataclass
 class Parsed:
-    """The content of an annotation.
+    """The content of an annotation."""
 
-    Attributes:
-        file: the annotation file, relative to the root.
-        problems: errors; the data set cannot be used.
-        warnings: errors that do not prevent its use.
-        notes: what the parser decided, such as a split of its own.
-        kind: what is relevant ("identity", "instance", "class"), where the annotation decides it.
-    """
-
-    file: str
+    file: str  # relative to the root
     records: list[Record] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    kind: str | None = None
+    problems: list[str] = field(default_factory=list)  # the data set cannot be used
+    warnings: list[str] = field(default_factory=list)  # these do not prevent its use
+    notes: list[str] = field(default_factory=list)  # what the parser decided, such as a split of its own
+    kind: str | None = None  # what is relevant, a key of PROTOCOLS, where the annotation decides it
 
     @contextmanager
     def naming(self, source: object) -> Iterator[None]:

@@ -19,7 +19,6 @@ from timam.embedded import container
 
 SPLITS = ("train", "val", "test")
 
-
 show = reprlib.Repr()  # of a value in a message: a caption may have megabytes
 show.maxstring = show.maxother = 400
 
@@ -52,22 +51,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Split:
-    """One split as arrays. N pictures, M captions.
-
-    Attributes:
-        image_paths: N paths.
-        image_labels: (N,) int64, contiguous identity labels 0 .. C-1 in the order of the data set's identities.
-        captions: M sentences.
-        caption_image: (M,) int64, the picture that each caption describes.
-        identities: (C,) the data set's own number of each label.
-    """
+    """One split as arrays. N pictures, M captions, C identities."""
 
     name: str
     image_paths: list[Path]
-    image_labels: np.ndarray
+    image_labels: np.ndarray  # (N,) int64, contiguous 0 .. C-1 in the order of the data set's identities
     captions: list[str]
-    caption_image: np.ndarray
-    identities: np.ndarray
+    caption_image: np.ndarray  # (M,) int64, the picture that each caption describes
+    identities: np.ndarray  # (C,) the data set's own number of each label
 
     @property
     def caption_labels(self) -> np.ndarray:
@@ -85,21 +76,17 @@ class Split:
 class Dataset:
     """A data set; its records are in the order of the annotation file.
 
-    Attributes:
-        kind: what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
-            "class" (every picture of the same class); `datasets.PROTOCOLS` says what is reported.
-        notes: decisions of the reader, such as a split that it made.
-        warnings: errors that do not prevent the use of the data set.
-        folds: the test split is also searched in this many parts; 1: only as a whole.
+    `kind` says what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
+    "class" (every picture of the same class); `datasets.PROTOCOLS` says what is reported.
     """
 
     name: str
     kind: str
     image_root: Path
     records: tuple[Record, ...]
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    folds: int = 1
+    notes: tuple[str, ...] = ()  # decisions of the reader, such as a split that it made
+    warnings: tuple[str, ...] = ()  # errors that do not prevent the use of the data set
+    folds: int = 1  # the test split is also searched in this many parts; 1: only as a whole
 
     def split(self, name: str) -> Split:
         """The pictures of one split. Raises ValueError for an unknown or an empty one."""

@@ -54,9 +54,8 @@ def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> P
 def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
     """Tables of one form; hidden folders, such as the hub's .cache, are left out.
 
-    Args:
-        columns: {a key of COLUMNS: the column to read instead; for captions several, joined by commas}.
-        by_name: splits are read from the names of files and folders where there is no column of splits.
+    `columns` is {a key of COLUMNS: the column to read instead; for captions several, joined by commas}. With
+    `by_name`, splits are read from the names of files and folders where there is no column of splits.
     """
     files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
     parsed = Parsed(files[0].relative_to(root).as_posix() if len(files) == 1 else f"{len(files)} tables")
