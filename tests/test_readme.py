@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import papermill
 import pytest
 import torch
@@ -84,8 +85,8 @@ def test_commands_on_your_own_data_and_all_snippets_run_in_order(tmp_path, monke
 def parse_timam(words: list[str]) -> None:
     """Through click down to the command, without running it; and the settings through the config."""
     command, name = cli.cli, "timam"
-    while hasattr(command, "commands"):
-        command, name, words = command.commands[words[0]], words[0], words[1:]
+    while isinstance(command, click.Group):
+        command, name, words = command.get_command(click.Context(command), words[0]), words[0], words[1:]
     real = {"NAME": "csv", "runs": ".", "runs/mine": ".", "RUN": ".", "ROOT": ".", "FOLDER": "."}  # folders must exist
     words = [real.get(word, word) for word in words]
     given = command.make_context(name, words, resilient_parsing=not words).params
