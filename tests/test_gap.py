@@ -65,7 +65,6 @@ def test_probe_that_memorises_identities_gets_no_credit():
 def test_unequal_numbers_of_images_and_texts_are_balanced():
     images, texts, labels, _ = two_modalities(shift=0.0)
     few = modality_gap(images[:60], texts, labels[:60], labels)
-    assert few["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
     assert few["cross_modal_neighbours"] == pytest.approx(1, abs=0.12)  # mixing gives the texts a share of 1/6
     # 40 images at 0 degrees; of 400 texts one half there too, the other at 90 degrees. The balanced rule takes the
     # first place for images: right for all images and half the texts, 0.75; plain accuracy would be 0.55.
@@ -237,17 +236,3 @@ def test_warnings_of_a_row(change, penalty, expected):
     for warning, beginning in zip(found, expected, strict=True):
         assert warning.startswith(beginning)
         assert "What usually helps: " in warning
-
-
-def test_alike_embeddings_are_those_with_a_mean_cosine_above_099():
-    """The threshold on the uniformity corresponds to the cosine that its comment states."""
-    rng = np.random.default_rng(0)
-    direction = rng.standard_normal(64)
-    for cosine, warned in ((0.98, False), (0.995, True)):
-        noise = rng.standard_normal((200, 64)) * np.linalg.norm(direction) / 8 * np.sqrt(1 / cosine - 1)
-        vectors = direction + noise
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        assert (unit @ unit.T)[~np.eye(200, dtype=bool)].mean() == pytest.approx(cosine, abs=2e-3)
-        measured = modality_gap(vectors, rng.standard_normal((200, 64)), np.arange(200) % 9, np.arange(200) % 9)
-        row = {f"val_{name}": value for name, value in measured.items()}
-        assert bool(training_warnings(row)) == warned

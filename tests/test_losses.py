@@ -4,8 +4,10 @@ import itertools
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 from torch import nn
 
 from timam import losses
@@ -40,86 +42,61 @@ def embeddings(labels: list[int], dim: int = 5, dtype: torch.dtype = torch.float
     return images.to(dtype), texts.to(dtype), torch.tensor(labels)
 
 
-# -- slow references: Python floats, one loop for each index of the equations ----------------------------------------
+# -- slow references: float64, one loop for each index of the equations ----------------------------------------------
 
 
-def slow_dot(a: list[float], b: list[float]) -> float:
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def slow_norm(row: list[float]) -> float:
-    return math.sqrt(slow_dot(row, row))
+def slow_matching(v, t, y, logit, row) -> float:
+    """Of both directions the mean of row(log p_i, q_i): p_ij = softmax_j(logit(i, j)), q_ij = Y_ij / sum_k Y_ik."""
+    total = 0.0
+    for source, target in ((v, t), (t, v)):
+        for i in range(len(y)):
+            log_p = log_softmax([logit(source[i], target[j]) for j in range(len(y))])
+            positive = np.array([float(y[j] == y[i]) for j in range(len(y))])
+            total += row(log_p, positive / positive.sum()) / len(y)
+    return total
 
 
-def slow_cosine(a: list[float], b: list[float]) -> float:
-    return slow_dot(a, b) / slow_norm(a) / slow_norm(b)
-
-
-def slow_log_softmax(logits: list[float]) -> list[float]:
-    top = max(logits)
-    log_total = top + math.log(math.fsum(math.exp(x - top) for x in logits))
-    return [x - log_total for x in logits]
-
-
-def slow_rows(source, target, labels, logit):
-    """log p and q of every source i: p_ij = softmax_j(logit(source_i, target_j)), q_ij = Y_ij / sum_k Y_ik."""
-    for i in range(len(source)):
-        log_p = slow_log_softmax([logit(source[i], target[j]) for j in range(len(target))])
-        positives = sum(labels[k] == labels[i] for k in range(len(labels)))
-        yield log_p, [1 / positives if labels[j] == labels[i] else 0.0 for j in range(len(target))]
-
-
-def slow_matching(rows, logit, v, t, y) -> float:
-    """The sum over both directions of the mean over rows."""
-    values = [value for source, target in ((v, t), (t, v)) for value in rows(slow_rows(source, target, y, logit))]
-    return math.fsum(values) / len(y)
-
-
-def slow_divergence(rows, epsilon: float):
-    """Zhang and Lu, equation 4: sum_j p_ij log(p_ij / (q_ij + epsilon)) of each i."""
-    for log_p, q in rows:
-        yield math.fsum(math.exp(a) * (a - math.log(b + epsilon)) for a, b in zip(log_p, q, strict=True))
+def divergence(log_p: np.ndarray, q: np.ndarray, epsilon: float) -> float:
+    """Zhang and Lu, equation 4: sum_j p_j log(p_j / (q_j + epsilon))."""
+    return math.fsum(np.exp(log_p) * (log_p - np.log(q + epsilon)))
 
 
 def slow_cmpm(v, t, y, epsilon: float = EPSILON) -> float:
-    return slow_matching(partial(slow_divergence, epsilon=epsilon), lambda a, b: slow_dot(a, b) / slow_norm(b), v, t, y)
+    return slow_matching(v, t, y, lambda a, b: a @ b / np.linalg.norm(b), partial(divergence, epsilon=epsilon))
 
 
 def slow_sdm(v, t, y, temperature: float = 0.02, epsilon: float = EPSILON) -> float:
-    rows = partial(slow_divergence, epsilon=epsilon)
-    return slow_matching(rows, lambda a, b: slow_cosine(a, b) / temperature, v, t, y)
+    return slow_matching(v, t, y, lambda a, b: cosine(a, b) / temperature, partial(divergence, epsilon=epsilon))
 
 
 def slow_infonce(v, t, y, temperature: float) -> float:
-    def cross_entropy(rows):
-        return [-slow_dot(q, log_p) for log_p, q in rows]
-
-    return slow_matching(cross_entropy, lambda a, b: slow_cosine(a, b) / temperature, v, t, y)
+    return slow_matching(v, t, y, lambda a, b: cosine(a, b) / temperature, lambda log_p, q: -q @ log_p)
 
 
 def slow_triplet(v, t, y, margin: float = 0.2) -> float:
     total = 0.0
     for source, target in ((v, t), (t, v)):
         for i in range(len(y)):
-            own = slow_cosine(source[i], target[i])
-            others = [slow_cosine(source[i], target[j]) for j in range(len(y)) if y[j] != y[i]]
-            total += max(0.0, margin + max(others) - own) / len(y) if others else 0.0
+            others = [cosine(source[i], target[j]) for j in range(len(y)) if y[j] != y[i]]
+            total += max(0.0, margin + max(others) - cosine(source[i], target[i])) / len(y) if others else 0.0
     return total
 
 
-def slow_norm_softmax(rows: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor) -> float:
+def slow_norm_softmax(rows, weights, bias, labels) -> float:
     """Zhang and Lu, equation 7: mean of -log softmax(W x / ||W_c|| + b)[label]."""
-    total = []
-    for x, label in zip(rows.tolist(), labels.tolist(), strict=True):
-        logits = [slow_dot(w, x) / slow_norm(w) + b for w, b in zip(weights.tolist(), bias.tolist(), strict=True)]
-        total.append(-slow_log_softmax(logits)[label])
-    return math.fsum(total) / len(total)
+    log_p = [log_softmax([w @ x / np.linalg.norm(w) + b for w, b in zip(weights, bias, strict=True)]) for x in rows]
+    return -np.mean([row[label] for row, label in zip(log_p, labels, strict=True)])
 
 
 def slow_cross_entropy(logits: torch.Tensor, target: float) -> float:
     """Mean of -target log D - (1 - target) log(1 - D), with log D = -log(1 + exp(-logit))."""
-    terms = [target * math.log1p(math.exp(-x)) + (1 - target) * math.log1p(math.exp(x)) for x in logits.tolist()]
-    return math.fsum(terms) / len(terms)
+    return np.mean(
+        [target * math.log1p(math.exp(-x)) + (1 - target) * math.log1p(math.exp(x)) for x in logits.tolist()]
+    )
 
 
 # -- matching --------------------------------------------------------------------------------------------------------
@@ -147,7 +124,7 @@ def test_matching_equals_the_equations(name, pattern, dtype):
     assert loss.shape == ()
     # Absolute below 1, as the terms of the sum are of that size; cosines are divided by the temperature.
     tolerance = TOLERANCE[dtype] * (10 if name == "sdm" else 1)
-    expected = slow(images.tolist(), texts.tolist(), labels.tolist())
+    expected = slow(images.double().numpy(), texts.double().numpy(), labels.tolist())
     assert loss.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
@@ -187,23 +164,11 @@ def test_perfect_match_is_zero(loss, labels):
     assert abs(loss(rows, rows, torch.tensor(labels)).item()) < 1e-6
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_divergences_are_bounded_below(pattern):
-    labels = PATTERNS[pattern]
-    bound = -2 * math.log(1 + len(labels) * EPSILON)  # Gibbs' inequality: q + epsilon sums to 1 + B epsilon
-    for scale in (1e-3, 1.0, 30.0):
-        images, texts, identity_labels = embeddings(labels)
-        assert cmpm_loss(scale * images, scale * texts, identity_labels).item() >= bound - 1e-12
-        assert sdm_loss(images, texts, identity_labels, scale).item() >= bound - 1e-12
-
-
 def test_temperature_is_learned():
-    # d/dt of f(cosine / t), against the difference of two values.
     images, texts, labels = embeddings(PATTERNS["pairs"])
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    infonce_loss(images, texts, labels, temperature).backward()
-    high, low = (infonce_loss(images, texts, labels, 0.3 + step).item() for step in (1e-6, -1e-6))
-    assert temperature.grad.item() == pytest.approx((high - low) / 2e-6, rel=1e-6)
+    assert torch.autograd.gradcheck(partial(infonce_loss, images, texts, labels), temperature)
+    assert infonce_loss(images, texts, labels, temperature).requires_grad
 
 
 # -- identification --------------------------------------------------------------------------------------------------
@@ -221,9 +186,10 @@ def classifier(classes: int = 6, dim: int = 5, dtype: torch.dtype = torch.float6
 def test_norm_softmax_equals_the_equation(pattern, dtype):
     rows, _, labels = embeddings(PATTERNS[pattern], dtype=dtype)
     weights, bias = classifier(classes=9, dtype=dtype)  # of lengths 1 to 9
+    expected = slow_norm_softmax(*(x.double().numpy() for x in (rows, weights, bias)), labels)
     loss = norm_softmax_loss(rows, weights, bias, labels)
     assert loss.dtype == dtype
-    assert loss.item() == pytest.approx(slow_norm_softmax(rows, weights, bias, labels), rel=TOLERANCE[dtype])
+    assert loss.item() == pytest.approx(expected, rel=TOLERANCE[dtype])
     unit = weights / weights.norm(dim=1, keepdim=True)  # of unit length already: plain softmax is the same
     assert losses.softmax_loss(rows, unit, bias, labels).item() == pytest.approx(loss.item(), rel=TOLERANCE[dtype])
     assert losses.softmax_loss(rows, weights, bias, labels).item() != pytest.approx(loss.item(), rel=1e-3)
@@ -287,13 +253,13 @@ def test_discriminator_separates_shifted_gaussians(joint):
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 CALLS = {
-    "cmpm": lambda images, texts, weights, bias, labels: cmpm_loss(images, texts, labels),
-    "sdm": lambda images, texts, weights, bias, labels: sdm_loss(images, texts, labels),
-    "infonce": lambda images, texts, weights, bias, labels: infonce_loss(images, texts, labels, 0.07),
-    "triplet": lambda images, texts, weights, bias, labels: triplet_loss(images, texts, labels, 0.3),
-    "norm-softmax": lambda images, texts, weights, bias, labels: norm_softmax_loss(images, weights, bias, labels),
-    "discriminator": lambda images, texts, *_: discriminator_loss(images[:, 0], texts[:, 0], 0.1),
-    "encoders": lambda images, texts, *_: encoder_adversarial_loss(images[:, 0], texts[:, 0]),
+    "cmpm": lambda v, t, weights, bias, labels: cmpm_loss(v, t, labels),
+    "sdm": lambda v, t, weights, bias, labels: sdm_loss(v, t, labels),
+    "infonce": lambda v, t, weights, bias, labels: infonce_loss(v, t, labels, 0.07),
+    "triplet": lambda v, t, weights, bias, labels: triplet_loss(v, t, labels, 0.3),
+    "norm-softmax": lambda v, t, weights, bias, labels: norm_softmax_loss(v, weights, bias, labels),
+    "discriminator": lambda v, t, *_: discriminator_loss(v[:, 0], t[:, 0], 0.1),
+    "encoders": lambda v, t, *_: encoder_adversarial_loss(v[:, 0], t[:, 0]),
 }
 every_loss = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
@@ -338,14 +304,11 @@ def test_extreme_inputs_give_finite_values_and_gradients(call, dtype, size, labe
     assert all(x.grad is None or torch.isfinite(x.grad.float()).all() for x in inputs)
 
 
-def zeros(*shape: int) -> torch.Tensor:
-    return torch.zeros(*shape)
-
-
 def ids(count: int) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.int64)
 
 
+zeros = torch.zeros
 WRONG_BATCHES = [
     ((zeros(3, 4), zeros(2, 4), ids(3)), ["(3, 4)", "(2, 4)"]),
     ((zeros(3, 4), zeros(3, 5), ids(3)), ["(3, 4)", "(3, 5)"]),

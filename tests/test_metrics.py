@@ -232,14 +232,6 @@ def test_no_operation_gives_a_tensor_of_all_pairs(function, options, monkeypatch
     assert largest.elements <= 3000  # all pairs: 120,000; the embeddings themselves: 2,400
 
 
-def test_query_without_a_positive_is_an_error_unless_dropped():
-    sides = unit(0, 20, 40), unit(1, 18, 41), labels(0, 9, 2), labels(0, 1, 2)
-    with pytest.raises(ValueError, match="1 of 3 queries"):
-        retrieval_metrics(*sides)
-    expected = {"rank_1": 1.0, "rank_5": 1.0, "rank_10": 1.0, "mAP": 1.0, "mINP": 1.0}
-    assert retrieval_metrics(*sides, drop_without_positive=True) == expected
-
-
 PAIR = torch.eye(3)[:2], torch.eye(3)[:2], labels(0, 1), labels(0, 1)
 CLASSES = unit(0, 20, 40), labels(0, 1, 1), unit(1, 21), labels(0, 1)
 UNKNOWN = unit(0, 1), unit(0, 1), labels(0, 5), labels(0, 1)
@@ -257,6 +249,7 @@ UNKNOWN = unit(0, 1), unit(0, 1), labels(0, 5), labels(0, 1)
         (retrieval_metrics, PAIR, {0: torch.eye(3)[:2] * math.nan}, {}, "query_embeddings: 6 values are not finite"),
         (retrieval_metrics, PAIR, {1: torch.eye(3)[:2] / 0}, {}, "gallery_embeddings: 6 values are not finite"),
         (retrieval_metrics, PAIR, {}, {"ranks": (0, 1)}, "ranks = (0, 1)"),
+        (retrieval_metrics, PAIR, {2: labels(0, 9)}, {}, "1 of 2 queries have no item"),
         (retrieval_metrics, PAIR, {3: labels(2, 3)}, {"drop_without_positive": True}, "2 of 2 queries have no item"),
         (two_way_metrics, PAIR, {1: torch.zeros(2, 4)}, {}, "image_embeddings (2, 3) and text_embeddings (2, 4)"),
         (open_set_metrics, UNKNOWN, {2: labels(0, 1)}, {}, "2 of 2 queries have"),

@@ -105,10 +105,9 @@ def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] 
     The captions of those identities then have no right answer, and a search should say that nothing fits.
 
     Returns:
-        {"text_to_image": {"queries", "unknown", "gallery", "detection_identification_rate": {"0.01", "0.1"},
-        "threshold": {the same}}}: numbers of captions, of those without a right answer and of pictures, and
-        `open_set_metrics` with thresholds chosen on this split. With `thresholds` chosen on another split also what
-        they achieve here: {"threshold", "at_threshold": {"detection_identification_rate", "false_alarm_rate"}}.
+        {"text_to_image": {"queries", "unknown", "gallery", ...}}: numbers of captions, of those without a right answer
+        and of pictures, and `open_set_metrics` with thresholds chosen on this split, keyed by rates as text. With
+        `thresholds` chosen on another split also {"threshold", "at_threshold": {the rates that they achieve here}}.
     """
     texts, images, text_labels, image_labels = embeddings.direction("text_to_image")
     absent = text_labels.unique()[1::2]
@@ -132,8 +131,7 @@ def open_set_thresholds(validation: Embeddings) -> dict[float, float]:
     """{false-alarm rate: cosine}, chosen on the validation split as `evaluate_open_set` does; {} if it is too small."""
     if len(validation.text_labels.unique()) < MIN_OPEN_SET:
         return {}
-    found = evaluate_open_set(validation)["text_to_image"]["threshold"]
-    return {float(rate): cosine for rate, cosine in found.items()}
+    return {float(rate): t for rate, t in evaluate_open_set(validation)["text_to_image"]["threshold"].items()}
 
 
 def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
@@ -143,20 +141,17 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     of N // folds pictures each; the last part takes the remaining ones. Captions go with their picture.
 
     Returns:
-        {"folds": folds, "text_to_image": {...}, "image_to_text": {...}}, with the plain mean over the parts of all
-        that `evaluate` gives of a direction, "queries" and "gallery" included.
+        {"folds", "text_to_image", "image_to_text"}: the plain mean over the parts of all that `evaluate` gives of a
+        direction, "queries" and "gallery" included.
 
     Raises:
-        ValueError: two pictures of one label, a caption of no picture's label, fewer pictures than folds, or folds
-            below 1; and as `timam.metrics.retrieval_metrics`, such as for a picture without a caption.
+        ValueError: not 1 to N folds, pictures that share a label, or a caption or picture without the other.
     """
     labels, position = embeddings.image_labels.sort()  # not 0 .. N-1 where identities do not ascend in the file
     if not 1 <= folds <= len(labels):
         raise ValueError(f"folds = {folds}: expected 1 to {len(labels)}, the number of pictures")
-    if shared := len(labels) - len(labels.unique()):
-        raise ValueError(f"folds need a label for each picture; {shared} of {len(labels)} share another's")
-    if alien := int((~torch.isin(embeddings.text_labels, labels)).sum()):
-        raise ValueError(f"{alien} of {len(embeddings.text_labels)} captions have no picture of their label")
+    if len(labels.unique()) < len(labels) or not torch.isin(embeddings.text_labels, labels).all():
+        raise ValueError("folds need a label for each picture, and a picture for each caption")
     image_fold = (torch.arange(len(labels)) // (len(labels) // folds)).clamp(max=folds - 1)
     text_fold = image_fold[position[torch.searchsorted(labels, embeddings.text_labels)]]
     parts = []
@@ -175,8 +170,7 @@ def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
 
 
 def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
-    """`timam.gap.modality_gap` of a split, with its options; empty for a split of one identity, which probes cannot be
-    fitted and tested on."""
+    """`timam.gap.modality_gap` of a split, with its options; empty for a single identity, as probes need two."""
     if len(embeddings.text_labels.unique()) < 2:
         return {}
     return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)

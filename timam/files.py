@@ -40,11 +40,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def read_json(path: Path, finite: bool = True) -> Any:
     """The content of a JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
 
-    `finite=False` allows NaN and infinity, which Python writes into our own files.
-
-    Raises:
-        OSError: no such file, or not a regular one (reading a pipe or a device might never end).
-        ValueError: not UTF-8, not JSON, or nested too deeply; the message names the file.
+    `finite=False` allows NaN and infinity, which Python writes into our own files. ValueError, naming the file: not
+    UTF-8, not JSON, or nested too deeply; OSError: no regular file (reading a pipe or a device might never end).
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
@@ -121,9 +118,10 @@ def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
 
 def recover_folder(folder: Path) -> None:
     """Repairs a killed `replacing_folder`: puts the old folder back if the new one is missing, else removes it."""
-    if not folder.exists() and _old(folder).exists():
-        _old(folder).rename(folder)
-    shutil.rmtree(_old(folder), ignore_errors=True)
+    old = _old(folder)
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
@@ -159,7 +157,7 @@ def _flush(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, 64 hex digits."""
+    """64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
