@@ -43,6 +43,7 @@ from timam.stores import open_pixels
 from timam.training import fit
 from timam_lab.studies import Resources, grid, run_grid
 
+pytestmark = pytest.mark.slow
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "3"))  # of each kill at a random moment
 COUNTS: Counter[str] = Counter()
 
@@ -307,7 +308,6 @@ def cut(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_a_bit, cut])
 def test_damage_in_any_file_of_an_interrupted_run(config, undisturbed, tmp_path, damage):
     """Interrupted in the last epoch. Each file in turn: it does not matter, or it is named with what to do."""
@@ -388,7 +388,6 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     pytest.fail(f"{path} did not come")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_command_line_saves_the_step_says_so_and_exits(people, tmp_path, number, code):
     settings = [*TINY_SETTINGS, "train.epochs=300", "train.early_stop=none"]
@@ -413,15 +412,11 @@ NOTEBOOK = """
 import json
 from pathlib import Path
 from timam import config
-from timam.run import BusyError, RunError
 from timam.training import fit
-
-pytestmark = pytest.mark.slow
 metrics = fit(config.load(Path({config!r})), {run!r}, resume=True, progress=False)
 """
 
 
-@pytest.mark.slow
 def test_interrupted_papermill_saves_the_step(people, tmp_path):
     """Ctrl-C reaches papermill, which interrupts its kernel and then ends it within five seconds."""
     config = tiny_config(people, "train.epochs=300", "train.early_stop=none")

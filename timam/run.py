@@ -77,11 +77,6 @@ class Run:
     def finished(self) -> bool:
         return self._metrics_file.exists()
 
-    @property
-    def has_best(self) -> bool:
-        """Whether a model of a finished epoch is there."""
-        return self.best.is_dir()
-
     def config(self) -> Config:
         """Raises FileNotFoundError where there is no run, and ValueError for an unreadable config."""
         return configs.load(self._config_file)
@@ -123,7 +118,7 @@ class Run:
 
     def require_best(self) -> None:
         """Raises FileNotFoundError where no epoch is finished, before anything is imported or downloaded."""
-        if not self.has_best:
+        if not self.best.is_dir():
             raise FileNotFoundError(f"{self.best}: no such folder; {self.folder} is not a run with a finished epoch")
 
     def test_embeddings(self) -> Embeddings:
@@ -165,9 +160,8 @@ class Run:
         try:
             lock.acquire()
         except Timeout:
-            raise BusyError(
-                f"{self.folder}: another process is at this run; wait for it or give a new folder"
-            ) from None
+            message = f"{self.folder}: another process is at this run; wait for it or give a new folder"
+            raise BusyError(message) from None
         try:
             yield
         finally:
@@ -186,19 +180,15 @@ class Run:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise RunError(f"{self.folder} is not empty and holds no run; give a new folder")
             return None
-        if self.finished:
-            try:
-                check_sums(self.folder)
-            except ValueError as error:
-                raise RunError(
-                    f"{error}. Remove {self._metrics_file} and go on with --resume: the end is done again"
-                ) from error
+        try:
+            metrics = self.metrics() if self.finished else None
+        except ValueError as error:
+            advice = f"Remove {self._metrics_file} and go on with --resume: the end is done again"
+            raise RunError(f"{error}. {advice}") from error
         self._check_config(config)
-        if self.finished:
-            return self.metrics()
-        if not resume:
+        if metrics is None and not resume:
             raise RunError(f"{self.folder} holds an interrupted run; go on with --resume, or remove it")
-        return None
+        return metrics
 
     def create(self, config: Config) -> None:
         """Makes the directory with config.json, or makes an interrupted run ready to go on."""
@@ -230,10 +220,8 @@ class Run:
             except (FileNotFoundError, ValueError, KeyError, TypeError):
                 raise RunError(f"{error}; remove {self.folder} and train again") from error
 
-    def restore(self, learner: Learner) -> bool:
-        """Loads the last checkpoint into the learner; False where there is none. Raises RunError for a damaged one."""
-        if not self.last.exists():
-            return False
+    def restore(self, learner: Learner) -> None:
+        """Loads the last checkpoint into the learner. Raises RunError for a damaged one."""
         try:
             learner.load(self.last)
         except Exception as error:  # safetensors, json and torch each raise their own
@@ -244,7 +232,6 @@ class Run:
             path = self._val_file(moment)
             if not path.exists() or sha256(path) != digest:
                 raise RunError(f"{path} is damaged; remove {self.folder} and train again")
-        return True
 
     def save_last(self, learner: Learner) -> None:
         learner.save(self.last)
