@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import click
 import pandas as pd
 import pytest
-from layouts import TINY_SETTINGS, person_search_records, write_person_search, write_picture
+from layouts import TINY_SETTINGS, person_search_records, write_parquet, write_person_search, write_picture
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
@@ -398,6 +398,32 @@ def test_evaluate_takes_other_data(call, finished_run, tmp_path):
     result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
     assert result.code == 0
     assert json.loads(result.out)["text_to_image"]["gallery"] == 10
+
+
+def test_parquet_of_the_hubs_cache_with_renamed_columns_is_checked_trained_on_and_evaluated(
+    call, tmp_path, monkeypatch
+):
+    hub = tmp_path / "datasets--org--people"
+    rows = {
+        s: [{"said": [f"a man {i}", "in red"]} for i in range(n)] for s, n in (("train", 4), ("val", 2), ("test", 2))
+    }
+    write_parquet(hub / "snapshots/abc", rows)
+    (hub / "refs").mkdir()
+    (hub / "refs/main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    data = ["--dataset", "parquet", "--root", "org/people", "--column", "caption=said"]
+    assert json.loads(call("data", "check", *data, "--json").out)["problems"] == []
+    assert "no column caption" in call("data", "check", *data[:4]).err
+    assert "expected NAME=COLUMN" in call("data", "check", *data[:4], "--column", "caption").err
+    run = tmp_path / "run"
+    assert call("train", "--preset", "smoke", *data, "--output", run, *SETTINGS).code == 0
+    kept = json.loads((run / "config.json").read_text())["data"]
+    assert (kept["root"], kept["columns"]) == (str(hub / "snapshots/abc"), "caption=said")
+    for more in ([], data):
+        found = json.loads(call("evaluate", run, *more, "--json").out)
+        assert found["text_to_image"] == json.loads((run / "metrics.json").read_text())["text_to_image"]
+    other = call("train", "--dataset", "parquet", "--root", "org/nothing", "--output", tmp_path / "other")
+    assert (other.code, "`hf download --repo-type dataset" in other.err) == (1, True)
 
 
 # -- search -----------------------------------------------------------------------------------------------------

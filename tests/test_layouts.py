@@ -329,3 +329,15 @@ def test_compressed_and_truncated_archives_are_named(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.tar.gz").write_bytes(gzip.compress(b"x"))
     assert "no shard *.tar; 0.tar.gz is compressed: decompress it" in problems_of("webdataset", tmp_path / "b")[0]
+
+
+@pytest.mark.parametrize(("name", "file"), [("parquet", "mine.parquet"), ("csv", "mine.csv"), ("csv", "a.parquet")])
+def test_the_root_may_be_the_table_itself(tmp_path, name, file):
+    write_table(tmp_path, file=file)
+    (tmp_path / "other.parquet").write_bytes(b"")
+    if file.endswith(".parquet"):
+        rows = [{"image_path": f"p/{i}.png", "caption": f"a {i}"} for i in range(6)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / file)
+    dataset = load_dataset(name, tmp_path / file)
+    assert (len(dataset.records), dataset.image_root) == (6, tmp_path)
+    assert read_dataset("sidecar", tmp_path / file)[1]

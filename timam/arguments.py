@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,48 @@ class _Path(click.Path):
 
 
 FOLDER, FILE = _Path(path_type=Path, file_okay=False), _Path(path_type=Path, dir_okay=False)
+
+
+class _Root(_Path):
+    """A path, or ORG/NAME: the folder of a data set of the Hugging Face hub in the hub's cache. Nothing is fetched."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)) and not Path(value).exists():
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+            with suppress(HFValidationError, LocalEntryNotFoundError):
+                value = snapshot_download(str(value), repo_type="dataset", local_files_only=True)
+        return super().convert(value, param, ctx)
+
+
+ROOT = _Root(path_type=Path)
 EXISTING_FOLDER = _Path(path_type=Path, file_okay=False, exists=True)
 EXISTING_FILE = _Path(path_type=Path, dir_okay=False, exists=True)
+
+
+def _columns(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> str | None:
+    """("caption=text", ...) -> "caption=text;...", the setting `data.columns`; None if there are none."""
+    for pair in pairs:
+        if not all(pair.partition("=")) or ";" in pair:
+            raise click.BadParameter(f"{pair!r}: expected NAME=COLUMN, for example caption=text")
+    return ";".join(pairs) or None
+
+
+columns = click.option(
+    "--column",
+    "columns",
+    metavar="NAME=COLUMN",
+    multiple=True,
+    callback=_columns,
+    help="Read caption, image_path, identity or split from this column of a table; may be repeated.",
+)
 dataset = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
-root = click.option("--root", type=FOLDER, required=True, help="Folder of annotation file and pictures.")
+root = click.option(
+    "--root",
+    type=ROOT,
+    required=True,
+    help="Folder of annotation file and pictures, one table, or ORG/NAME of the Hugging Face hub if it is downloaded.",
+)
 json = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
 run = click.argument("run", type=EXISTING_FOLDER, callback=lambda context, parameter, folder: Run(folder))

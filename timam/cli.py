@@ -62,13 +62,14 @@ def data() -> None:
 @data.command()
 @arguments.dataset
 @arguments.root
+@arguments.columns
 @click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
 @arguments.json
-def check(dataset: str, root: Path, max_words: int, as_json: bool) -> None:
+def check(dataset: str, root: Path, columns: str | None, max_words: int, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem."""
     from timam.data.check import check_dataset
 
-    report = check_dataset(dataset, root, max_words, progress=not as_json)
+    report = check_dataset(dataset, root, configs.DataConfig(columns=columns or "").renamed, max_words, not as_json)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -103,6 +104,7 @@ def _report_text(report: dict[str, Any]) -> str:
 @click.option("--preset", type=click.Choice(list(configs.PRESETS)), default="quick", help="Settings to start from.")
 @arguments.dataset
 @arguments.root
+@arguments.columns
 @click.option("--output", type=arguments.FOLDER, required=True, help="The run's folder.")
 @click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=...  [default: 0]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting: train.epochs=3.")
@@ -112,14 +114,14 @@ def train(
     preset: str, dataset: str, root: Path, output: Path, settings: tuple[str, ...], resume: bool, **short: Any
 ) -> None:
     """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
-    seeds = [f"train.{name}={value}" for name, value in short.items() if value is not None]
+    given = [f"{name}={value}" for name, value in short.items() if value is not None]  # --seed, --init, --column
     try:
         config = configs.override(
-            configs.PRESETS[preset], [f"data.dataset={dataset}", f"data.root={root.resolve()}", *seeds, *settings]
+            configs.PRESETS[preset], [f"data.dataset={dataset}", f"data.root={root.resolve()}", *given, *settings]
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _require(root)
+    _require_data(root)
     from timam.training import fit
 
     finished = Run(output).finished
@@ -136,17 +138,19 @@ def train(
 @arguments.run
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
-@click.option("--root", type=arguments.FOLDER, help="Folder of other data, instead of the run's own.")
+@click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
+@arguments.columns
 @arguments.json
-def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_json: bool) -> None:
+def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, columns: str | None, as_json: bool) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
-    if (dataset is None) != (root is None):
-        raise click.UsageError("--dataset and --root go together")
+    if (dataset is None) != (root is None) or (columns and dataset is None):
+        raise click.UsageError("--dataset and --root go together, and --column with both")
     run.require_best()
-    config = run.config()
-    name, folder = dataset or config.data.dataset, root or Path(config.data.root)
-    _require(folder)
-    found = load_dataset(name, folder, required_splits=(split,))
+    data = run.config().data
+    if dataset is not None:
+        data = configs.DataConfig(dataset=dataset, root=str(root), columns=columns or "")
+    _require_data(Path(data.root))
+    found = load_dataset(data.dataset, data.root, required_splits=(split,), columns=data.renamed)
     from timam import evaluation
     from timam.stores import StoredSplit, open_pixels
 
@@ -154,7 +158,7 @@ def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, as_js
     pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
     embeddings = evaluation.embed_split(model, StoredSplit(chosen, pixels), progress=not as_json)
     results = {
-        "dataset": name,
+        "dataset": data.dataset,
         "split": split,
         **evaluation.evaluate(embeddings, found.kind, found.folds if split == "test" else 1),
         "modality_gap": evaluation.gap(embeddings),
@@ -253,6 +257,12 @@ def push(run: Run, repo_id: str, public: bool) -> None:
 def _require(folder: Path) -> None:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")
+
+
+def _require_data(root: Path) -> None:
+    if not root.exists():
+        hint = f"`hf download --repo-type dataset {root}` fetches it, if it is a data set of the Hugging Face hub"
+        raise FileNotFoundError(f"{root}: no such folder" + (f"; {hint}" if len(root.parts) == 2 else ""))
 
 
 def _queries(sentence: str | None, file: Path | None, like: Path | None) -> list[Any] | None:

@@ -82,6 +82,7 @@ class DataConfig:
 
     dataset: str = "pedestrians"
     root: str = ""
+    columns: str = ""  # of a table under other names than ours: "caption=text;image_path=file"
     # Pictures a step. The matching loss compares each with every caption of the batch, so 2 are needed [recalled].
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = 64
     # 0: shuffled batches. K: batches of K pictures of each identity; K must divide the batch size [ours].
@@ -97,6 +98,12 @@ class DataConfig:
         if k and self.batch_size % k:
             raise ValueError(f"data.images_per_identity = {k}: expected a divisor of {self.batch_size}, the batch size")
         return self
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """{our name: the table's column}, as `timam.data.load_dataset` takes it; of `columns`."""
+        pairs = (part.partition("=") for part in self.columns.split(";") if part)
+        return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 @_settings
@@ -190,6 +197,7 @@ _FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
 # Settings younger than the first runs. While such a setting has its default it does not enter the fingerprint, so that
 # existing runs are found again. Its default must do what was done before the setting existed.
 NEW_SETTINGS = (
+    "data.columns",
     "loss.matching",
     "loss.temperature",
     "loss.margin",

@@ -95,7 +95,7 @@ class _Training:
     def open_data(self) -> _Data:
         """Reads the data set and opens the pixel store of each split. Raises DataError and RunError."""
         data = self.config.data
-        dataset = load_dataset(data.dataset, data.root)
+        dataset = load_dataset(data.dataset, data.root, columns=data.renamed)
         splits = [dataset.split(name) for name in ("train", "val", "test")]
         batch = min(data.batch_size, len(splits[0].image_paths))
         if batch % self.job.count:

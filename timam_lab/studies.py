@@ -274,8 +274,8 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
         {"variant": e.variant, **_row(e.run(runs), e.config)} for e in experiments if e.run(runs).finished
     ])  # fmt: skip
     for root, part in frame.groupby("root") if len(frame) else ():
-        name = next(e.config.data.dataset for e in experiments if e.config.data.root == root)
-        now = load_dataset(name, str(root)).fingerprint()
+        data = next(e.config.data for e in experiments if e.config.data.root == root)
+        now = load_dataset(data.dataset, data.root, columns=data.renamed).fingerprint()
         other = part[part["data_fingerprint"] != now]
         if len(other):
             lines = "\n  ".join(f"{r.folder}: {r.data_fingerprint}" for r in other.itertuples())

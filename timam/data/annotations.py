@@ -99,10 +99,10 @@ def parse_reed(root: Path, flat: bool = False) -> Parsed:
     bases = (root, root / "cvpr2016_cub", root / "cvpr2016_flowers")
     base = next((b for b in bases if (b / "text_c10").is_dir()), root)
     texts, parsed = base / "text_c10", Parsed("text_c10")
-    split_of = _class_splits(base, parsed)
     if not texts.is_dir():
         parsed.problems.append(f"{texts}: no such folder of captions")
         return parsed
+    split_of = _class_splits(base, parsed)
     class_of_number: dict[int, str] = {}
     refuse = path_guard(texts, root)
     for name, split in sorted(split_of.items()):

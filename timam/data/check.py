@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several
 _COUNTS = ("images", "captions", "identities")
 
 
-def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: bool = False) -> dict[str, Any]:
+def check_dataset(
+    name: str,
+    root: Path,
+    columns: Mapping[str, str] | None = None,
+    max_words: int = MAX_WORDS,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Reads a data set whole and decodes every picture.
 
     Args:
+        columns: as `load_dataset` takes them.
         max_words: longer captions are warned of.
 
     Returns:
@@ -34,7 +42,7 @@ def check_dataset(name: str, root: Path, max_words: int = MAX_WORDS, progress: b
     Raises:
         ValueError: an unknown name.
     """
-    dataset, problems = read_dataset(name, root)
+    dataset, problems = read_dataset(name, root, columns)
     splits = {s: _statistics(dataset, s) for s in SPLITS if any(r.split == s for r in dataset.records)}
     if not problems:
         problems += [f"the {s} split has no identities" for s in SPLITS if s not in splits]

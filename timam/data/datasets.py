@@ -70,7 +70,7 @@ def load_dataset(
     """Reads and checks a data set of `DATASETS`. Pictures must exist; they are not decoded here.
 
     Args:
-        root: the folder of annotation and pictures.
+        root: the folder of annotation and pictures; for csv and parquet, also the table itself.
         required_splits: these must not be empty.
         columns: for tables, {"image_path", "caption", "identity" or "split": the column to read it from}.
 
@@ -97,6 +97,8 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     if unknown := set(columns or ()) - set(COLUMNS):
         raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(COLUMNS)}")
     parsed = spec.parse(root, columns=columns) if columns else spec.parse(root)
+    if root.is_file() and spec.parser in ("table", "parquet"):
+        root = root.parent
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
     published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
     folders = [root / f for f in spec.image_folders if (root / f).is_dir()]

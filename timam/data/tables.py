@@ -30,7 +30,9 @@ class ColumnError(ValueError):
 
 
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
-    """The one table in a folder, or captions.csv (.tsv, .jsonl, .parquet) of several; pictures relative to ROOT."""
+    """ROOT itself, the one table in it, or captions.csv (.tsv, .jsonl, .parquet) of several; paths are relative."""
+    if root.is_file():
+        return _parse_files(root.parent, [root], columns or {}, by_name=False)
     files = sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
@@ -42,7 +44,9 @@ def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
 
 
 def parse_parquet(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
-    """All Parquet files below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
+    """One Parquet file, or all below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
+    if root.is_file():
+        return _parse_files(root.parent, [root], columns or {})
     return _parse_files(root, files_below(root, (".parquet",)), columns or {})
 
 
