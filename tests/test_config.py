@@ -66,8 +66,8 @@ BOUNDS = {key: values for keys, values in {
     "train.mixed_precision": (["auto", "no", "bf16"], ["fp16"]),
 }.items() for key in keys.split()}  # fmt: skip
 UNBOUNDED = {"data.dataset", "data.columns", "data.root", "data.horizontal_flip", "model.backbone",
-             "model.backbone_weights", "model.language_model", "model.language_model_weights", "model.shared_classifier",
-             "model.normalized_classifier", "train.init"}  # fmt: skip
+             "model.backbone_weights", "model.language_model", "model.language_model_weights",
+             "model.shared_classifier", "model.normalized_classifier", "train.init"}  # fmt: skip
 
 # A config.json as it was written before there were NEW_SETTINGS, and the digits that named its run directory then.
 OLD = """{"preset": "modern", "data": {"dataset": "csv", "root": "/d/e", "batch_size": 64, "images_per_identity": 0,

@@ -197,7 +197,6 @@ _FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
 # Settings younger than the first runs. While such a setting has its default it does not enter the fingerprint, so that
 # existing runs are found again. Its default must do what was done before the setting existed.
 NEW_SETTINGS = (
-    "data.columns",
     "loss.matching",
     "loss.temperature",
     "loss.margin",
@@ -205,6 +204,7 @@ NEW_SETTINGS = (
     "train.init",
     "model.text_head",
     "model.projection",
+    "data.columns",
 )
 
 
