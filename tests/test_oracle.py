@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from timam.cli import cli
-from timam_lab.oracle import caption_scores, contradicted, oracle, ranking_metrics, read_truth
+from timam_lab.oracle import contradicted, fit_features, oracle, ranking_metrics, read_truth
 
 
 def person(number, split="test", **attributes):
@@ -81,7 +81,8 @@ def test_contradictions_count_before_agreements():
     stated = {"a": ("1",), "b": ("1",), "c": ("1",), "d": ("1",)}
     fits_one, fits_three_but_one = {"a": "1"}, {"a": "1", "b": "1", "c": "1", "d": "2"}
     assert contradicted(stated, fits_three_but_one) == ["d"]
-    ((hidden, one, three),) = caption_scores([stated], [{}, fits_one, fits_three_but_one])
+    captions, pictures = fit_features([stated], [{}, fits_one, fits_three_but_one])
+    ((hidden, one, three),) = captions @ pictures.T
     assert one > hidden > three
 
 
@@ -97,7 +98,7 @@ def test_expected_metrics_are_the_mean_over_all_orders():
             right = labels[ranked] == query[0]
             precision = np.cumsum(right) / np.arange(1, 8)
             hits.append([right[0], right[:5].any(), 1.0, precision[right].mean()])
-        found = ranking_metrics(scores, query, labels)
+        found = ranking_metrics(scores, np.eye(7), query, labels)
         np.testing.assert_allclose(list(found["ties_at_random"].values()), np.mean(hits, axis=0), rtol=1e-12)
         np.testing.assert_allclose(list(found["ties_against"].values()), np.min(hits, axis=0), rtol=1e-12)
 

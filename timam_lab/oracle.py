@@ -89,23 +89,24 @@ def oracle(root: Path | str, split: str = "test") -> dict[str, dict[str, dict[st
     pictures = [picture for picture in read_truth(root) if picture.split == split]
     if not pictures:
         raise ValueError(f"{root} has no pictures in its {split} split")
-    scores = caption_scores([s for p in pictures for s in p.stated], [p.seen for p in pictures])
+    captions, shown = fit_features([s for p in pictures for s in p.stated], [p.seen for p in pictures])
     of_picture = np.array([p.identity for p in pictures])
     of_caption = np.repeat(of_picture, [len(p.stated) for p in pictures])
-    return {"text_to_image": ranking_metrics(scores, of_caption, of_picture),
-            "image_to_text": ranking_metrics(scores.T, of_picture, of_caption)}  # fmt: skip
+    return {"text_to_image": ranking_metrics(captions, shown, of_caption, of_picture),
+            "image_to_text": ranking_metrics(shown, captions, of_picture, of_caption)}  # fmt: skip
 
 
-def caption_scores(stated: list[Statement], seen: list[dict[str, str]]) -> np.ndarray:
-    """How well each caption fits each picture, (captions, pictures) whole numbers: fewest contradictions, then most
-    agreements."""
+def fit_features(stated: list[Statement], seen: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Captions (M, F) and pictures (N, F) as float32 vectors whose product says how well they fit: fewest
+    contradictions, then most agreements. The products are whole numbers, so ties are exact."""
     values = sorted({value for picture in seen for value in picture.items()})
     names = sorted({name for name, _ in values})
-    shows = _table([picture.items() for picture in seen], values)
-    accepts = _table([[(name, v) for name, vs in s.items() for v in vs] for s in stated], values)
-    agreements = accepts @ shows.T
-    compared = _table(stated, names) @ _table(seen, names).T  # stated, and to be seen
-    return ((len(names) + 1) * (agreements - compared) + agreements).astype(np.int64)
+    accepted = _table([[(name, v) for name, vs in s.items() for v in vs] for s in stated], values)
+    shown = _table([picture.items() for picture in seen], values)
+    # Contradicted is what is stated and can be seen, without what agrees. One outweighs all agreements.
+    weight = len(names) + 1
+    captions = np.hstack([(weight + 1) * accepted, -weight * _table(stated, names)])
+    return captions, np.hstack([shown, _table(seen, names)])
 
 
 def _table(rows: Iterable[Iterable], columns: list) -> np.ndarray:
@@ -118,20 +119,22 @@ def _table(rows: Iterable[Iterable], columns: list) -> np.ndarray:
     return table
 
 
-def ranking_metrics(scores: np.ndarray, query_labels: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, float]]:
-    """Rank-k and mAP of a ranking with ties.
+def ranking_metrics(
+    queries: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, labels: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Rank-k and mAP of ranking a gallery by inner product, with ties.
 
     Args:
-        scores: (Q, G), higher is better.
+        queries, gallery: (Q, F), (G, F).
         query_labels, labels: (Q,), (G,); relevant are the items of the query's label, at least one.
 
     Returns:
         {"ties_against", "ties_at_random", "chance"}, as `oracle`.
     """
     found: dict[str, list[np.ndarray]] = {"ties_against": [], "ties_at_random": [], "chance": []}
-    for row, label in zip(scores, query_labels, strict=True):
+    for query, label in zip(queries, query_labels, strict=True):  # never all products at once
         relevant = labels == label
-        _, tied = np.unique(-row, return_inverse=True)  # 0 is the best
+        _, tied = np.unique(-(gallery @ query), return_inverse=True)  # 0 is the best
         found["ties_against"].append(_expected(2 * tied + relevant, relevant))
         found["ties_at_random"].append(_expected(tied, relevant))
         found["chance"].append(_expected(np.zeros_like(tied), relevant))
