@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from timam.data import Split
 from timam.drawing import rankings
 from timam.evaluation import Embeddings
 from timam.images import read_image
-from timam_lab.statistics import mean_interval
+from timam_lab.statistics import mean_intervals, plus_minus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FROZEN = "unfreeze_epoch=none unfreeze_patience=none"  # the language model is never trained
@@ -113,10 +113,8 @@ def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
     """
     rows = []
     for variant, part in frame.groupby("variant", sort=False):
-        row: dict[str, Any] = {"variant": variant, "seeds": len(part), "minutes": part["seconds"].mean() / 60}
-        for name in measures:
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[name].to_numpy())
-        rows.append(row)
+        first = {"variant": variant, "seeds": len(part), "minutes": part["seconds"].mean() / 60}
+        rows.append(first | mean_intervals(part, measures))
     return pd.DataFrame(rows)
 
 
@@ -126,15 +124,10 @@ def percents(table: pd.DataFrame, measures: Mapping[str, str], more: Iterable[st
     Fractions are in percent; the distance of the centroids is not one.
     """
 
-    def text(row: pd.Series, name: str) -> str:
-        mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-        scale, digits = (1, 2) if name == "centroid_distance" else (100, 1)
-        half = "" if pd.isna(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
-        return f"{scale * mean:.{digits}f}{half}"
-
     shown = table[["variant", "seeds"]].copy()
     for name, title in measures.items():
-        shown[title] = [text(row, name) for _, row in table.iterrows()]
+        form = (1, 2) if name == "centroid_distance" else (100, 1)
+        shown[title] = [plus_minus(row, name, *form) for _, row in table.iterrows()]
     return shown.join(table[list(more)]).style.format(precision=2)
 
 

@@ -7,7 +7,7 @@ independent. All are scipy's and statsmodels' procedures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,20 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))  # t.interval: NaN at sem = 0
     return mean, mean - half, mean + half
+
+
+def mean_intervals(runs: pd.DataFrame, measures: Iterable[str]) -> dict[str, float]:
+    """`mean_interval` of each measure over the rows of `runs`: NAME, NAME_low and NAME_high."""
+    found = {}
+    for name in measures:
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = mean_interval(runs[name].to_numpy())
+    return found
+
+
+def plus_minus(row: pd.Series, name: str, scale: float = 100, digits: int = 1) -> str:
+    """A mean of `mean_intervals` as text, by default in percent: "12.3 ± 0.4"; for one seed without ±."""
+    half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+    return f"{scale * row[name]:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def smallest_detectable(deviation: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:

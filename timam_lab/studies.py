@@ -33,7 +33,7 @@ from timam.files import write_text
 from timam.interruption import Interrupted, interruptible
 from timam.run import BusyError, Run
 from timam.training import fit
-from timam_lab.statistics import mean_interval
+from timam_lab.statistics import mean_intervals, plus_minus
 
 ENGINES = ("local", "ray")
 POLL_SECONDS = 1.0
@@ -68,19 +68,14 @@ def grid(base: Config, variants: Mapping[str, Sequence[str] | str], seeds: Itera
     Raises:
         ValueError: from `timam.config.override`; or two variants with the same config.
     """
-    made = {
-        name: configs.override(base, settings.split() if isinstance(settings, str) else list(settings))
-        for name, settings in variants.items()
-    }
-    first: dict[Config, str] = {}
-    for name, config in made.items():
-        if (other := first.setdefault(config, name)) != name:
-            raise ValueError(f"variants {other!r} and {name!r} have the same config")
-    return [
-        Experiment(name, configs.override(config, [f"train.seed={seed}"]))
-        for seed in seeds
-        for name, config in made.items()
-    ]
+    made = []
+    for seed in seeds:
+        for name, settings in variants.items():
+            listed = settings.split() if isinstance(settings, str) else settings
+            made.append(Experiment(name, configs.override(base, [*listed, f"train.seed={seed}"])))
+            if (other := next(e.variant for e in made if e.config == made[-1].config)) != name:
+                raise ValueError(f"variants {other!r} and {name!r} have the same config")
+    return made
 
 
 # -- running ----------------------------------------------------------------------------------------------------
@@ -152,15 +147,14 @@ class _Work:
         if run.finished:
             return None
         reason = "no reason was left: its process was killed, or the disk was full"
-        if run.failure_file.exists():
+        with suppress(FileNotFoundError):
             reason = run.failure_file.read_text(encoding="utf-8").strip()
         return f"{experiment.variant}, seed {experiment.config.train.seed} ({run.folder}): {reason}"
 
     def settled(self, experiment: Experiment) -> bool:
         """Finished, or failed since the start of this call: an older failure is tried again."""
         run = experiment.run(self.runs)
-        failure = run.failure_file
-        return run.finished or (failure.exists() and failure.stat().st_mtime >= self.started)
+        return run.finished or (run.failure_file.exists() and run.failure_file.stat().st_mtime >= self.started)
 
     def fail(self, experiment: Experiment, error: Exception) -> None:
         with suppress(OSError):  # a full disk has no room for the message either; the other runs go on
@@ -230,9 +224,8 @@ class _Work:
             ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
         # Workers have another working directory, so the folder is absolute.
         there = dataclasses.replace(self, runs=self.runs.resolve(), progress=False)
-        task = ray.remote(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RAY_RETRIES, scheduling_strategy="SPREAD"
-        )(_task)
+        spread = {"max_retries": RAY_RETRIES, "scheduling_strategy": "SPREAD"}
+        task: Any = ray.remote(_Work.here).options(num_cpus=resources.cpus, num_gpus=resources.gpus, **spread)
         threads = 0 if resources.gpus else resources.cpus
         waiting = {task.remote(there, [e], threads): e for e in experiments if not self.settled(e)}
         with self.bar(len(waiting)) as bar:
@@ -244,10 +237,6 @@ class _Work:
                 except ray.exceptions.RayError as error:
                     self.fail(experiment, error)
                 bar.update()
-
-
-def _task(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
-    work.here(experiments, threads)
 
 
 def _worker(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
@@ -367,19 +356,13 @@ def table(runs: Path | str) -> pd.DataFrame:
 
 def _names(variants: Sequence[tuple[tuple[str, Any], ...]]) -> dict[tuple[tuple[str, Any], ...], str]:
     """A name for each variant, which is given as the pairs of all its settings and their values."""
-    counts: dict[str, Counter[Any]] = {}
-    for settings in variants:
-        for key, value in settings:
-            counts.setdefault(key, Counter())[value] += 1
-
-    def differs(key: str, value: Any) -> bool:
-        common, count = counts[key].most_common(1)[0]
-        return value != common or 2 * count <= len(variants)
+    counts = Counter(pair for settings in variants for pair in settings)
+    common = {pair for pair, count in counts.items() if 2 * count > len(variants)}
 
     def text(key: str, value: Any) -> str:
         return f"{key.split('.')[-1]}={value:g}" if isinstance(value, float) else f"{key.split('.')[-1]}={value}"
 
-    return {v: ", ".join(text(*pair) for pair in v if differs(*pair)) or "base" for v in variants}
+    return {v: ", ".join(text(*pair) for pair in v if pair not in common) or "base" for v in variants}
 
 
 def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
@@ -390,20 +373,14 @@ def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
         raise StudyError(f"{name}: runs on different data; remove those on other data than the rest:{lines}")
     if part["seed"].duplicated().any():
         raise StudyError(f"{name}: a seed twice; remove one of the runs:{lines}")
-    row: dict[str, Any] = {"variant": name, "seeds": ", ".join(map(str, part["seed"]))}
-    for metric in TABLE_METRICS:
-        row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_interval(part[metric].to_numpy())
     commits = ", ".join(dict.fromkeys(str(commit)[:12] for commit in part["commit"]))
-    return {**row, "commit": commits, "data_fingerprint": part["data_fingerprint"].iloc[0]}
+    return {"variant": name, "seeds": ", ".join(map(str, part["seed"])), **mean_intervals(part, TABLE_METRICS),
+            "commit": commits, "data_fingerprint": part["data_fingerprint"].iloc[0]}  # fmt: skip
 
 
 def table_text(frame: pd.DataFrame) -> str:
     """`table` for a terminal: percent, the mean and half of its interval."""
     shown = frame[["variant", "seeds"]].copy()
     for metric in TABLE_METRICS:
-        half = (frame[f"{metric}_high"] - frame[f"{metric}_low"]) / 2
-        shown[metric.replace("_", " ")] = [
-            f"{100 * mean:.1f}" + ("" if np.isnan(h) else f" ± {100 * h:.1f}")
-            for mean, h in zip(frame[metric], half, strict=True)
-        ]
+        shown[metric.replace("_", " ")] = [plus_minus(row, metric) for _, row in frame.iterrows()]
     return shown.join(frame["commit"]).to_string(index=False)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.multiprocessing as multiprocessing
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +26,7 @@ from timam.learner import Learner
 from timam.metrics import two_way_metrics
 from timam.objective import Inputs, train_step
 from timam_lab.speed.metrics import embeddings, usual_two_way
-from timam_lab.speed.timing import cost, random_model
+from timam_lab.speed.timing import Work, medians, random_model, turns
 
 VARIANTS = ("frozen, stored", "frozen, read again", "whole")  # the second is the usual way of the first
 
@@ -43,12 +41,7 @@ def _convolution_backward(gradient: list[int], image: list[int], weight: list[in
 CORRECTED = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
-def seconds(work: Callable[[], Any], device: torch.device, rounds: int = 3) -> list[float]:
-    """The seconds of each of `rounds`, after a first one that does not count."""
-    return [cost(work, device)[0] for _ in range(rounds + 1)][1:]
-
-
-def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
+def peak_memory(work: Work, device: torch.device) -> float:
     """Bytes of tensors that the work holds at its peak, without those that existed before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -99,9 +92,8 @@ def machine(device: torch.device, size: int = 2048) -> dict[str, float]:
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if low else torch.float32) for _ in range(2))
     source = torch.empty(1 << 26, device=device)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: a @ b, device, 9))
-    copy = min(seconds(lambda: target.copy_(source), device, 9))
-    return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * source.numel() / copy}
+    best = turns(9, {"product": lambda: a @ b, "copy": lambda: target.copy_(source)})["seconds"].min()
+    return {"flops": 2 * size**3 / float(best["product"]), "bytes": 8 * source.numel() / float(best["copy"])}
 
 
 def _with_ratio(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -112,20 +104,19 @@ def _with_ratio(rows: list[dict[str, Any]]) -> pd.DataFrame:
 # -- a training step --------------------------------------------------------------------------------------------------
 
 
-def stepper(
-    learner: Learner, variant: str, config: Config, identities: int, tokens: int, job: Job
-) -> Callable[[], Any]:
+def stepper(learner: Learner, variant: str, config: Config, identities: int, tokens: int, job: Job) -> Work:
     """`timam.objective.train_step` on random inputs of the config's sizes."""
     batch, m, encoder, device = config.data.batch_size, config.model, learner.model.text_encoder, job.device
     images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
     mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
-    words = torch.randn(batch, tokens, encoder.lstm.input_size, device=device)
     encoder.freeze(variant != "whole")
     learner.model.train()
-    text = {"word_states": words} if variant == "frozen, stored" else {"token_ids": mask}
-    text |= {"attention_mask": mask, "lengths": torch.full((batch,), tokens)}
-    inputs = Inputs(images, text, torch.arange(batch, device=device) % identities)
+    text = {"token_ids": mask, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
+    if variant == "frozen, stored":
+        del text["token_ids"]
+        text["word_states"] = torch.randn(batch, tokens, encoder.lstm.input_size, device=device)
+    labels = torch.arange(batch, device=device) % identities
+    inputs = Inputs(images.contiguous(memory_format=torch.channels_last), text, labels)
     return partial(train_step, learner, inputs, config, job)
 
 
@@ -151,8 +142,9 @@ def step_costs(
         hidden, width = model.text_encoder.lstm.hidden_size, model.text_encoder.lstm.input_size
         lstm = 3 * 2 * 2 * 4 * hidden * (hidden + width) * config.data.batch_size * tokens
         flops = counted.get_total_flops() + lstm
-        yield {"variant": variant, "seconds": median(seconds(step, device, rounds)), "flops": flops,
-               "floor_seconds": flops / peak["flops"], "memory": peak_memory(step, device)}  # fmt: skip
+        times = medians(rounds, {"seconds": step})
+        yield {"variant": variant, **times, "flops": flops, "floor_seconds": flops / peak["flops"],
+               "memory": peak_memory(step, device)}  # fmt: skip
 
 
 def training_growth(
@@ -166,16 +158,15 @@ def training_growth(
     """
     ratio = config.model.image_width / config.model.image_height
     rows, known = [], {}
-    for axis, levels in axes.items():
-        for level in levels:
-            chosen = {**base, axis: level}
-            key = tuple(chosen.values())
-            if key not in known:
-                sizes = {"batch_size": chosen["batch"], "max_tokens": chosen["tokens"],
-                         "image_height": chosen["height"], "image_width": round(chosen["height"] * ratio)}  # fmt: skip
-                sized = override(config, [f"{name}={value}" for name, value in sizes.items()])
-                known[key] = list(step_costs(sized, chosen["identities"], chosen["tokens"], device, peak, rounds))
-            rows += [{"axis": axis, "level": level, **costs} for costs in known[key]]
+    for axis, level in [(axis, level) for axis, levels in axes.items() for level in levels]:
+        chosen = {**base, axis: level}
+        key = tuple(chosen.values())
+        if key not in known:
+            batch, tokens, height = chosen["batch"], chosen["tokens"], chosen["height"]
+            sizes = [f"batch_size={batch}", f"max_tokens={tokens}", f"image_height={height}"]
+            sized = override(config, [*sizes, f"image_width={round(height * ratio)}"])
+            known[key] = list(step_costs(sized, chosen["identities"], tokens, device, peak, rounds))
+        rows += [{"axis": axis, "level": level, **costs} for costs in known[key]]
     return _with_ratio(rows)
 
 
@@ -185,28 +176,20 @@ def process_growth(config: Config, identities: int, tokens: int, counts: list[in
     Returns:
         A row per number of processes and variant; the floor is the time of the first number, shared out.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count in counts:
-        with multiprocessing.get_context("spawn").Manager() as manager, socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            probe.close()
-            measured = manager.dict()
-            part = override(config, [f"batch_size={config.data.batch_size // count}"])
-            multiprocessing.spawn(_process, (count, port, (part, identities, tokens, rounds), measured), nprocs=count)
-            rows += [{"level": count, "variant": v, "seconds": s} for v, s in measured.items()]
-    first = {row["variant"]: row["seconds"] for row in rows if row["level"] == counts[0]}
-    return _with_ratio([
-        {"axis": "processes", **row, "floor_seconds": first[row["variant"]] * counts[0] / row["level"]} for row in rows
-    ])  # fmt: skip
+        part = override(config, [f"batch_size={config.data.batch_size // count}"])
+        one_machine = LaunchConfig(
+            1, 1, count, run_id="speed", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0
+        )
+        measured = elastic_launch(one_machine, _process)(part, identities, tokens, rounds)[0]  # of the first process
+        rows += [{"axis": "processes", "level": count, "variant": v, "seconds": s} for v, s in measured.items()]
+    first = {row["variant"]: row["seconds"] * counts[0] for row in rows if row["level"] == counts[0]}
+    return _with_ratio([{**row, "floor_seconds": first[row["variant"]] / row["level"]} for row in rows])
 
 
-def _process(rank: int, count: int, port: int, sizes: tuple[Config, int, int, int], measured: Any) -> None:
-    """One of the processes of `process_growth`."""
-    config, identities, tokens, rounds = sizes
-    if count > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
-                       "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+def _process(config: Config, identities: int, tokens: int, rounds: int) -> dict[str, float]:
+    """One of the processes of `process_growth`: seconds of each variant."""
     if not torch.cuda.is_available():
         os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         torch.set_num_threads(1)
@@ -214,12 +197,11 @@ def _process(rank: int, count: int, port: int, sizes: tuple[Config, int, int, in
     model = random_model(config.model, identities, ["a man"], job.device)
     job.share_weights(model)
     learner = Learner.build(model, config, 1)
+    taken: dict[str, float] = {}
     for variant in ("frozen, stored", "whole"):
-        taken = median(seconds(stepper(learner, variant, config, identities, tokens, job), job.device, rounds))
-        if rank == 0:
-            measured[variant] = taken
-    if count > 1:
-        torch.distributed.destroy_process_group()
+        taken |= medians(rounds, {variant: stepper(learner, variant, config, identities, tokens, job)})
+    torch.distributed.destroy_process_group()
+    return taken
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
@@ -235,6 +217,6 @@ def metric_growth(galleries: list[int], width: int, device: torch.device, peak: 
         for variant, (compute, rounds) in ways.items():
             work = partial(compute, *both)
             rows.append({"axis": "gallery", "level": size, "variant": variant, "memory": peak_memory(work, device),
-                         "seconds": median(seconds(work, device, rounds)),
+                         **medians(rounds, {"seconds": work}),
                          "floor_seconds": 2 * size * 2 * size * width / peak["flops"]})  # fmt: skip
     return _with_ratio(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +52,7 @@ def turns(rounds: int, contenders: Mapping[str, Work], prepare: Work = lambda: N
             prepare()
             row["seconds", name], row["processor", name] = cost(work)
         rows.append(row)
-    return pd.DataFrame(rows[1:])
+    return pd.DataFrame(rows[1:], columns=pd.MultiIndex.from_tuples(rows[0]))
 
 
 def medians(
@@ -69,13 +69,9 @@ def random_model(config: ModelConfig, identities: int, captions: list[str], devi
     The language model has MiniLM's shape where the config names MiniLM, else that of BERT-base.
     """
     torch.manual_seed(0)
-    small: dict[str, Any] = {
-        "hidden_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
-    }
-    shape = transformers.BertConfig(**small if "MiniLM" in config.language_model else {})
+    shape = transformers.BertConfig()
+    if "MiniLM" in config.language_model:
+        shape.update({"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536})
     backbone = torchvision.models.get_model(config.backbone, weights=None)
     language_model = transformers.BertModel(shape, add_pooling_layer=False)
     return TIMAM(config, identities, word_tokenizer(captions), backbone, language_model).to(device)
@@ -92,23 +88,22 @@ def scratch() -> Iterator[Path]:
             os.environ.pop("TIMAM_CACHE") if before is None else os.environ.update(TIMAM_CACHE=before)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def report(output: Path, module: str, title: str, text: str, *tables: str) -> None:
-    """Writes and prints a report: title, command, commit and machine, text, tables.
+def report(output: Path, module: str, title: str, text: str, *parts: Sequence[Mapping[str, str]] | str) -> None:
+    """Writes and prints a report: title, command, commit and machine, text, parts.
 
     Args:
         module: its __file__.
+        parts: tables, each a list of rows with the same columns, or paragraphs.
     """
     made = provenance(DEVICE)
     command = " ".join([f"python -m timam_lab.speed.{Path(module).stem}", *sys.argv[1:]])
     machine = f"{made['device']}, {made['threads']} thread(s), torch {made['torch']}"
-    content = "\n\n".join([f"# {title}", f"`{command}` at commit {made['commit']}, {machine}. {text}", *tables]) + "\n"
+    content = [f"# {title}", f"`{command}` at commit {made['commit']}, {machine}. {text}"]
+    for part in parts:
+        if not isinstance(part, str):
+            lines = [list(part[0]), ["---"] * len(part[0]), *(row.values() for row in part)]
+            part = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        content.append(part)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(content, encoding="utf-8")
-    print(content)
+    output.write_text("\n\n".join(content) + "\n", encoding="utf-8")
+    print(*content, sep="\n\n")

@@ -9,35 +9,29 @@ states) of the same batches in memory. Uses a GPU where there is one.
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import click
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
 
 from timam.config import PRESETS, Config, override
 from timam.data import load_dataset
-from timam.data.augment import augment
-from timam.data.batches import Batch, epoch_batches
+from timam.data.batches import epoch_batches
 from timam.images import normalize
 from timam.job import Job
 from timam.learner import Learner
-from timam.losses import cmpm_loss, norm_softmax_loss
 from timam.run import Run
 from timam.stores import StoredSplit, open_pixels, open_word_states
 from timam.training import _Data, _Training, text_inputs
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.timing import DEVICE, cost, medians, random_model, report, scratch, table, turns
+from timam_lab.speed.timing import DEVICE, random_model, report, scratch, turns
 
 IDENTITIES = 11_003  # of CUHK-PEDES' training split: the identity classifier's rows
 
@@ -57,14 +51,14 @@ class Setting:
         training = _Training(self.config, Run(Path("unused")), self.job, show=False)
         training._train_epoch(self.learner, cast(_Data, self))
 
-    def batches(self) -> list[Batch]:
-        """Those of `ours`."""
+    def inputs(self) -> list[dict[str, Tensor]]:
+        """The encoders' inputs of the batches of `ours`, on the device."""
         drawn = epoch_batches(self.train.split, self.train.pixels, self.config.data, self.config.train.seed, 1)
-        return [batch for _, batch in zip(range(self.steps), drawn, strict=False)]
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        text = text_inputs(self.learner.model, self.train, batch)
-        return {"images": normalize(batch.pixels.to(DEVICE)), **text}
+        batches = [batch for _, batch in zip(range(self.steps), drawn, strict=False)]
+        model = self.learner.model
+        return [
+            {"images": normalize(batch.pixels.to(DEVICE)), **text_inputs(model, self.train, batch)} for batch in batches
+        ]
 
     def bare(self, inputs: list[dict[str, Tensor]]) -> None:
         """The same encoders' forward, backward and optimizer steps, on tensors in memory."""
@@ -103,35 +97,6 @@ def prepare(preset: str, frozen: bool, batch_size: int, steps: int, work: Path, 
     return Setting(config, Learner.build(model, config, steps), train, job, steps)
 
 
-def parts(setting: Setting) -> dict[str, Callable[[], Any]]:
-    """What ours does in addition to the bare step, piece by piece, for one batch."""
-    batch, model, optimizers = setting.batches()[0], setting.learner.model, setting.learner.optimizers
-    images, labels = normalize(batch.pixels.to(DEVICE)), batch.identity_labels.to(DEVICE)
-    dim = setting.config.model.embedding_dim
-    embeddings = [torch.randn(len(labels), dim, device=DEVICE, requires_grad=True) for _ in range(2)]
-
-    def losses() -> None:
-        weights, bias = model.class_weights, model.class_bias
-        identification = [norm_softmax_loss(e, weights[0], bias[0], labels) for e in embeddings]
-        (cmpm_loss(embeddings[0], embeddings[1], labels) + sum(identification)).backward()
-        model.zero_grad(set_to_none=True)
-
-    def discriminator() -> None:  # its own step and the encoders' loss through it
-        for _ in range(2):
-            torch.stack([model.discriminator(e).square().mean() for e in embeddings]).sum().backward()
-        optimizers["discriminator"].step()
-        optimizers["discriminator"].zero_grad(set_to_none=True)
-
-    return {
-        "reading the pictures": lambda: torch.from_numpy(setting.train.pixels[: len(labels)].copy()),
-        "normalising them": lambda: normalize(batch.pixels.to(DEVICE)),
-        "augmentation": lambda: augment(images, setting.config.data),
-        "captions": partial(text_inputs, model, setting.train, batch),
-        "matching and identification": losses,
-        "discriminator": discriminator,
-    }
-
-
 def overhead(taken: pd.DataFrame, clock: str) -> str:
     """Ours beyond the bare step of the same round, in percent: median over the rounds, and quartiles.
 
@@ -142,66 +107,11 @@ def overhead(taken: pd.DataFrame, clock: str) -> str:
     return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
-def overhead_row(setting: Setting, inputs: list[dict[str, Tensor]], rounds: int) -> list[str]:
-    taken = turns(rounds, {"bare": partial(setting.bare, inputs), "ours": setting.ours})
-    times = [f"{taken['seconds', who].median() / setting.steps:.3f}" for who in ("bare", "ours")]
-    pieces = ", ".join(f"{what} {1000 * wall:.1f}" for what, wall in medians(5, parts(setting)).items())
-    return [*times, overhead(taken, "seconds"), overhead(taken, "processor"), pieces]
-
-
-def profiled(setting: Setting, rows: int = 18) -> str:
-    """torch.profiler's table of one epoch of ours."""
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])]
-    with profile(activities=kinds) as recorded:
-        setting.ours()
-    by = f"self_{DEVICE.type}_time_total"
-    return recorded.key_averages().table(sort_by=by, row_limit=rows, max_name_column_width=45)
-
-
-def switches(setting: Setting, inputs: dict[str, Tensor]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """What each switch is for -> the work without it and with it."""
-    model, bare = setting.learner.model, partial(setting.bare, [inputs])
-    encoder, images = model.image_encoder, inputs["images"]
-
-    def fused(value: bool) -> None:
-        for optimizer in setting.learner.optimizers.values():
-            for group in optimizer.param_groups:
-                group["fused"] = value
-        bare()
-
-    def twice() -> None:  # another pass for the discriminator, instead of the encoders' own, detached
-        with torch.no_grad(), setting.job.autocast():
-            model(**inputs)
-        bare()
-
-    def step(encoder: nn.Module, images: Tensor, low: bool = False) -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=low):
-            loss = encoder(images).float().square().mean()
-        loss.backward()
-        encoder.zero_grad(set_to_none=True)
-
-    plain, compiled = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format), copy.deepcopy(encoder)
-    compiled.compile(dynamic=False)
-    waited, _ = cost(partial(step, compiled, images))
-    ours = partial(step, encoder, images)
-    return {
-        "fused optimizers: a bare step": (partial(fused, False), partial(fused, True)),
-        "one encoder pass for both players: a bare step": (twice, bare),
-        "channels_last: the image encoder": (partial(step, plain, images.contiguous()), ours),
-        "bf16: the image encoder": (ours, partial(step, encoder, images, True)),
-        f"torch.compile ({waited:.0f} s to compile): the image encoder": (ours, partial(step, compiled, images)),
-    }
-
-
-def switch_rows(setting: Setting, inputs: dict[str, Tensor], name: str, rounds: int) -> list[list[str]]:
-    """How many times as fast each switch makes what it is for, by the clock and by processor time."""
-    rows = []
-    for what, (without, switched) in switches(setting, inputs).items():
-        taken = turns(rounds, {"without": without, "switched": switched}).median()
-        times = [taken[clock, "without"] / taken[clock, "switched"] for clock in ("seconds", "processor")]
-        rows.append([what, name, *(f"{value:.2f}" for value in times)])
-    torch._dynamo.reset()
-    return rows
+def overhead_row(setting: Setting, rounds: int) -> dict[str, str]:
+    taken = turns(rounds, {"bare": partial(setting.bare, setting.inputs()), "ours": setting.ours})
+    bare, ours = (f"{taken['seconds', who].median() / setting.steps:.3f}" for who in ("bare", "ours"))
+    return {"bare step, s": bare, "ours, s": ours, "overhead": overhead(taken, "seconds"),
+            "of processor time": overhead(taken, "processor")}  # fmt: skip
 
 
 @click.command()
@@ -210,28 +120,19 @@ def switch_rows(setting: Setting, inputs: dict[str, Tensor], name: str, rounds: 
 @click.option("--batch", default=8, help="Pictures per step for paper and modern.")
 @click.option("--steps", default=3)
 @click.option("--rounds", default=3)
-@click.option("--trials", is_flag=True, help="Also what each switch brings, and no profiles; many more steps.")
-def main(output: Path, settings: str, batch: int, steps: int, rounds: int, trials: bool) -> None:
-    """Writes the tables to OUTPUT, and the profiles next to it."""
-    overheads, tried = [], []
+def main(output: Path, settings: str, batch: int, steps: int, rounds: int) -> None:
+    """Writes the table to OUTPUT."""
+    rows = []
     with scratch() as work:
         for preset in ("quick", "paper", "modern"):
             for stage in ("frozen", "whole"):
                 size = 32 if preset == "quick" else batch
                 setting = prepare(preset, stage == "frozen", size, steps, work / preset, settings.split())
-                inputs, name = [setting.inputs(b) for b in setting.batches()], f"{preset}, {stage}"
-                overheads.append([name, size, *overhead_row(setting, inputs, rounds)])
-                if trials:
-                    tried += switch_rows(setting, inputs[0], name, rounds)
-                elif preset != "modern":
-                    output.with_name(f"training_profile_{preset}_{stage}.txt").write_text(profiled(setting))
-                print(*overheads[-1], *tried[-5:], sep="\n", flush=True)
-    header = ["preset, stage", "batch", "bare step, s", "ours, s", "overhead", "of processor time", "parts alone (ms)"]
-    tables = [table(header, overheads)]
-    if trials:
-        tables.append(table(["switch: what it is for", "preset, stage", "times as fast", "by processor time"], tried))
+                rows.append(
+                    {"preset, stage": f"{preset}, {stage}", "batch": str(size), **overhead_row(setting, rounds)}
+                )
     intro = f"Medians of {rounds} rounds of {steps} steps; overheads are of the pairs, with quartiles."
-    report(output, __file__, "Training", intro, *tables)
+    report(output, __file__, "Training", intro, rows)
 
 
 if __name__ == "__main__":
