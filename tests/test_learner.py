@@ -149,6 +149,22 @@ def test_every_parameter_is_in_one_optimizer(tiny_model, words):
     assert optimizers["text"].param_groups[1]["lr"] == (3e-4 if words == "none" else 7e-5)
 
 
+@pytest.mark.parametrize("head", ["lstm", "pooled"])
+def test_new_layers_have_a_multiple_of_the_rate(tiny_model, head):
+    model = tiny_model(text_head=head)
+    config = TrainConfig(image_lr=1e-3, text_lr=1e-4, language_model_lr=1e-5, new_layers_factor=5)
+    rates = {}
+    for optimizer in build_optimizers(model, config).values():
+        rates |= {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == {id(p) for p in model.parameters()}
+    expected = {
+        "image_encoder.backbone": 1e-3, "image_encoder.projection": 5e-3, "text_encoder.language_model": 1e-5,
+        "text_encoder.lstm": 5e-4, "text_encoder.projection": 5e-4, "class": 5e-4, "discriminator": 2e-4,
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(next(v for k, v in expected.items() if name.startswith(k)))
+
+
 def test_the_learned_temperature_survives_a_checkpoint(tiny_model, tmp_path):
     config = Config(loss=LossConfig(matching="infonce", temperature=0.07))
     learner, other = (Learner.build(tiny_model(), config, epoch_steps=1) for _ in range(2))

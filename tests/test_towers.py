@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import huggingface_hub
 import numpy as np
@@ -11,16 +12,20 @@ import torch.nn.functional as F
 import transformers
 from conftest import word_piece_tokenizer
 from hub import Repository, pretend_online, running_hub
+from layouts import write_person_search
 from safetensors.torch import save_file
 
+from timam import cli
 from timam.config import Config, ModelConfig
+from timam.data import load_dataset
+from timam.evaluation import Embeddings, evaluate
 from timam.images import normalize
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM, WeightsError, towers
 from timam.models.weights import load_backbone, load_language_model, pair_settings
 from timam.objective import Inputs, train_step
-from timam.stores import open_word_states
+from timam.stores import open_pixels, open_word_states
 
 TOKENIZER = word_piece_tokenizer()
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -93,14 +98,14 @@ def settings(checkpoints, image: str = "", text: str = "", **fields) -> ModelCon
     )  # fmt: skip
 
 
-def own_pixels(kind: str) -> torch.Tensor:
+def own_pixels(kind: str, pixels: torch.Tensor = PIXELS) -> torch.Tensor:
     """The pictures as the architecture's published processor normalises them."""
     statistics = {
         "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "siglip": ((0.5,) * 3, (0.5,) * 3), "vit": ((0.5,) * 3, (0.5,) * 3),
     }.get(kind, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
-    return (PIXELS / 255 - mean) / std
+    return (pixels / 255 - mean) / std
 
 
 # -- equal to transformers' own --------------------------------------------------------------------------------------
@@ -188,6 +193,30 @@ def test_pooled_text_is_the_last_tokens_state_or_the_mean(checkpoints, kind):
         pooled = torch.stack([row[-1] if kind in PAIRS else row.mean(dim=0) for row in rows])
         torch.testing.assert_close(model.encode_texts(CAPTIONS), model.text_encoder.projection(pooled))
     assert not hasattr(model.text_encoder, "lstm")
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_evaluate_measures_a_pair_without_training(checkpoints, kind, tmp_path, monkeypatch, capsys):
+    folder, own = checkpoints(kind)
+    root = write_person_search(tmp_path / "data")
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    call = ["timam", "evaluate", "--pretrained", folder, "--dataset", "cuhk-pedes", "--root", root, "--json"]
+    monkeypatch.setattr(sys, "argv", [*map(str, call)])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    split = load_dataset("cuhk-pedes", root).split("test")
+    pixels = torch.from_numpy(np.array(open_pixels(split.image_paths, 32, 32)))
+    padding = {"padding": "max_length", "max_length": 20} if kind == "siglip" else {"padding": True}
+    read = TOKENIZER(split.captions, return_tensors="pt", truncation=True, **({"max_length": 20} | padding))
+    mask = {} if kind == "siglip" else {"attention_mask": read["attention_mask"]}
+    with torch.no_grad():
+        images = own.get_image_features(pixel_values=own_pixels(kind, pixels)).pooler_output
+        sentences = own.get_text_features(input_ids=read["input_ids"], **mask).pooler_output
+    labels = (torch.from_numpy(split.image_labels), torch.from_numpy(split.caption_labels))
+    expected = evaluate(Embeddings(images, sentences, *labels))
+    for direction in ("text_to_image", "image_to_text"):
+        assert found[direction] == pytest.approx(expected[direction])
+    assert (found["dataset"], found["split"]) == ("cuhk-pedes", "test")
 
 
 # -- in training, saved, rebuilt -------------------------------------------------------------------------------------

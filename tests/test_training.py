@@ -11,13 +11,18 @@ import pickle
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from layouts import tiny_config, write_language_model, write_person_search
 from safetensors.torch import load_file
 
@@ -629,6 +634,78 @@ def test_golden_tiny_run(tmp_path):
     assert all(after < before for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.96 * losses[0]
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["total"], rel=1e-3)
+
+
+class Tracker(GeneralTracker):
+    """Keeps what it is given, in place of a tracker's package."""
+
+    name, requires_logging_directory, made = "trackio", False, []
+
+    def __init__(self, project: str, **options: Any) -> None:
+        super().__init__()
+        self.calls = [("open", project, options)]
+        self.made.append(self)
+
+    @property
+    def tracker(self) -> Tracker:
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.calls.append(("settings", values))
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        self.calls.append((step, values))
+
+    def finish(self) -> None:
+        self.calls.append(("finish",))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_tracker_gets_the_settings_and_each_row_of_the_history(people, tmp_path, monkeypatch, stopped):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType.TRACKIO])
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "trackio", Tracker)
+    monkeypatch.setattr(Tracker, "made", [])
+    config = tiny_config(people, "train.epochs=2", "train.tracker=trackio")
+    if stopped:
+        interrupt(monkeypatch, training, "_validate", 2)
+    with pytest.raises(Stop) if stopped else nullcontext():
+        quiet_fit(config, tmp_path / "mine")
+    ((opened, settings, *rows, end),) = [tracker.calls for tracker in Tracker.made]
+    assert (opened, end) == (("open", "timam", {"name": "mine"}), ("finish",))
+    assert settings[1]["train.epochs"] == 2
+    assert str(people) not in str(settings)
+    history = Run(tmp_path / "mine").history().to_dict("records")
+    assert [step for step, _ in rows] == [row["epoch"] for row in history] == [1, 2][: 2 - stopped]
+    assert [row for _, row in rows] == [pytest.approx(row) for row in history]
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(people, tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
+    with pytest.raises(RunError, match="'wandb' is not installed: pip install wandb"):
+        quiet_fit(tiny_config(people, "train.tracker=wandb"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_clip_preset_takes_its_first_steps_on_a_cpu(tmp_path, tokenizer):
+    """CLIP ViT-B/16 at full size and at 384x128, with random weights and a folder in place of the hub."""
+    clip = transformers.CLIPConfig(vision_config={"patch_size": 16})  # the rest is transformers' default: B/16's
+    clip.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    people = write_person_search(tmp_path / "people", train=6, val=2, test=2)
+    settings = [f"model.{part}={tmp_path / 'clip'}" for part in ("backbone", "language_model")]
+    settings += ["model.backbone_weights=none", "model.language_model_weights=false", "train.epochs=1"]
+    settings += ["data.dataset=cuhk-pedes", f"data.root={people}", "data.batch_size=2", "train.max_steps=2"]
+    metrics = quiet_fit(configs.override(PRESETS["clip"], settings), tmp_path / "run")
+    assert metrics["text_to_image"]["queries"] == 8
+    stored = load_file(tmp_path / "run/checkpoints/best/model.safetensors")
+    # CLIP ViT-B/16 has 149,620,737 parameters, its learned temperature included; the classifier has 6 rows here.
+    ours = sum(t.numel() for n, t in stored.items() if n.startswith(("image_encoder", "text_encoder")))
+    assert ours - 6 == 149_620_736  # without the two buffers that change the pixels' scale
+    assert stored["class_weights"].shape == (1, 6, 512)
+    state = json.loads((tmp_path / "run/checkpoints/last/training_state.json").read_text())
+    rates = [group["initial_lr"] for group in state["param_groups"]["text"]]
+    assert rates == pytest.approx([1e-5, 5e-5, 1e-5])  # projection, classifier, language model
 
 
 @pytest.mark.slow

@@ -78,4 +78,6 @@ root = click.option(
     help="Folder of annotation file and pictures, one table, or ORG/NAME of the Hugging Face hub if it is downloaded.",
 )
 json = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
-run = click.argument("run", type=EXISTING_FOLDER, callback=lambda context, parameter, folder: Run(folder))
+_run: Any = {"type": EXISTING_FOLDER, "callback": lambda context, parameter, folder: folder and Run(folder)}
+run = click.argument("run", **_run)
+run_or_none = click.argument("run", required=False, **_run)

@@ -135,34 +135,43 @@ def train(
 
 
 @cli.command()
-@arguments.run
+@arguments.run_or_none
+@click.option("--pretrained", metavar="NAME_OR_FOLDER", help="CLIP or SigLIP as it is, without training; needs --root.")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
 @click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
 @arguments.columns
 @arguments.json
-def evaluate(run: Run, split: str, dataset: str | None, root: Path | None, columns: str | None, as_json: bool) -> None:
+def evaluate(
+    run: Run | None,
+    pretrained: str | None,
+    split: str,
+    dataset: str | None,
+    root: Path | None,
+    columns: str | None,
+    as_json: bool,
+) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
+    if (run is None) == (pretrained is None):
+        raise click.UsageError("give one of RUN and --pretrained")
     if (dataset is None) != (root is None) or (columns and dataset is None):
         raise click.UsageError("--dataset and --root go together, and --column with both")
-    run.require_best()
-    data = run.config().data
+    if run is not None:
+        run.require_best()
     if dataset is not None:
         data = configs.DataConfig(dataset=dataset, root=str(root), columns=columns or "")
+    elif run is not None:
+        data = run.config().data
+    else:
+        raise click.UsageError("--pretrained needs --dataset and --root")
     _require_data(Path(data.root))
     found = load_dataset(data.dataset, data.root, required_splits=(split,), columns=data.renamed)
-    from timam import evaluation
-    from timam.stores import StoredSplit, open_pixels
+    from timam.evaluation import evaluate_model
+    from timam.models import TIMAM
+    from timam.models.weights import pair_settings
 
-    model, chosen = run.best_model(), found.split(split)
-    pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width)
-    embeddings = evaluation.embed_split(model, StoredSplit(chosen, pixels), progress=not as_json)
-    results = {
-        "dataset": data.dataset,
-        "split": split,
-        **evaluation.evaluate(embeddings, found.kind, found.folds if split == "test" else 1),
-        "modality_gap": evaluation.gap(embeddings),
-    }
+    model = run.best_model() if run else TIMAM.pretrained(pair_settings(str(pretrained)), 1, [])
+    results = evaluate_model(model, found, split, progress=not as_json)
     click.echo(json.dumps(results, indent=2) if as_json else _table(results))
 
 

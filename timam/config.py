@@ -159,6 +159,8 @@ class TrainConfig:
     image_lr: LearningRate = 2e-4  # [recalled]
     text_lr: LearningRate = 2e-4  # [recalled]
     language_model_lr: LearningRate = 2e-5  # once it is unfrozen [ours]
+    # Times the rates: for what has no pretrained weights beside the encoders (projections, LSTM, classifier) [ours].
+    new_layers_factor: Annotated[float, Field(gt=0, le=1000)] = 1.0
     discriminator_lr: LearningRate = 2e-4  # [recalled]
     discriminator_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # SGD's, or Adam's first beta
     discriminator_steps: Annotated[int, Field(ge=1, le=16)] = 1  # for each step of the encoders [ours]
@@ -177,6 +179,7 @@ class TrainConfig:
     gradient_clip: Nonnegative = 0.0  # greatest norm of each optimizer's gradient; 0 = off
     early_stop: CountOrNone = 15  # stop after so many epochs without a better validation score [ours]
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # "auto": bf16 where the GPU has it, else "no"
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # also gets what history.csv gets
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # as many bits as NumPy's generator takes
 
 
@@ -202,6 +205,8 @@ NEW_SETTINGS = (
     "loss.margin",
     "train.frozen_blocks",
     "train.init",
+    "train.new_layers_factor",
+    "train.tracker",
     "model.text_head",
     "model.projection",
     "data.columns",
@@ -290,14 +295,34 @@ _SMOKE = f"""{_QUICK}
 _MODERN = f"""{_REGULARISED}
     pad_crop=10 random_erasing=0.5 backbone_weights=IMAGENET1K_V2 image_height=384 image_width=128 image_lr=1e-4
     warmup_epochs=5 unfreeze_epoch=6 weight_decay=0.02 """
+# What the methods of 2023 and later share: CLIP fine-tuned. Values of IRRA (CVPR 2023, anosorae/IRRA) unless marked.
+_CLIP_ENCODERS = """
+    backbone=openai/clip-vit-base-patch16 language_model=openai/clip-vit-base-patch16 text_head=pooled
+    projection=pretrained embedding_dim=512 image_height=384 image_width=128 max_tokens=77 """
+# Batch 64 is that of its published runs. Pad-and-crop and erasing are its optional augmentation.
+_CLIP_DATA = "batch_size=64 horizontal_flip=true pad_crop=10 random_erasing=0.5"
+# Softmax at temperature 0.02, and the mean of the two identification losses of a plain linear classifier. There is no
+# adversary: `loss.adversarial_weight=1` adds TIMAM's, with the settings of the regularised game.
+_CLIP_LOSS = """
+    matching=sdm temperature=0.02 identification_weight=0.5 normalized_classifier=false adversarial_weight=0 """
+# AdamW and no early stop: ours; IRRA has Adam. Both encoders train from the first epoch, all layers of them.
+_CLIP_SCHEDULE = """
+    image_lr=1e-5 text_lr=1e-5 language_model_lr=1e-5 new_layers_factor=5 weight_decay=4e-5 warmup_epochs=5 epochs=60
+    gradient_clip=0 unfreeze_epoch=1 frozen_blocks=0 early_stop=none mixed_precision=auto """
+_CLIP = f"{_REGULARISED} {_CLIP_ENCODERS} {_CLIP_DATA} {_CLIP_LOSS} {_CLIP_SCHEDULE}"
 PRESETS: dict[str, Config] = {
     name: override(Config(preset=name), settings.split())
-    for name, settings in {"smoke": _SMOKE, "quick": _QUICK, "paper": "", "modern": _MODERN}.items()
+    for name, settings in {"smoke": _SMOKE, "quick": _QUICK, "paper": "", "modern": _MODERN, "clip": _CLIP}.items()
 }
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """{"section.field": value}."""
+    values = to_dict(config)
+    return {f"{section}.{name}": value for section in SECTIONS for name, value in values[section].items()}
 
 
 def departures(preset: str, base: str = "paper") -> dict[str, tuple[Any, Any]]:
     """Settings in which one preset differs from another: {"section.field": (base value, preset value)}."""
-    ours, theirs = to_dict(PRESETS[preset]), to_dict(PRESETS[base])
-    pairs = {f"{s}.{k}": (theirs[s][k], ours[s][k]) for s in SECTIONS for k in ours[s]}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    theirs = flat(PRESETS[base])
+    return {key: (theirs[key], value) for key, value in flat(PRESETS[preset]).items() if theirs[key] != value}

@@ -12,11 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -115,15 +117,21 @@ class Job:
 
     Args:
         mixed_precision: `train.mixed_precision`: "auto", "no" or "bf16".
+        tracker: `train.tracker`.
+        folder: where TensorBoard's files go.
 
     Raises:
-        RunError: several processes were started, but they cannot find each other.
+        RunError: several processes were started, but they cannot find each other; or the tracker is not installed.
     """
 
-    def __init__(self, mixed_precision: str = "auto") -> None:
+    def __init__(self, mixed_precision: str = "auto", tracker: str = "none", folder: Path | None = None) -> None:
+        if tracker not in ("none", *map(str, get_available_trackers())):
+            raise RunError(f"train.tracker = {tracker!r} is not installed: pip install {tracker}")
         self.signals = Signals()
         self._accelerator = Accelerator(
             mixed_precision=_precision(mixed_precision),
+            log_with=None if tracker == "none" else tracker,
+            project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.device: torch.device = self._accelerator.device
@@ -152,6 +160,18 @@ class Job:
                 f"process {self.index} of {self.count} cannot go on: {error}\nThe last finished epoch is kept; start "
                 "the same command again with --resume"
             ) from error
+        finally:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def start_tracking(self, name: str, settings: dict[str, Any]) -> None:
+        """Opens the tracker, if there is one, with the run's name and its settings."""
+        options = {tracker: {"name": name} for tracker in ("wandb", "trackio")}
+        self._accelerator.init_trackers("timam", settings, options)
+
+    def track(self, row: dict[str, Any]) -> None:
+        """Gives the tracker a row of the history."""
+        self._accelerator.log(row, step=row["epoch"])
 
     def on_main(self, compute: Callable[[], Result]) -> Result:
         """The main process computes; every process gets the result."""

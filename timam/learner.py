@@ -175,15 +175,17 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     language_model = list(model.text_encoder.language_model.parameters())
     own = {id(p) for p in language_model}
     text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
+    new = {id(p) for p in _new_layers(model)}
     # Learned word embeddings start from random values, so they need the rate of the other new layers.
-    language_lr = config.text_lr if model.text_encoder.learns_words else config.language_model_lr
+    new_lr = config.text_lr * config.new_layers_factor
+    language_lr = new_lr if model.text_encoder.learns_words else config.language_model_lr
     image, discriminator = list(model.image_encoder.parameters()), list(model.discriminator.parameters())
     decay, momentum = config.weight_decay, config.discriminator_momentum
     return {
-        "image": _optimizer(config.image_optimizer, [{"params": image, "lr": config.image_lr}], 0.9, decay),
+        "image": _optimizer(config.image_optimizer, _groups(image, config.image_lr, new, config), 0.9, decay),
         "text": _optimizer(
             config.text_optimizer,
-            [{"params": text, "lr": config.text_lr}, {"params": language_model, "lr": language_lr}],
+            [*_groups(text, config.text_lr, new, config), {"params": language_model, "lr": language_lr}],
             0.9,
             decay,
         ),
@@ -194,6 +196,23 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
             decay,
         ),
     }
+
+
+def _new_layers(model: TIMAM) -> list[nn.Parameter]:
+    """The parameters beside the encoders' own that start from random values, without the discriminator's."""
+    parameters = [model.class_weights, model.class_bias]
+    for encoder in (model.image_encoder, model.text_encoder):
+        parameters += encoder.projection.parameters() if encoder.new_projection else []
+    return parameters if model.text_encoder.pooled else [*parameters, *model.text_encoder.lstm.parameters()]
+
+
+def _groups(parameters: list[nn.Parameter], lr: float, new: set[int], config: TrainConfig) -> list[dict[str, Any]]:
+    """One group at this rate; with `train.new_layers_factor` the new layers, by id, are a second one."""
+    if config.new_layers_factor == 1:
+        return [{"params": parameters, "lr": lr}]
+    old, fresh = ([p for p in parameters if (id(p) in new) is wanted] for wanted in (False, True))
+    groups = [{"params": old, "lr": lr}, {"params": fresh, "lr": lr * config.new_layers_factor}]
+    return [group for group in groups if group["params"]]
 
 
 def _optimizer(kind: str, groups: list[dict[str, Any]], momentum: float, weight_decay: float) -> Optimizer:

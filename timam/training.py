@@ -58,14 +58,18 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
             loss that is not finite.
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
-    job = Job(config.train.mixed_precision)
-    training = _Training(config, Run(Path(output)), job, progress and job.is_main)
-    with job.running(), training.run.claimed(writes=job.is_main):
-        finished = job.on_main(lambda: training.run.check(config, resume))
+    run = Run(Path(output))
+    job = Job(config.train.mixed_precision, config.train.tracker, run.folder)
+    training = _Training(config, run, job, progress and job.is_main)
+    with job.running(), run.claimed(writes=job.is_main):
+        finished = job.on_main(lambda: run.check(config, resume))
         if finished is not None:
             return finished
         data = training.open_data()
         learner = training.start(data)
+        settings = configs.flat(config)
+        del settings["data.root"]  # a path on this machine, which a tracker may send elsewhere
+        job.start_tracking(run.folder.name, settings)
         while not learner.progress.is_over(config.train):
             training.epoch(learner, data)
         return job.on_main(lambda: training.finish(learner, data))
@@ -167,6 +171,7 @@ class _Training:
         row |= job.on_main(lambda: _validate(learner.model, data))
         row["seconds"], progress.seconds = progress.seconds + time.monotonic() - started, 0.0
         learner.end_epoch(row, config.train)
+        job.track(progress.history[-1])
         if job.is_main:
             self.run.save_epoch(learner)
         if self.show:

@@ -126,6 +126,7 @@ class ImageEncoder(nn.Module):
             strip_head(backbone)
         self.backbone = backbone
         features = feature_width(backbone, height, width)
+        self.new_projection = own is None or not keep_projection
         self.projection = projection(features, embedding_dim, own if keep_projection else None)
         # The frozen blocks and the rest, in a tuple so that their parameters are not registered a second time.
         self._parts: tuple[nn.Module, ...] = ()
