@@ -32,7 +32,6 @@ from timam.models.weights import (
     load_backbone,
     load_language_model,
     load_tokenizer,
-    needs_download,
 )
 
 ImageInput = Image.Image | str | Path | Tensor
@@ -50,9 +49,6 @@ class TIMAM(
     model_card_template=(Path(__file__).parent / "card.md").read_text(encoding="utf-8"),
 ):
     """Text-Image Modality Adversarial Matching.
-
-    `TIMAM.pretrained` starts from pretrained encoders. `TIMAM.from_pretrained(path or repo id)` reads a saved model,
-    which holds its tokenizer and preprocessing and needs nothing else.
 
     Args:
         model_config: sizes and names.
@@ -126,20 +122,17 @@ class TIMAM(
             captions: the training captions. They give the vocabulary where word embeddings are learned.
 
         Raises:
-            timam.models.weights.WeightsError: pretrained weights that could be neither found nor fetched.
+            timam.models.WeightsError: pretrained weights that could be neither found nor fetched.
             ValueError: a backbone, a language model or a size that cannot be used.
         """
         name = model_config.language_model
-        configs = fetch_configs(model_config) if needs_download(model_config) else None
+        configs = fetch_configs(model_config)
         tokenizer = word_tokenizer(captions) if name == "none" else load_tokenizer(name)
-        if configs:  # sizes that do not fit are found before weights are fetched
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                cls(model_config, num_identities, tokenizer, *empty_encoders(model_config, *configs))
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # finds wrong sizes before weights are fetched
+            cls(model_config, num_identities, tokenizer, *empty_encoders(model_config, *configs))
         backbone = load_backbone(model_config.backbone, model_config.backbone_weights)
         words = None if name == "none" else load_language_model(name, model_config.language_model_weights)
         return cls(model_config, num_identities, tokenizer, backbone, words)
-
-    # -- embedding ----------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -200,10 +193,8 @@ class TIMAM(
 
         Args:
             images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
-            batch_size: pictures at a time.
             progress: shows a bar.
-            unreadable: a dictionary that takes the position of each unreadable file and the reason; the file's row of
-                the result is NaN then.
+            unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then.
 
         Returns:
             (N, D) float32 on the CPU, not unit length: compare them by cosine similarity.
@@ -260,8 +251,8 @@ class TIMAM(
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences in eval mode: (N, D) float32 on the CPU, not unit length.
 
-        Sentences of similar lengths share a batch, which saves padding. What a sentence says after `max_tokens` is not
-        read; a warning says so.
+        Sentences of similar lengths share a batch, which saves padding. Warns where a sentence is longer than
+        `max_tokens`, as its end is not read.
 
         Raises:
             ValueError: a text that is not a string, blank, or longer than `timam.config.LONGEST_TEXT`.
@@ -300,8 +291,6 @@ class TIMAM(
         batches = np.array_split(captions, -(-len(captions) // batch_size))
         return torch.cat([*encode_batches(self, batches, word_states.gather, self.text_encoder.summarize)])
 
-    # -- saving -------------------------------------------------------------------------------------------------
-
     def _save_pretrained(self, save_directory: Path) -> None:
         saving.save(self, save_directory)
 
@@ -322,11 +311,9 @@ class TIMAM(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
-        """Reads a folder that `model.save_pretrained(folder)` wrote, or a hub repository; in eval mode, on the CPU.
+        """Reads a folder that `save_pretrained` wrote, or a hub repository; in eval mode, on the CPU.
 
-        Args:
-            pretrained_model_name_or_path: the folder or the repository's id.
-            options: revision, cache_dir, force_download, local_files_only and token, as huggingface_hub has them.
+        `options` are huggingface_hub's: revision, cache_dir, force_download, local_files_only and token.
 
         Raises:
             FileNotFoundError: no such folder, or one that is not a saved model.

