@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +66,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if turn is not None:  # ImageOps.exif_transpose writes all tags anew, which fails where any of them is malformed
         transparency = image.info.get("transparency")
         image = image.transpose(turn)
-        image.info = (
-            {} if transparency is None else {"transparency": transparency}
-        )  # not the orientation: it is upright
+        image.info = {} if transparency is None else {"transparency": transparency}  # without the orientation
     if image.mode.startswith("I"):  # 16 bits a channel: convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -108,20 +107,16 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
 
 
 def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """Pixels normalised by ImageNet's mean and standard deviation.
+    """Pixels normalised by ImageNet's mean and standard deviation: (B, 3, H, W) float32 in channels-last memory.
 
     Args:
         pixels: (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
-        out: memory to write to; on a CPU allocating it for a large batch takes several times as long as the arithmetic.
-
-    Returns:
-        (B, 3, H, W) float32 in channels-last memory; `out` where it was given.
+        out: memory for the result; on a CPU allocating it for a large batch takes longer than the arithmetic.
     """
     batch, _, height, width = pixels.shape
     if out is None:
         out = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
-    # One row of memory for each line of a picture, with the constants repeated along it: broadcasting over the 3
-    # channels would be many times slower.
+    # The constants are repeated along a line of a picture, as broadcasting over 3 channels is many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
     std = (torch.tensor(IMAGENET_STD, device=pixels.device) * 255).repeat(width)
     lines = out.permute(0, 2, 3, 1).view(batch * height, width * 3)  # fails where `out` is not channels-last
@@ -132,7 +127,7 @@ def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
 def prefetch(
     load: Callable[[Any], tuple[Tensor, ...]], items: Iterable[Any], device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """load(item), which are tensors on the CPU, on the device for each item in order; a thread works one item ahead."""
+    """load(item), tensors on the CPU, moved to the device for each item in order; a thread works one item ahead."""
 
     def work(item: Any) -> tuple[Tensor, ...]:
         if device.type == "cuda":
@@ -140,14 +135,13 @@ def prefetch(
         return tuple(tensor.to(device) for tensor in load(item))
 
     with ThreadPoolExecutor(1) as thread:
-        waiting = None
+        waiting: deque[Future[tuple[Tensor, ...]]] = deque()
         for item in items:
-            upcoming = thread.submit(work, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = upcoming
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(thread.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 class PictureFile(NamedTuple):

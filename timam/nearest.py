@@ -35,7 +35,6 @@ def nearest(gallery: np.ndarray, queries: Tensor, k: int) -> tuple[np.ndarray, n
 def nearest_by_index(index: Any, gallery: np.ndarray, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `nearest`, among candidates that a faiss index names. Where it finds fewer than k, the rest is -inf and -1."""
     _, rows = index.search(queries.numpy(), min(_CANDIDATES * k, len(gallery)))
-    rows = np.where(rows < len(gallery), rows, -1)  # a damaged index may name other rows
     scores = np.einsum("qd,qcd->qc", queries.numpy(), gallery[np.maximum(rows, 0)])
     scores, rows = _ordered(np.where(rows < 0, -np.inf, scores).astype(np.float32), rows)
     return scores[:, :k], rows[:, :k]

@@ -1,7 +1,7 @@
 """Searching any folder of pictures: it is encoded once into a gallery, kept on disk, and compared with queries.
 
-A gallery's embeddings are memory-mapped. Encoding saves a shard, a small gallery, after every 1,024 pictures, so that a
-killed build continues; on Ray each shard is a task.
+Encoding saves a shard, a small gallery, after every 1,024 pictures, so that a killed build continues; on Ray each shard
+is a task.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from timam.cluster import map_on_ray
 from timam.files import read_json, recover_folder, replacing_folder
 from timam.images import SUFFIXES, PictureFile, picture_files
 from timam.models import TIMAM
+from timam.models.batching import slices
 from timam.nearest import faiss, make_index, nearest, nearest_by_index
 
 _SHARD = 1024  # pictures in a shard
@@ -64,8 +65,8 @@ class Gallery:
         """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
 
         Args:
-            known: a gallery of the same folder and model. Pictures that have not changed since are not encoded again.
-            shards: a folder for shards. One that is there already is not encoded again.
+            known: a gallery of the same folder and model; only pictures that have changed since are encoded.
+            shards: a folder for shards; those that are there are not encoded again.
             engine: "local", or "ray": on all machines of a Ray cluster, which must all see `folder` and `shards`.
             gpus: of each task on Ray. A task without GPUs has one CPU core.
 
@@ -83,11 +84,11 @@ class Gallery:
         if engine == "ray" and shards is not None and new:
             kept = shards.resolve()
             encode = lambda model, part: _encode(model, folder, [PictureFile(*picture) for picture in part], kept)  # noqa: E731
-            map_on_ray(encode, model, _parts(new), gpus, progress)
+            map_on_ray(encode, model, slices(new, _SHARD), gpus, progress)
             rows = _rows([known, *_shards(shards)], folder, fingerprint)
         left = [picture for picture in new if picture not in rows]  # after Ray, only the unreadable ones
         with tqdm(total=len(left), desc="encoding", unit="picture", disable=not progress) as bar:
-            for part in _parts(left):
+            for part in slices(left, _SHARD):
                 shard = _encode(model, folder, part, shards)
                 rows |= _rows([shard], folder, fingerprint)
                 problems += shard.problems
@@ -126,9 +127,7 @@ class Gallery:
     def load(cls, folder: Path | str) -> Gallery:
         """The inverse of `save`; the embeddings are memory-mapped.
 
-        Raises:
-            FileNotFoundError: no gallery there.
-            ValueError: a damaged one.
+        Raises FileNotFoundError where no gallery is, and ValueError for a damaged one.
         """
         folder = Path(folder)
         recover_folder(folder)
@@ -138,13 +137,7 @@ class Gallery:
             embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
             paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
             stamps = np.stack([table["bytes"].to_numpy(), table["changed_ns"].to_numpy()], axis=1)
-            if embeddings.ndim != 2 or embeddings.dtype != np.float32 or len(embeddings) != len(paths):
-                raise ValueError(f"embeddings {embeddings.shape} {embeddings.dtype} of {len(paths)} pictures")
-            if stamps.dtype != np.int64 or any(os.path.isabs(p) or ".." in p.split("/") for p in paths):
-                raise ValueError("pictures without sizes, or outside their folder")
             index = faiss().read_index(str(folder / "index.faiss")) if (folder / "index.faiss").exists() else None
-            if index is not None and (index.ntotal, index.d) != embeddings.shape:
-                raise ValueError(f"an index of {index.ntotal} pictures")
             return cls(embeddings, paths, Path(content["folder"]), stamps, content["model"], index=index)
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder}: no gallery there") from None
@@ -194,8 +187,7 @@ class Gallery:
         The lists that a query visits are doubled until the index finds the wanted share of the exact answers.
 
         Args:
-            queries: (Q, D) to measure with; by default 100 rows of the gallery. Real sentences are better, as they are
-                farther from the pictures and harder to find.
+            queries: (Q, D) to measure with, best real sentences; by default 100 rows of the gallery.
             recall: the wanted share of the exact first 10, in [0, 1].
             probes: lists to visit at first, of about 4 sqrt(N). More find more and take longer.
 
@@ -239,7 +231,7 @@ def open_gallery(
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
     A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
-    nothing can be written, the gallery is built without being kept, and a line in `problems` says so.
+    nothing can be written, the gallery is not kept, and a line in `problems` says so.
 
     Args:
         approximate: adds an index with `Gallery.add_index` where there is none.
@@ -289,10 +281,6 @@ def _rows(galleries: Iterable[Gallery | None], folder: Path, model: str) -> dict
         if gallery is not None and (gallery.folder, gallery.model) == (folder, model)
         for row, (path, stamp) in enumerate(zip(gallery.paths, gallery.stamps.tolist(), strict=True))
     }
-
-
-def _parts(pictures: list[PictureFile]) -> list[list[PictureFile]]:
-    return [pictures[start : start + _SHARD] for start in range(0, len(pictures), _SHARD)]
 
 
 def _shards(folder: Path | None) -> Iterator[Gallery]:

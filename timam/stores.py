@@ -1,8 +1,7 @@
-"""Stores: decoded pictures, and outputs of the frozen language model, are computed once and kept on disk.
+"""Stores: decoded pictures, and outputs of frozen layers, are computed once and kept on disk.
 
 A store is a memory-mapped array in the cache folder, named by a fingerprint of its inputs: a changed picture, size,
-caption or model gives another store. A store is complete or absent. Runs that need the same one at the same time wait
-until one of them has built it. A damaged store is built again.
+caption or model gives another store. Processes that need the same one wait until one of them has built it.
 """
 
 from __future__ import annotations
@@ -45,13 +44,7 @@ def _fingerprint(*parts: bytes | memoryview) -> str:
 def _open_store(
     kind: str, name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
 ) -> np.ndarray:
-    """The stored array, read-only memory-mapped. Where it is absent or damaged, `fill` computes it first.
-
-    Args:
-        kind: folder inside the cache.
-        name: fingerprint of the inputs.
-        fill: writes all values into an empty array of this dtype and shape.
-    """
+    """The array CACHE/kind/name, read-only memory-mapped. Where it is absent or damaged, `fill` writes its values."""
     folder = cache_folder() / kind / name
     if (stored := _load(folder)) is not None:
         return stored
@@ -79,10 +72,7 @@ def _load(folder: Path, warn: bool = False) -> np.ndarray | None:
 
 
 def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped array whose disk space is reserved now.
-
-    Writing to a memory-mapped page on a full disk would kill the process (SIGBUS).
-    """
+    """A memory-mapped array whose disk space is reserved: writing to a page on a full disk would kill the process."""
     size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
     try:
         if size > free:
@@ -100,8 +90,7 @@ def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
 def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool = True) -> np.ndarray:
     """Decoded and resized pictures, read-only memory-mapped: (N, 3, height, width) uint8 in channels-last memory.
 
-    The first call for these files and this size decodes all of them, in threads (Pillow releases the interpreter's
-    lock). Later calls open the stored array.
+    The first call for these files and this size decodes them, in threads; later calls open the stored array.
 
     Raises:
         DataError: naming every picture that cannot be read.
@@ -112,9 +101,8 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
     name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
     shape = len(paths), height, width, 3
-    return _open_store("pixels", name, np.uint8, shape, lambda store: _decode(paths, store, progress)).transpose(
-        0, 3, 1, 2
-    )
+    store = _open_store("pixels", name, np.uint8, shape, lambda pixels: _decode(paths, pixels, progress))
+    return store.transpose(0, 3, 1, 2)
 
 
 def _decode(paths: Sequence[Path], pixels: np.ndarray, progress: bool) -> None:
@@ -129,10 +117,9 @@ def _decode(paths: Sequence[Path], pixels: np.ndarray, progress: bool) -> None:
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = tqdm(
-            pool.map(build, range(len(paths))), total=len(paths), desc="decoding", unit="picture", disable=not progress
-        )
-        problems = [problem for problem in results if problem]
+        results = pool.map(build, range(len(paths)))
+        bar = tqdm(results, total=len(paths), desc="decoding", unit="picture", disable=not progress)
+        problems = [problem for problem in bar if problem]
     if problems:
         raise DataError("pictures", problems)
 
@@ -165,11 +152,7 @@ class WordStates:
 
 
 def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, progress: bool = True) -> WordStates:
-    """The language model's outputs for the captions, computed on the first call and stored.
-
-    Raises:
-        OSError: too little space on the disk.
-    """
+    """The language model's outputs for the captions, computed on the first call and stored. OSError: a full disk."""
     token_ids, mask = model.tokenize(captions)  # (M, T)
     lengths = mask.sum(dim=1).numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -194,16 +177,9 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
 
 
 def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, progress: bool = True) -> np.ndarray:
-    """Outputs of the backbone's frozen blocks, computed on the first call and stored.
+    """Outputs of the backbone's frozen blocks for pixels (N, 3, H, W) uint8, computed on the first call and stored.
 
-    Args:
-        pixels: (N, 3, H, W) uint8.
-
-    Returns:
-        (N, C, h, w) float16 in channels-last memory, read-only memory-mapped.
-
-    Raises:
-        OSError: too little space on the disk.
+    Returns (N, C, h, w) float16 in channels-last memory, read-only memory-mapped. Raises OSError on a full disk.
     """
     encoder = model.image_encoder
     frozen = encoder._parts[0]

@@ -1,4 +1,4 @@
-"""Running an encoder over many items: in batches, in eval mode, without gradients, loading one batch ahead."""
+"""Running an encoder over many items in batches."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def encode_batches(
     encode: Callable[..., Tensor],
     bar: str | None = None,
 ) -> Iterator[Tensor]:
-    """encode(*load(batch)) for each batch, in order, as float32 on the CPU.
+    """encode(*load(batch)) for each batch, in order, as float32 on the CPU; in eval mode, without gradients.
 
     Args:
-        model: what `encode` uses; gives the device.
+        model: gives the mode and the device.
         load: a batch -> CPU tensors with one row an item. A thread loads the next batch meanwhile.
         encode: these tensors on the model's device -> one tensor.
         bar: names a progress bar; None shows none.

@@ -16,11 +16,8 @@ from timam.models.towers import ImageTower
 def strip_head(backbone: nn.Module) -> nn.Module:
     """Removes the classification layers of a torchvision model in place, so that forward gives pooled features.
 
-    The head's layers before its first linear layer (pooling, layer normalisation, flattening) are kept, as the
-    backbone was trained with them. VGG and AlexNet pool to 1 x 1 instead of 7 x 7 and 6 x 6.
-
-    Raises:
-        ValueError: no head of a known form.
+    What the head has before its first linear layer is kept, as the backbone was trained with it. VGG and AlexNet pool
+    to 1 x 1 instead of 7 x 7 and 6 x 6. Raises ValueError for a head of another form.
     """
     name = next(
         (n for n in ("fc", "classifier", "heads", "head") if isinstance(getattr(backbone, n, None), nn.Module)), None
@@ -43,12 +40,9 @@ def strip_head(backbone: nn.Module) -> nn.Module:
 
 
 def feature_width(backbone: nn.Module, height: int, width: int) -> int:
-    """Channels C of the features that a backbone without head gives for pictures (B, 3, height, width).
+    """Channels C of the features (B, C) that a backbone without head gives for pictures (B, 3, height, width).
 
-    Found with tensors that have sizes but no values, on torch's meta device.
-
-    Raises:
-        ValueError: the backbone does not take this size, or does not give (B, C).
+    Found on torch's meta device. Raises ValueError where the backbone does not take this size or gives another shape.
     """
     probe = copy.deepcopy(backbone).to("meta").eval()
     try:
@@ -67,10 +61,7 @@ def blocks_of(backbone: nn.Module) -> list[list[str]]:
     """The blocks of a backbone in the order of its forward pass, each a list of submodule names.
 
     A block is a layer of `features` (MobileNet, EfficientNet, ConvNeXt, VGG and others); of a ResNet the stem or a
-    residual block; of an `ImageTower` the embeddings or a layer.
-
-    Raises:
-        ValueError: a backbone of another form.
+    residual block; of an `ImageTower` the embeddings or a layer. Raises ValueError for other backbones.
     """
     if isinstance(backbone, ImageTower):
         return backbone.blocks()
@@ -87,18 +78,10 @@ def blocks_of(backbone: nn.Module) -> list[list[str]]:
 
 def _without(backbone: nn.Module, names: list[str]) -> nn.Module:
     """The backbone with identities in place of some submodules. The other submodules are the backbone's own."""
-    rest = copy.copy(backbone)
-    rest._modules = dict(backbone._modules)
-    for name in names:
-        *parents, last = name.split(".")
-        parent = rest
-        for step in parents:
-            child = copy.copy(parent._modules[step])
-            assert child is not None
-            child._modules = dict(child._modules)
-            parent._modules[step] = parent = child
-        parent._modules[last] = nn.Identity()
-    return rest
+    parents = {"", *(name.rpartition(".")[0] for name in names)}
+    known = {id(module): module for name, module in backbone.named_modules() if name not in parents}
+    known |= {id(backbone.get_submodule(name)): nn.Identity() for name in names}
+    return copy.deepcopy(backbone, known)  # copies the parents only
 
 
 class ImageEncoder(nn.Module):
@@ -111,8 +94,7 @@ class ImageEncoder(nn.Module):
         keep_projection: uses the tower's pretrained projection where it has one, instead of a new linear layer.
 
     Raises:
-        ValueError: a backbone whose head cannot be replaced, that does not take this size, or whose own projection has
-            another width than D.
+        ValueError: a backbone of another form or for another size, or a projection of another width than D.
     """
 
     def __init__(
@@ -134,8 +116,7 @@ class ImageEncoder(nn.Module):
     def freeze_blocks(self, count: int) -> None:
         """The first `count` blocks keep their weights and, in eval mode whatever `train()` says, their statistics.
 
-        Raises:
-            ValueError: more blocks than the backbone has, or a backbone whose blocks are not known.
+        Raises ValueError for more blocks than the backbone has, or a backbone whose blocks are not known.
         """
         if not count:
             return
@@ -175,11 +156,7 @@ class ImageEncoder(nn.Module):
 
 
 def projection(features: int, embedding_dim: int, own: nn.Module | None) -> nn.Module:
-    """The last layer of an encoder, (B, features) -> (B, embedding_dim): a new linear layer, or the given one.
-
-    Raises:
-        ValueError: the given one has another width.
-    """
+    """(B, features) -> (B, embedding_dim): a new linear layer, or `own`. Raises ValueError for another width."""
     if own is None:
         return nn.Linear(features, embedding_dim)
     width = getattr(own, "out_features", features)  # an identity gives the features

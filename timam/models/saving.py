@@ -1,7 +1,7 @@
 """Saving a model as a folder, and reading one back, which may come from a stranger.
 
 The folder holds model.safetensors, config.json and tokenizer/. No file of it can run code or make the reader fetch
-anything, and a config that asks for other sizes than the file of weights has is refused before memory is taken.
+anything, and a config with other sizes than the weights is refused before memory is taken.
 """
 
 from __future__ import annotations
@@ -60,11 +60,7 @@ def _transformers_config(module: Any) -> dict[str, Any] | None:
 
 
 def fetched(name: str, **options: Any) -> Path:
-    """The folder of this name, or a download of the hub repository; options as `TIMAM.from_pretrained`.
-
-    Raises:
-        FileNotFoundError: the name is a path, and there is no such folder.
-    """
+    """The folder of this name, or a download of the hub repository. Raises FileNotFoundError for a path to nothing."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -74,11 +70,7 @@ def fetched(name: str, **options: Any) -> Path:
 
 
 def load(cls: type[TIMAM], folder: Path) -> TIMAM:
-    """The model in a folder, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError, ValueError: as `TIMAM.from_pretrained`.
-    """
+    """The model in a folder, in eval mode, on the CPU. Raises as `TIMAM.from_pretrained`."""
     check_sums(folder)
     content, state = _read(folder)
     try:
@@ -100,12 +92,10 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
     expected = model.state_dict()
     sizes, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (expected, state))
-    if differing := sorted(n for n in sizes | found if sizes.get(n) != found.get(n)):
-        n = differing[0]
-        raise ValueError(
-            f"{folder}: model.safetensors does not fit config.json: {n} has the size {found.get(n)}, expected "
-            f"{sizes.get(n)} (one of {len(differing)})"
-        )
+    for n in sorted(sizes | found):
+        if sizes.get(n) != found.get(n):
+            sizes_differ = f"{n} has the size {found.get(n)}, expected {sizes.get(n)}"
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json: {sizes_differ}")
     model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
     model.image_encoder.to(memory_format=torch.channels_last)
     for module in (model.text_encoder.language_model, model.image_encoder.backbone):
@@ -115,8 +105,7 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
 
 def _fill_buffers(module: Any) -> None:
     """Gives values to buffers that no file holds, such as the numbers of the positions: they follow from the config."""
-    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
-    if not empty:
+    if not any(buffer.is_meta for buffer in module.buffers()):
         return
     module = getattr(module, "model", module)  # of an ImageTower
     with init_empty_weights(include_buffers=False):
@@ -140,9 +129,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = read_json(folder / "config.json")
     missing = {"model", "num_identities", "language_model_config"} - set(content if isinstance(content, dict) else ())
     if missing:
-        raise ValueError(
-            f"{folder / 'config.json'} is not a saved TIMAM's config: it has no {', '.join(sorted(missing))}"
-        )
+        raise ValueError(f"{folder / 'config.json'} is not a saved TIMAM's: it has no {', '.join(sorted(missing))}")
     if type(content["num_identities"]) is not int:
         raise ValueError(f"{folder / 'config.json'}: num_identities = {content['num_identities']!r}: expected int")
     try:

@@ -75,8 +75,7 @@ class TextEncoder(nn.Module):
         features = input_width if self.pooled else 2 * lstm_hidden
         self.projection = projection(features, embedding_dim, own_projection)
         self.new_projection = own_projection is None
-        self.summary = summary
-        self.input_width = input_width
+        self.summary, self.input_width = summary, input_width
         self.learns_words = isinstance(language_model, WordEmbeddings)
         self.frozen = False
 
