@@ -196,10 +196,16 @@ def json_edit(file: str, *keys: str, **values):
 def tensor_edit(name: str, change):
     def edit(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
-        state[name] = change(state[name])
-        save_file(state, folder / "model.safetensors")
+        tensor = state.pop(name)
+        save_file(state | change(tensor), folder / "model.safetensors")
 
     return edit
+
+
+def halve(name: str):
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
+    )
 
 
 def weights_folder(folder: Path) -> None:
@@ -234,10 +240,23 @@ HOSTILE_MODELS = {
     "terabytes of states": (json_edit("config.json", LANGUAGE, hidden_size=10**7), "does not fit config.json"),
     "identities a float": (json_edit("config.json", num_identities=4.0), "num_identities = 4.0"),
     "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
-    "NaN": (tensor_edit("class_bias", lambda t: t * math.nan), "class_bias holds other"),
-    "infinity": (tensor_edit("class_bias", lambda t: t + math.inf), "class_bias holds other"),
-    "complex": (tensor_edit("class_bias", lambda t: t.to(torch.complex64)), "class_bias holds other"),
+    "NaN": (tensor_edit("class_bias", lambda t: {"class_bias": t * math.nan}), "class_bias holds other"),
+    "infinity": (tensor_edit("class_bias", lambda t: {"class_bias": t + math.inf}), "class_bias holds other"),
+    "complex": (tensor_edit("class_bias", lambda t: {"class_bias": t.to(torch.complex64)}), "class_bias holds other"),
+    "a tensor missing": (tensor_edit("class_bias", lambda t: {}), "model.safetensors does not fit config.json"),
     "weights no file": (weights_folder, "it has"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
+    "half a config": (halve("config.json"), "config.json"),
+    "half the weights": (halve("model.safetensors"), "model.safetensors"),
+    "half a vocabulary": (halve("tokenizer/tokenizer.json"), "tokenizer"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+    "another config": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "config.json"),
+    "other size": (json_edit("config.json", "model", embedding_dim=17), "does not fit config.json"),
+    "other words": (json_edit("config.json", language_model_config=None), "does not fit"),
+    "no size": (json_edit("config.json", "model", embedding_dim="wide"), "config.json"),
+    "unknown setting": (json_edit("config.json", "model", colour="red"), "config.json"),
+    "no architecture": (json_edit("config.json", language_model_config={"a": 1}), "config.json"),
 }  # fmt: skip
 
 
