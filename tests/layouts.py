@@ -133,14 +133,18 @@ def write_reed(
 
 
 def write_table(root: Path, rows: list[list[str]] | None = None, file: str = "captions.csv") -> Path:
-    """A CSV file with pictures p/0.png to p/5.png of 6 identities, or with the rows given. Returns the root."""
+    """A CSV or Parquet file of pictures p/0.png to p/5.png of 6 identities, or with the rows given. Returns root."""
     (root / "p").mkdir(parents=True, exist_ok=True)
     for i in range(6):
         write_picture(root / f"p/{i}.png", seed=i)
     default = [["image_path", "caption", "identity", "split"]]
     default += [[f"p/{i}.png", f"sentence {k} of {i}", str(i), SPLITS[i // 2]] for i in range(6) for k in range(2)]
+    header, *values = default if rows is None else rows
+    if file.endswith(".parquet"):
+        pq.write_table(pa.table(dict(zip(header, zip(*values, strict=True), strict=True))), root / file)
+        return root
     with (root / file).open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(default if rows is None else rows)
+        csv.writer(stream).writerows([header, *values])
     return root
 
 
@@ -302,6 +306,7 @@ LAYOUTS = {
     "flickr30k-token": ("flickr30k-token", write_flickr_token, "results_20130124.token"),
     "ufine6926": ("ufine6926", write_ufine, "annotations.json"),
     "csv": ("csv", write_table, "captions.csv"),
+    "csv parquet": ("csv", partial(write_table, file="captions.parquet"), "captions.parquet"),
     "parquet": ("parquet", write_parquet, "data/train-00000-of-00001.parquet"),
     "imagefolder": ("imagefolder", write_imagefolder, "train/metadata.jsonl"),
     "imagefolder csv": ("imagefolder", partial(write_imagefolder, file="metadata.csv"), "test/metadata.csv"),
