@@ -42,11 +42,8 @@ def test_wrong_answers_are_those_that_the_metrics_count():
     assert frame["right_rank"].is_monotonic_decreasing
     similarity = F.normalize(embeddings.texts, dim=1) @ F.normalize(embeddings.images, dim=1).T
     assert (frame["retrieved"].to_numpy() == similarity.argmax(dim=1).numpy()[frame["query"]]).all()
-
-
-def test_equal_embeddings_are_all_wrong():
-    same = Embeddings(torch.ones(4, 3), torch.ones(4, 3), torch.arange(4), torch.arange(4))
-    assert len(wrong_answers(same)) == 4
+    equal = Embeddings(torch.ones(4, 3), torch.ones(4, 3), torch.arange(4), torch.arange(4))
+    assert len(wrong_answers(equal)) == 4
 
 
 # -- pedestrians ------------------------------------------------------------------------------------------------
@@ -78,19 +75,23 @@ def test_truth_says_what_the_files_say(pedestrians):
     assert mistakes > 5
 
 
-def test_hidden_attributes_contradict_nothing(pedestrians):
-    _, _, truth = pedestrians
-    truth.seen.append({"bag": "none"})
-    truth.stated.append({"bag": ("handbag",), "shoes": ("boots",)})
-    try:
-        assert truth.contradicted(-1, -1) == ["bag"]
-    finally:
-        truth.seen.pop()
-        truth.stated.pop()
+@pytest.fixture
+def extended(pedestrians, monkeypatch):
+    """The truth with lists that a test may append to."""
+    truth = pedestrians[2]
+    monkeypatch.setattr(truth, "seen", list(truth.seen))
+    monkeypatch.setattr(truth, "stated", list(truth.stated))
+    return truth
 
 
-def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians):
-    _, split, truth = pedestrians
+def test_hidden_attributes_contradict_nothing(extended):
+    extended.seen.append({"bag": "none"})
+    extended.stated.append({"bag": ("handbag",), "shoes": ("boots",)})
+    assert extended.contradicted(-1, -1) == ["bag"]
+
+
+def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians, extended):
+    split, truth = pedestrians[1], extended
     clean = [q for q in range(len(split.captions)) if not truth.contradicted(q, split.caption_image[q])]
     untrue = [q for q in range(len(split.captions)) if len(truth.contradicted(q, split.caption_image[q])) >= 1]
     other = next(p for p in range(len(split.image_paths)) if len(truth.contradicted(clean[0], p)) > 2)
@@ -102,16 +103,11 @@ def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians):
     assert frame["kind"].tolist() == frame["expected"].tolist()
     assert frame["contradicted"].iloc[0] == truth.contradicted(clean[0], other)
     query = untrue[0]
-    truth.seen.append(
-        {name: values[0] for name, values in truth.stated[query].items()}
-    )  # a person exactly as the mistaken sentence has it
-    try:
-        row = truth.sort(pd.DataFrame([{"query": query, "retrieved": len(truth.seen) - 1}]), split).iloc[0]
-        assert row["kind"] == MISLED
-        assert row["contradicted"] == []
-        assert row["untrue"]
-    finally:
-        truth.seen.pop()
+    truth.seen.append({name: values[0] for name, values in truth.stated[query].items()})  # exactly as it is described
+    row = truth.sort(pd.DataFrame([{"query": query, "retrieved": len(truth.seen) - 1}]), split).iloc[0]
+    assert row["kind"] == MISLED
+    assert row["contradicted"] == []
+    assert row["untrue"]
 
 
 def test_confusions_of_random_answers_are_at_chance(pedestrians):

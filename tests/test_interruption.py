@@ -33,10 +33,7 @@ def test_held_signal_waits_and_the_second_interrupt_does_not():
         assert signals.number == signal.SIGTERM
         with pytest.raises(Interrupted):
             send(signal.SIGINT)
-
-
-def test_several_processes_hold_what_their_launcher_passes_on():
-    with interruptible(several=True) as signals:
+    with interruptible(several=True) as signals:  # several processes hold what their launcher passes on
         signals.held = True
         send(signal.SIGINT)
         send(signal.SIGINT)

@@ -65,15 +65,12 @@ def test_table_of_variants_is_mean_and_half_interval_in_percent():
     assert notebook.percents(table, {"rank": "rank-1"}).data["rank-1"].tolist() == ["20.0 ± 127.1", "50.0"]
 
 
-def test_games_are_named_apart():
-    assert notebook.game(LossConfig(adversarial_weight=0)) == "no adversary"
-    assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
-
-
-def test_one_of_each_kind_of_answer():
+def test_one_of_each_kind_of_answer_and_names_of_games():
     ranks = np.array([3.0, 1.0, 40.0, np.nan])
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
+    assert notebook.game(LossConfig(adversarial_weight=0)) == "no adversary"
+    assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +84,8 @@ def people(tmp_path_factory):
 def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it(people):
     split = load_dataset("pedestrians", people).split("test")
     n, m = len(split.image_paths), len(split.captions)
-    images = torch.ones(n, 2)  # all pictures alike: the right one is last
-    embeddings = Embeddings(
-        images, torch.ones(m, 2), torch.tensor(split.image_labels), torch.tensor(split.caption_labels)
-    )
+    labels = torch.tensor(split.image_labels), torch.tensor(split.caption_labels)
+    embeddings = Embeddings(torch.ones(n, 2), torch.ones(m, 2), *labels)  # all pictures alike: the right one is last
     figure = notebook.ranked(split, embeddings, [0])
     titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]
     wrong = int((split.image_labels != split.caption_labels[0]).sum())
@@ -101,9 +96,8 @@ def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it
 def test_variations_keep_people_and_pictures(people):
     assert variations.with_noise(people, 1) == people
     clean = variations.with_noise(people, 0)
-    assert all(
-        not c["wrong"] for i in json.loads((clean / "attributes.json").read_text())["images"] for c in i["captions"]
-    )
+    images = json.loads((clean / "attributes.json").read_text())["images"]
+    assert not any(caption["wrong"] for image in images for caption in image["captions"])
     names = [sorted(p.name for p in (root / "imgs").rglob("*.*")) for root in (people, clean)]
     assert names[0] == names[1]
     fewer = load_dataset("pedestrians", variations.with_fewer(people, 2))

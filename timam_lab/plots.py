@@ -46,6 +46,18 @@ def _legend(figure: Figure, axis: Axes, where: Any, columns: int = 1) -> None:
     figure.legend(handles, labels, loc=where, ncols=columns, fontsize=9, frameon=False)
 
 
+def _legend_at(axis: Axes, where: Any, height: float, columns: int = 1) -> None:
+    """A legend above (height 1) or below (height < 0) one axis."""
+    axis.legend(fontsize=9, frameon=False, loc=where, bbox_to_anchor=(0.5, height), ncols=columns)
+
+
+def _over_epochs(axes: Iterable[Any], columns: int = 1) -> None:
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        _legend_at(axis, "upper center", -0.16, columns)
+
+
 def _percent_interval(values: pd.Series) -> tuple[float, list[list[float]] | None]:
     """Mean in percent and the error bar of its 95 % interval over seeds; no bar for one seed."""
     mean, low, high = (100 * v for v in mean_interval(values.to_numpy()))
@@ -123,15 +135,13 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
     figure, axes = _panels(1, 3, 14, 4.6)
     losses, scores, accuracy = axes[0]
     epochs = history["epoch"]
-    labels = (
-        {"total": "weighted total"} | {term.name: term.label for term in TERMS} | {"discriminator": "discriminator"}
-    )
+    labels = {"total": "weighted total", **{term.name: term.label for term in TERMS}, "discriminator": "discriminator"}
     for column, colour, marker in _styles(labels):
         losses.plot(epochs, history[column], marker=marker, markersize=4, color=colour, label=labels[column])
     losses.set(title="Training losses", ylabel="nats (log scale)", yscale="log")
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
-        scores.plot(epochs, history[f"val_{direction}_rank_1"], marker=marker, markersize=4, color=colour,
-                    label=readable(direction))  # fmt: skip
+        values, label = history[f"val_{direction}_rank_1"], readable(direction)
+        scores.plot(epochs, values, marker=marker, markersize=4, color=colour, label=label)
     scores.axhline(chance, color="grey", linestyle=":", label="chance, text to image")
     scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
     scores.set(title="Validation rank-1", ylabel="fraction of queries")
@@ -143,9 +153,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Fi
     for axis in axes[0]:
         if 0 < len(unfrozen) < len(history):
             axis.axvspan(unfrozen.min() - 0.5, unfrozen.max(), alpha=0.08, color="black", label="language model trains")
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    _over_epochs(axes[0], 2)
     return figure
 
 
@@ -214,7 +222,7 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
     axis.set(xlabel=label)
     axis.set_yticks(rows, [f"{r.variant}\ncompared with: {r.baseline}" for r in frame.itertuples()], fontsize=9)
     axis.set_ylim(len(frame) - 0.4, -0.6)
-    axis.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _legend_at(axis, "lower center", 1.0, 2)
     return figure
 
 
@@ -226,9 +234,8 @@ def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, 
         costs: column -> label of its axis; a panel each.
         metrics: column -> title; a row of panels each.
     """
-    figure, axes = _panels(
-        len(metrics), len(costs), 3.6 * len(costs) + 1.8, 2.9 * len(metrics), sharey="row", sharex="col"
-    )
+    width, height = 3.6 * len(costs) + 1.8, 2.9 * len(metrics)
+    figure, axes = _panels(len(metrics), len(costs), width, height, sharey="row", sharex="col")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
         for axis, (cost, label) in zip(row, costs.items(), strict=True):
             for variant, colour, marker in _styles(frame["variant"]):
@@ -374,10 +381,7 @@ def gap_over_training(histories: dict[str, pd.DataFrame]) -> Figure:
     told.set(title="accuracy at telling the modalities apart", ylim=(-0.03, 1.03))
     distance.set(title="distance of the centroids", ylim=(0, None))
     score.set(title="validation rank-1, percent", ylim=(0, None))
-    for axis in axes[0]:
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    _over_epochs(axes[0])
     return figure
 
 
@@ -414,7 +418,7 @@ def confusions(frame: pd.DataFrame) -> Figure:
     axis.set_yticks(rows, [f"{readable(name)} ({count} sentences)" for name, count in names])
     axis.set(xlabel="percent of pictures that contradict what the sentence states", xlim=(-2, 102))
     axis.set_ylim(len(frame) - 0.5, -0.5)
-    axis.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _legend_at(axis, "lower center", 1.0, 2)
     return figure
 
 

@@ -259,9 +259,8 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
     Raises:
         StudyError: runs of one data set with different data, data that has changed since, or a damaged run.
     """
-    frame = pd.DataFrame([
-        {"variant": e.variant, **_row(e.run(runs), e.config)} for e in experiments if e.run(runs).finished
-    ])  # fmt: skip
+    finished = [e for e in experiments if e.run(runs).finished]
+    frame = pd.DataFrame([{"variant": e.variant, **_row(e.run(runs), e.config)} for e in finished])
     for root, part in frame.groupby("root") if len(frame) else ():
         data = next(e.config.data for e in experiments if e.config.data.root == root)
         now = load_dataset(data.dataset, data.root, columns=data.renamed).fingerprint()
@@ -307,9 +306,8 @@ def hits(
     for experiment in sorted(experiments, key=lambda e: e.config.train.seed):
         run = experiment.run(runs)
         each = per_query(run.test_embeddings(), direction)
-        if identities is None:
-            identities = each["identity"]
-        elif not np.array_equal(identities, each["identity"]):
+        identities = each["identity"] if identities is None else identities
+        if not np.array_equal(identities, each["identity"]):
             raise StudyError(f"{run.folder}: its queries are not those of the other runs")
         right[experiment.variant].append((each["rank"] <= k).astype(float))
     if identities is None:

@@ -68,19 +68,15 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.known | given:
-                    self._hold(storage)
+                    self._count(storage._cdata, storage.nbytes())
+                    weakref.finalize(storage, self._count, storage._cdata, -storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.known.add(key)
+    def _count(self, key: int, size: int) -> None:
+        """A storage has come (size > 0) or gone."""
+        self.known ^= {key}
         self.now += size
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def machine(device: torch.device, size: int = 2048) -> dict[str, float]:
