@@ -1,15 +1,19 @@
 """What the notebooks share: folders, configs, sentences from comparisons, ranked answers, tables of results."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from layouts import TINY_SETTINGS, write_person_search
 
-from timam.config import PRESETS, LossConfig
+from timam.config import PRESETS, LossConfig, override
 from timam.data import load_dataset
-from timam.evaluation import Embeddings
+from timam.evaluation import Embeddings, evaluate_model
+from timam.run import Run
+from timam.training import fit
 from timam_lab import notebook, panel, results, statistics, variations
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
@@ -134,3 +138,29 @@ def test_published_results_and_ours_have_the_same_columns():
     assert theirs.loc["CMPM+CMPC", results.CLASS_LEVEL[0]] == 64.3
     assert results.ours("flickr30k", frame).empty
     assert results.published("csv").empty
+    sources = results.published("rstp-reid").set_index("method")["source"]
+    assert sources["SSAN"] == "published (IRRA's README)"
+    assert set(theirs["source"]) == {"published"}
+    assert not pd.read_csv(results.PUBLISHED).duplicated(["dataset", "method", "metric"]).any()
+
+
+def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
+    other = write_person_search(tmp_path / "other")
+    common = ["epochs=1", "max_steps=1", *TINY_SETTINGS]
+    for name, data, root in (("a", "cuhk-pedes", other), ("b", "pedestrians", people), ("c", "pedestrians", people)):
+        settings = [*common, f"dataset={data}", f"root={root}", f"seed={int(name == 'c')}"]
+        fit(override(PRESETS["smoke"], settings), tmp_path / "runs" / name, progress=False)
+    frame = results.finished_runs(tmp_path / "runs")
+    matrix = results.transfer(frame, tmp_path / "runs")
+    assert (list(matrix.index), list(matrix.columns)) == (["a", "b"], ["pedestrians", "cuhk-pedes"])
+    for run, data in (("a", "cuhk-pedes"), ("b", "pedestrians")):  # on its own data: what the run says itself
+        tested = frame.set_index("run").loc[run, "text_to_image rank_1"]
+        assert matrix.loc[run, data] == pytest.approx(100 * tested)
+    crossed = evaluate_model(Run(tmp_path / "runs/a").best_model(), load_dataset("pedestrians", people))
+    assert matrix.loc["a", "pedestrians"] == pytest.approx(100 * crossed["text_to_image"]["rank_1"])
+    shutil.rmtree(other)
+    Run(tmp_path / "runs/b").remove_checkpoints()
+    matrix = results.transfer(frame, tmp_path / "runs")
+    assert (list(matrix.index), list(matrix.columns)) == (["a"], ["pedestrians"])
+    assert results.transfer(pd.DataFrame(), tmp_path / "runs").empty

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pandas as pd
 
 from timam import config as configs
 from timam.config import Config
-from timam.data import DATASETS
-from timam.evaluation import DIRECTIONS
+from timam.data import DATASETS, load_dataset
+from timam.evaluation import DIRECTIONS, evaluate_model
+from timam.models import TIMAM
+from timam.models.weights import pair_settings
 from timam.run import Run
 from timam_lab.statistics import mean_interval
 
@@ -59,10 +63,12 @@ def finished_runs(runs: Path) -> pd.DataFrame:
 
 def published(dataset: str) -> pd.DataFrame:
     """The published results of a data set: method, source, and `columns` in percent. Empty if there are none."""
-    every = pd.read_csv(PUBLISHED)
+    every = pd.read_csv(PUBLISHED, keep_default_na=False)  # source: where the number was read, if known
     theirs = every[every["dataset"] == dataset]
-    table = theirs.pivot_table(index="method", columns="metric", values="percent", aggfunc="first", sort=False)
-    return table.reindex(columns=columns(dataset)).astype(object).reset_index().assign(source="published")
+    theirs = theirs.assign(source=["published" + (f" ({where})" if where else "") for where in theirs["source"]])
+    index = ["method", "source"]
+    table = theirs.pivot_table(index=index, columns="metric", values="percent", aggfunc="first", sort=False)
+    return table.reindex(columns=columns(dataset)).astype(object).reset_index()
 
 
 def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,3 +89,35 @@ def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
             row[metric] = f"{100 * mean:.1f}{interval}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) -> pd.DataFrame:
+    """Text-to-image rank-1 of each model on the test split of each data set, in percent.
+
+    Args:
+        frame: of `finished_runs` in the folder `runs`. Of runs that differ in the seed alone the first is taken. The
+            data sets are those that these runs were trained on, where their folders are still there.
+        pretrained: CLIP or SigLIP checkpoints, which are measured as they are.
+
+    Returns:
+        A row for each run that still has its model and for each checkpoint; a column for each data set.
+    """
+    found = [Run(runs / name) for name in frame["run"]] if len(frame) else []
+    roots = {run.config().data.dataset: run.config().data for run in reversed(found)}
+    data = {
+        name: load_dataset(name, settings.root, ("test",), settings.renamed)
+        for name, settings in roots.items()
+        if Path(settings.root).exists()
+    }
+    models: dict[str, Callable[[], TIMAM]] = {
+        name: partial(TIMAM.pretrained, pair_settings(name), 1, []) for name in pretrained
+    }
+    for name in frame.drop_duplicates(["preset", "changed", "data"])["run"] if len(frame) else ():
+        if Run(runs / name).best.is_dir():
+            models[name] = Run(runs / name).best_model
+    rows = {}
+    for name, load in models.items():
+        model = load()
+        scores = {to: evaluate_model(model, other)["text_to_image"]["rank_1"] for to, other in data.items()}
+        rows[name] = {to: 100 * score for to, score in scores.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(data))
