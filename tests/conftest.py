@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import
 
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -54,6 +55,16 @@ def tiny_language_model(vocabulary_size: int, dropout: float = 0.1) -> transform
         max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     return transformers.BertModel(config, add_pooling_layer=False)
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture

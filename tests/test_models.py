@@ -51,18 +51,6 @@ def test_every_backbone_of_torchvision_gives_features(name):
     assert not [m for m in backbone.modules() if getattr(m, "out_features", 0) == 1000]
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("squeezenet1_1", 512), ("convnext_tiny", 768)])
-def test_features_of_a_rectangular_picture(name, width):
-    encoder = ImageEncoder(load_backbone(name, "none"), 96, 64, 16).eval()
-    with torch.no_grad():
-        features = encoder.features(torch.randn(2, 3, 96, 64))
-    assert features.shape == (2, width)
-    assert torch.isfinite(features).all()
-    assert encoder.projection.in_features == width
-    head = getattr(encoder.backbone, "fc" if name == "resnet18" else "classifier")
-    assert not [m for m in head.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-
-
 def test_resnet_features_by_hand():
     encoder = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 7).eval()
     x, b = torch.randn(2, 3, 64, 32), encoder.backbone

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import word_piece_tokenizer
+from conftest import Trap, word_piece_tokenizer
 from hub import Repository, pretend_online, running_hub
 from layouts import write_person_search
 from safetensors.torch import save_file
@@ -129,58 +129,35 @@ def test_a_pair_as_it_is_gives_transformers_own_embeddings(checkpoints, kind):
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_image_features_are_the_towers_own_pooling(checkpoints, kind):
-    _, own = checkpoints(kind)
-    tower = load_backbone(str(checkpoints(kind)[0]), "IMAGENET1K_V1").eval()
-    with torch.no_grad():
-        outputs = getattr(own, "vision_model", own)(pixel_values=own_pixels(kind))
-        pooled = outputs.pooler_output if kind in PAIRS else outputs.last_hidden_state[:, 0]
-        torch.testing.assert_close(tower(normalize(PIXELS)), pooled, **CLOSE)
+def test_an_image_tower_is_transformers_own_at_its_size_and_interpolated_to_another(checkpoints, kind):
+    folder, own = checkpoints(kind)
+    own = getattr(own, "vision_model", own)
+    tower, random = (load_backbone(str(folder), weights).eval() for weights in ("IMAGENET1K_V1", "none"))
+    interpolate = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    larger = torch.cat([PIXELS, PIXELS[:, :, :16]], dim=2)  # 48x32 pixels of 8x8 patches: the grid of 4x4 becomes 6x4
+    for pixels, options in ((PIXELS, {}), (larger, interpolate)):
+        with torch.no_grad():
+            outputs = own(pixel_values=own_pixels(kind, pixels), **options)
+            pooled = outputs.pooler_output if kind in PAIRS else outputs.last_hidden_state[:, 0]
+            torch.testing.assert_close(tower(normalize(pixels)), pooled, **CLOSE)
+            assert not torch.allclose(random(normalize(pixels)), pooled, atol=0.1)
 
 
 def test_pixel_statistics_of_the_checkpoint_count(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints("vit")[0], tmp_path / "vit")
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]})
-    )
-    tower = load_backbone(str(folder), "IMAGENET1K_V1").eval()
+
+    def load(std):
+        content = {"image_mean": [0.1, 0.2, 0.3], "image_std": std}
+        (folder / "preprocessor_config.json").write_text(json.dumps(content))
+        return load_backbone(str(folder), "IMAGENET1K_V1").eval()
+
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     with torch.no_grad():
         expected = checkpoints("vit")[1](pixel_values=(PIXELS / 255 - mean) / std).last_hidden_state[:, 0]
-        torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
-
-
-@pytest.mark.parametrize("std", [[1, 0, 1], [1, 1], ["a", "b", "c"]])
-def test_pixel_statistics_that_cannot_be_are_refused(checkpoints, tmp_path, std):
-    folder = shutil.copytree(checkpoints("vit")[0], tmp_path / "vit")
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": std}))
-    with pytest.raises(WeightsError, match="could not load the backbone"):
-        load_backbone(str(folder), "none")
-
-
-@pytest.mark.parametrize("kind", IMAGES)
-def test_position_embeddings_are_interpolated_to_another_size(checkpoints, kind, monkeypatch):
-    # 48x32 pixels of 8x8 patches: the square grid of 4x4 becomes 6x4 by bicubic interpolation, the class token stays.
-    tower, seen = load_backbone(str(checkpoints(kind)[0]), "IMAGENET1K_V1").eval(), []
-    embeddings = tower.model.embeddings
-    original = type(embeddings).interpolate_pos_encoding
-
-    def spy(self, *arguments):
-        seen.append(original(self, *arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(type(embeddings), "interpolate_pos_encoding", spy)
-    with torch.no_grad():
-        assert tower(torch.randn(2, 3, 48, 32)).shape == (2, 16)
-        tower(torch.randn(2, 3, 32, 32))
-    table = next(p for n, p in embeddings.named_parameters() if "position" in n).view(1, -1, 16)
-    first = table.shape[1] - 16
-    grid = table[:, first:].view(1, 4, 4, 16).permute(0, 3, 1, 2)
-    antialias = kind == "dinov2_with_registers"  # as published, for the one architecture
-    larger = F.interpolate(grid, size=(6, 4), mode="bicubic", align_corners=False, antialias=antialias)
-    larger = larger.permute(0, 2, 3, 1).view(1, 24, 16)
-    torch.testing.assert_close(seen[0].view(1, -1, 16)[:, first:], larger)
-    assert torch.equal(seen[1].view(1, -1, 16), table)  # at the native size: exactly
+        torch.testing.assert_close(load([1, 2, 3])(normalize(PIXELS)), expected, **CLOSE)
+    for impossible in ([1, 0, 1], [1, 1], ["a", "b", "c"]):
+        with pytest.raises(WeightsError, match="could not load the backbone"):
+            load(impossible)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -291,30 +268,25 @@ def test_a_tower_that_was_saved_alone(checkpoints, tmp_path):
     assert torch.equal(words.embeddings.token_embedding.weight, own.text_model.embeddings.token_embedding.weight)
 
 
-@pytest.mark.parametrize("kind", IMAGES)
-def test_random_weights_only_on_request(checkpoints, kind):
-    folder, _ = checkpoints(kind)
-    random, trained = load_backbone(str(folder), "none"), load_backbone(str(folder), "IMAGENET1K_V1")
-    tables = [next(p for n, p in t.named_parameters() if "patch" in n and p.ndim == 4) for t in (random, trained)]
-    assert tables[0].shape == tables[1].shape
-    assert not torch.equal(*tables)
-
-
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("setting", "kind", "message"),
+    ("load", "kind", "message"),
     [
-        ("backbone", "bert", "model.backbone = .*a model of the type bert.*clip_vision_model.*dinov2"),
-        ("language_model", "vit", "model.language_model = .*the type vit, which reads no text"),
-        ("language_model", "bart", "model.language_model = .*has a decoder"),
+        (load_backbone, "bert", "model.backbone = .*a model of the type bert.*clip_vision_model.*dinov2"),
+        (load_language_model, "vit", "model.language_model = .*the type vit, which reads no text"),
+        (load_language_model, "bart", "model.language_model = .*has a decoder"),
+        (load_backbone, "/nowhere/clip", "no such folder"),
+        (load_backbone, "~/clip", "no such folder"),
+        (load_backbone, "runs/mine/clip", "no such folder"),
     ],
 )
-def test_another_kind_is_refused_before_its_weights_are_read(checkpoints, tmp_path, setting, kind, message):
-    folder = shutil.copytree(checkpoints(kind)[0], tmp_path / "checkpoint")
-    (folder / "model.safetensors").unlink()
-    load = load_backbone if setting == "backbone" else load_language_model
+def test_another_kind_is_refused_before_its_weights_are_read(checkpoints, tmp_path, load, kind, message):
+    folder = kind
+    if kind in MODELS:
+        folder = shutil.copytree(checkpoints(kind)[0], tmp_path / "checkpoint")
+        (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=message):
         load(str(folder), "IMAGENET1K_V1")
 
@@ -322,9 +294,7 @@ def test_another_kind_is_refused_before_its_weights_are_read(checkpoints, tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": "clip", "projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16: .* gives 12"),
         ({"image": "vit", "text": "bert", "projection": "pretrained"}, "neither encoder has a projection"),
-        ({"text": "clip", "max_tokens": 21}, "max_tokens = 21: .* reads at most 20"),
         ({"text": "roberta", "max_tokens": 20}, "max_tokens = 20: .* reads at most 19"),  # counts from behind id 0
         ({"text": "mpnet", "max_tokens": 20}, "max_tokens = 20: .* reads at most 18"),  # from behind id 1
     ],
@@ -334,35 +304,14 @@ def test_parts_that_do_not_fit_are_refused_by_name(checkpoints, fields, message)
         TIMAM.pretrained(settings(checkpoints, **fields), 3, CAPTIONS * 2)
 
 
-def test_a_language_model_whose_tensors_share_memory_is_refused_before_training(checkpoints, monkeypatch):
-    monkeypatch.setattr(towers, "from_config", lambda config: shared(transformers.BertModel(config)))
-
-    def shared(model):
-        model.pooler = None
-        model.encoder.layer[1].attention.self.query.weight = model.encoder.layer[0].attention.self.query.weight
-        return model
-
-    with pytest.raises(ValueError, match="share memory, so it cannot be saved"):
-        load_language_model(str(checkpoints("bert")[0]), False)
-
-
-def test_a_language_model_that_reads_its_padding_is_refused(checkpoints):
+def test_a_language_model_that_cannot_be_saved_or_reads_its_padding_is_refused(checkpoints, monkeypatch):
     with pytest.raises(ValueError, match=r"fnet.*reads its padding"):
         load_language_model(str(checkpoints("fnet")[0]), True)
-
-
-def test_a_checkpoint_without_some_weights_is_refused(checkpoints, tmp_path):
-    folder = shutil.copytree(checkpoints("dinov2")[0], tmp_path / "dinov2")
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, "num_hidden_layers": 3}))
-    with pytest.raises(WeightsError, match=r"dinov2.*lacks"):
-        load_backbone(str(folder), "IMAGENET1K_V1")
-
-
-@pytest.mark.parametrize("name", ["/nowhere/clip", "~/clip", "runs/mine/clip"])
-def test_a_path_that_is_no_folder(name):
-    with pytest.raises(ValueError, match="no such folder"):
-        load_backbone(name, "IMAGENET1K_V1")
+    model = MODELS["bert"]()
+    model.encoder.layer[1].attention.self.query.weight = model.encoder.layer[0].attention.self.query.weight
+    monkeypatch.setattr(towers, "from_config", lambda config: model)
+    with pytest.raises(ValueError, match="share memory, so it cannot be saved"):
+        load_language_model(str(checkpoints("bert")[0]), False)
 
 
 @pytest.fixture
@@ -391,8 +340,8 @@ def test_a_pair_from_the_hub_is_the_one_of_a_folder(checkpoints, hub):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16"),
-        ({"max_tokens": 21}, "max_tokens = 21"),
+        ({"projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16: .* gives 12"),
+        ({"max_tokens": 21}, "max_tokens = 21: .* reads at most 20"),
         ({"backbone": "resnet19"}, "model.backbone = 'resnet19'"),
     ],
 )
@@ -432,14 +381,6 @@ def test_local_weights_of_a_tower(checkpoints, tmp_path):
     save_file({f"vit.{k}": 2 * v for k, v in own.state_dict().items()}, tmp_path / "w.safetensors")
     tower = load_backbone(str(folder), str(tmp_path / "w.safetensors"))
     assert torch.equal(tower.model.layernorm.weight, 2 * own.layernorm.weight)
-
-
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return type(self.path).touch, (self.path,)
 
 
 def test_local_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path):
