@@ -12,7 +12,7 @@ from timam.files import read_json
 
 
 def parse_person_search(root: Path, files: list[str], path_key: str = "file_path") -> Parsed:
-    """CUHK-PEDES, ICFG-PEDES, RSTPReid: a list of {split, captions, file_path or img_path, id}.
+    """CUHK-PEDES, ICFG-PEDES, RSTPReid, UFine6926: a list of {split, captions, file_path or img_path, id}.
 
     caption_all.json of CUHK-PEDES has no splits; they are read from the files beside it.
     """
@@ -30,14 +30,6 @@ def parse_person_search(root: Path, files: list[str], path_key: str = "file_path
                 raise ValueError(f"neither {show.repr(path)} nor id {identity} stands in a split file")
             parsed.records.append(Record(path, captions, identity, split, source))
     return parsed
-
-
-def parse_one_person_search(root: Path) -> Parsed:
-    """As `parse_person_search`, for a data set that does not name its annotation file: the one .json in ROOT."""
-    files = sorted(f.name for f in root.glob("*.json"))
-    if len(files) > 1:
-        return Parsed(files[0], problems=[f"{root}: expected one annotation file *.json; found {', '.join(files)}"])
-    return parse_person_search(root, files or ["*.json"])
 
 
 def _split_files(root: Path, parsed: Parsed) -> dict[Any, str]:

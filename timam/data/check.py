@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from timam.data.datasets import DATASETS, PROTOCOLS, read_dataset
+from timam.data.datasets import DATASETS, PROTOCOLS, Counts, read_dataset
 from timam.data.records import SPLITS, Dataset, Record, plain, show
 from timam.embedded import container, open_picture
 from timam.images import find_unreadable
@@ -49,11 +49,14 @@ def check_dataset(
     paths = [dataset.image_root / r.image for r in dataset.records]
     present = [p for p in paths if container(p).is_file()]
     problems += find_unreadable(present, progress and len(present) > 1000)
-    warnings = [*dataset.warnings, *_known_versions(name, splits), *_partial_download(dataset)]
-    warnings += [*_duplicates(dataset), *_long_captions(dataset, max_words), *_shared_captions(dataset)]
-    warnings += _lost_identities(dataset)
-    published = {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in DATASETS[name].published.items()}
-    notes = [*dataset.notes, *_other_counts(splits, published)]
+    spec = DATASETS[name]
+    known = [message for message, counts in spec.versions.items() if not _differing(splits, counts)]
+    warnings = [*dataset.warnings, *(f"not the published version: {message}" for message in known)]
+    warnings += [*_partial_download(dataset), *_duplicates(dataset), *_long_captions(dataset, max_words)]
+    warnings += [*_shared_captions(dataset), *_lost_identities(dataset)]
+    notes = list(dataset.notes)
+    if splits and (differing := _differing(splits, spec.published)):
+        notes.append(f"a part or another version of the benchmark: {', '.join(differing)}")
     for split, found in splits.items():
         if split != "train" and (n := found["identities"]) < FEW:
             line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
@@ -64,7 +67,7 @@ def check_dataset(
         "root": str(root),
         "protocol": f"{dataset.kind}: {PROTOCOLS[dataset.kind]}{folds}",
         "splits": splits,
-        "published": published,
+        "published": {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in spec.published.items()},
         "problems": [plain(p) for p in problems],
         "warnings": [plain(w) for w in warnings],
         "notes": notes,
@@ -104,26 +107,11 @@ def _statistics(dataset: Dataset, name: str) -> dict[str, Any]:
     }
 
 
-def _known_versions(name: str, splits: dict[str, dict[str, Any]]) -> list[str]:
-    return [
-        f"not the published version: {message}"
-        for message, version in DATASETS[name].versions.items()
-        if all(
-            known in (None, _sum(splits, key, what))
-            for key, counts in version.items()
-            for what, known in zip(_COUNTS, counts, strict=True)
-        )
-    ]
-
-
-def _other_counts(splits: dict[str, dict[str, Any]], published: dict[str, dict[str, int | None]]) -> list[str]:
-    differing = [
-        f"{found:,} {what} in {key}, published {known:,}"
-        for key, counts in published.items()
-        for what, known in counts.items()
-        if splits and known is not None and (found := _sum(splits, key, what)) != known
-    ]
-    return [f"a part or another version of the benchmark: {', '.join(differing)}"] if differing else []
+def _differing(splits: dict[str, dict[str, Any]], counts: dict[str, Counts]) -> list[str]:
+    """The counts that are not the published ones, as text."""
+    pairs = [(key, what, n) for key, known in counts.items() for what, n in zip(_COUNTS, known, strict=True)]
+    found = [(_sum(splits, key, what), what, key, n) for key, what, n in pairs if n is not None]
+    return [f"{mine:,} {what} in {key}, published {n:,}" for mine, what, key, n in found if mine != n]
 
 
 def _partial_download(dataset: Dataset) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from timam.data.annotations import parse_karpathy, parse_one_person_search, parse_person_search, parse_reed
+from timam.data.annotations import parse_karpathy, parse_person_search, parse_reed
 from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_sidecar, parse_webdataset
 from timam.data.parsing import Parsed, by_hash
 from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
@@ -28,7 +28,7 @@ PROTOCOLS = {
 _PARSERS: dict[str, Callable[..., Parsed]] = {
     f.__name__.removeprefix("parse_"): f
     for f in (
-        parse_person_search, parse_one_person_search, parse_karpathy, parse_reed, parse_coco_captions,
+        parse_person_search, parse_karpathy, parse_reed, parse_coco_captions,
         parse_flickr_token, parse_sidecar, parse_webdataset, parse_table, parse_parquet, parse_imagefolder,
     )
 }  # fmt: skip

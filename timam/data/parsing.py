@@ -66,12 +66,13 @@ def read_lines(path: Path, errors: str = "strict") -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8-sig", errors=errors).split("\n")]
 
 
-def read_records(root: Path, files: Iterable[str], key: str | None = None) -> tuple[Parsed, list[Any]]:
-    """The list in the first of the files that exists; with `key`, the list under that key of the file's object."""
-    files = list(files)
-    file = next((f for f in files if (root / f).exists()), files[0])
+def read_records(root: Path, patterns: list[str], key: str | None = None) -> tuple[Parsed, list[Any]]:
+    """The list in the first file that exists, the only one of its pattern; with `key`, it is in the file's object."""
+    file, *others = next(filter(None, (sorted(f.name for f in root.glob(p)) for p in patterns)), patterns[:1])
     parsed = Parsed(file)
     with parsed.naming(root / file):
+        if others:
+            raise ValueError(f"expected one annotation file {patterns[0]}; found {', '.join([file, *others])}")
         content = read_json(root / file)
         return parsed, value(content, key, list) if key else expect(content, list)
     return parsed, []
