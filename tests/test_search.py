@@ -58,28 +58,25 @@ def test_exact_search_agrees_with_brute_force_over_many_blocks(k, monkeypatch):
     np.testing.assert_allclose(np.take_along_axis(queries @ embeddings.T, rows, axis=1), expected, atol=1e-6)
 
 
-def test_more_answers_than_pictures_are_all_pictures():
-    scores, rows = Gallery(points(3), list("abc")).search(points(2, seed=1), 10)
-    assert scores.shape == rows.shape == (2, 3)
-
-
 def test_equal_similarities_come_in_the_order_of_the_paths():
-    _, rows = Gallery(np.repeat(points(1), 5, axis=0), list("abcde")).search(points(1, seed=1), 5)
-    assert rows.tolist() == [[0, 1, 2, 3, 4]]
+    scores, rows = Gallery(np.repeat(points(1), 5, axis=0), list("abcde")).search(points(1, seed=1), 10)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]]  # no more answers than pictures
+    assert scores.shape == (1, 5)
 
 
-@pytest.mark.parametrize(
-    ("queries", "options", "message"),
-    [
+def test_wrong_arguments_are_refused(model, album):
+    gallery = Gallery(points(3), list("abc"))
+    for queries, options, message in [
         (points(1, 8), {}, r"queries \(1, 8\): expected finite \(Q, 16\)"),
         (np.full((1, 16), np.nan, np.float32), {}, "finite"),
         (points(1), {"k": 0}, "k = 0"),
         (points(1), {"exact": False}, "add_index"),
-    ],
-)
-def test_wrong_queries_are_refused(queries, options, message):
-    with pytest.raises(ValueError, match=message):
-        Gallery(points(3), list("abc")).search(queries, **options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gallery.search(queries, **options)
+    for engine, message in (("spark", "engine = 'spark'"), ("ray", "shards = None")):
+        with pytest.raises(ValueError, match=message):
+            Gallery.build(model, album, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +93,15 @@ def test_index_finds_nearly_all_and_scores_exactly(clustered):
     queries = points(200, seed=2)
     assert clustered.recall(queries) >= 0.95
     scores, rows = clustered.search(queries, 10)
-    np.testing.assert_allclose(
-        scores, np.einsum("qd,qkd->qk", queries, clustered.embeddings[rows]), atol=1e-6
-    )  # not the 8-bit approximation
+    exact = np.einsum("qd,qkd->qk", queries, clustered.embeddings[rows])
+    np.testing.assert_allclose(scores, exact, atol=1e-6)  # not the 8-bit approximation
 
 
 def test_index_looks_into_as_many_lists_as_the_wanted_recall_takes():
     """Points without any groups are the hardest to index: a fixed number of lists finds few of the neighbours."""
     pytest.importorskip("faiss")
-    gallery, queries, others = (
-        Gallery(points(4000), [str(i) for i in range(4000)]),
-        points(100, seed=5),
-        points(100, seed=6),
-    )
+    gallery = Gallery(points(4000), [str(i) for i in range(4000)])
+    queries, others = points(100, seed=5), points(100, seed=6)
     gallery.add_index(recall=0, probes=2)
     assert gallery.recall(others) < 0.5
     gallery.add_index(queries, recall=0.9, probes=2)
@@ -140,22 +133,18 @@ def test_build_encodes_as_the_model_does(model, album):
 
 def test_update_encodes_only_what_is_new_or_changed(model, album):
     gallery = Gallery.build(model, album)
-    assert gallery.update(model).encoded == 0
+    assert Gallery.build(model, album, gallery).encoded == 0
     (album / "1.png").unlink()
     write_picture(album / "2.png", seed=20)
     os.utime(album / "2.png", ns=(1, 1))
     write_picture(album / "5.png", seed=5)
-    updated = gallery.update(model)
+    updated = Gallery.build(model, album, gallery)
     assert updated.encoded == 2
     assert updated.paths == ["0.png", "2.png", "3.png", "5.png", "deep/4.jpg"]
     np.testing.assert_allclose(updated.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
-
-
-def test_update_by_another_model_encodes_everything(model, album):
-    gallery = Gallery.build(model, album)
     with torch.no_grad():
         model.image_encoder.projection.weight.mul_(1.1)
-    assert gallery.update(model).encoded == 5
+    assert Gallery.build(model, album, updated).encoded == 5  # another model
 
 
 def test_unreadable_pictures_are_named_and_passed_over(model, album):
@@ -165,7 +154,7 @@ def test_unreadable_pictures_are_named_and_passed_over(model, album):
     assert len(gallery) == 5
     assert len(gallery.problems) == 1
     assert "broken.jpg" in gallery.problems[0]
-    assert gallery.update(model).problems == gallery.problems  # said again, not forgotten
+    assert Gallery.build(model, album, gallery).problems == gallery.problems  # said again, not forgotten
 
 
 def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model, album):
@@ -177,7 +166,7 @@ def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model
     for name, swapped in zip(("a.bmp", "b.bmp"), reversed(content), strict=True):
         (album / name).write_bytes(swapped)
         os.utime(album / name, ns=(1, 1))
-    updated = gallery.update(model)
+    updated = Gallery.build(model, album, gallery)
     assert updated.encoded == 2
     rows = [gallery.paths.index(name) for name in ("a.bmp", "b.bmp")]
     np.testing.assert_allclose(updated.embeddings[rows], gallery.embeddings[rows[::-1]], atol=1e-6)
@@ -211,16 +200,13 @@ def test_linked_folders_and_every_suffix_are_searched(model, album, tmp_path):
     assert found == ["linked/5.tif", "linked/6.TIFF", "linked/7.jpe", "linked/8.jfif"]
 
 
-def test_where_no_picture_can_be_read_the_reasons_are_named(model, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(FileNotFoundError, match=r"no readable pictures[\s\S]*a\.jpg: not a readable picture"):
-        Gallery.build(model, tmp_path)
-
-
-def test_folder_without_pictures_is_an_error(model, tmp_path):
+def test_folder_without_readable_pictures_is_an_error(model, tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=str(folder)):
             Gallery.build(model, folder)
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(FileNotFoundError, match=r"no readable pictures[\s\S]*a\.jpg: not a readable picture"):
+        Gallery.build(model, tmp_path)
 
 
 def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
@@ -236,7 +222,7 @@ def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
     for exact in (True, False):
         for ours, theirs in zip(loaded.search(queries, 5, exact), gallery.search(queries, 5, exact), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    assert loaded.update(model).encoded == 0
+    assert Gallery.build(model, album, loaded).encoded == 0
 
 
 @pytest.mark.parametrize("name", ["embeddings.npy", "pictures.parquet", "gallery.json"])
@@ -264,13 +250,9 @@ def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path
     (album / "0.png").unlink()
     left = ["1.png", "2.png", "3.png", "deep/4.jpg"]
     assert open_gallery(model, album, kept).paths == Gallery.load(kept).paths == left
-
-
-def test_moved_folder_is_another_gallery(model, album, tmp_path):
-    kept = tmp_path / "kept"
-    open_gallery(model, album, kept)
     shutil.copytree(album, tmp_path / "copy")
-    assert open_gallery(model, tmp_path / "copy", kept).folder == (tmp_path / "copy").resolve()
+    moved = open_gallery(model, tmp_path / "copy", kept)
+    assert (moved.folder, moved.encoded) == ((tmp_path / "copy").resolve(), 4)
 
 
 def test_unchanged_gallery_stays_on_disk_with_its_index(model, album, tmp_path):
@@ -333,34 +315,23 @@ def test_damaged_shard_is_encoded_again(model, album, tmp_path, encoded):
     assert Gallery.load(shard).paths == gallery.paths
 
 
-def test_a_part_encoded_by_two_at_once_is_encoded_once(model, album, tmp_path, encoded):
-    """As by a Ray task whose machine was thought lost, and its second try."""
-    part = [PictureFile.of(album, f"{i}.png") for i in range(4)]
-    threads = [Thread(target=search._encode, args=(model, album, part, tmp_path / "shards")) for _ in range(2)]
+def at_once(call, *arguments):
+    threads = [Thread(target=call, args=arguments) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_what_two_encode_at_once_is_encoded_once(model, album, tmp_path, encoded):
+    part = [PictureFile.of(album, f"{i}.png") for i in range(4)]
+    at_once(search._encode, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
     assert len(encoded) == 4
     (shard,) = (tmp_path / "shards").glob("[!.]*")
     assert len(Gallery.load(shard)) == 4
-
-
-def test_two_processes_wait_for_each_other(model, album, tmp_path, encoded):
-    threads = [Thread(target=open_gallery, args=(model, album, tmp_path / "kept")) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(encoded) == 5
-    assert len(Gallery.load(tmp_path / "kept")) == 5
-
-
-def test_other_engines_are_refused(model, album, tmp_path):
-    with pytest.raises(ValueError, match="engine = 'spark'"):
-        Gallery.build(model, album, engine="spark")
-    with pytest.raises(ValueError, match="shards = None"):
-        Gallery.build(model, album, engine="ray")
+    encoded.clear()
+    at_once(open_gallery, model, album, tmp_path / "kept")
+    assert len(encoded) == len(Gallery.load(tmp_path / "kept")) == 5
 
 
 @pytest.mark.slow

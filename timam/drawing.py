@@ -34,8 +34,8 @@ def rankings(
         galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may differ in length.
         right: whether each answer is relevant; without it nothing is marked.
         ranks: column titles instead of 1, 2, ...
-        references: R right answers, one per query, shown in a last column.
-        titles: R titles, one above each query.
+        references: R right answers, shown in a last column.
+        titles: R titles above the queries.
     """
     k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
     query_width, width = (1.1, 2.0) if sentences else (2.6, 1.1)

@@ -173,16 +173,22 @@ def picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
     return files, problems
 
 
-def find_unreadable(paths: Sequence[Path], progress: bool = False) -> list[str]:
-    """Decodes every picture in parallel threads; a line for each that fails, in the order of the paths."""
+def find_unreadable(
+    paths: Sequence[Path], progress: bool = False, use: Callable[[int, Image.Image], object] = lambda row, image: None
+) -> list[str]:
+    """Decodes every picture in parallel threads; a line for each that fails, in the order of the paths.
 
-    def check(path: Path) -> str | None:
+    `use` gets each other picture and its position.
+    """
+
+    def check(row: int) -> str | None:
         try:
-            read_image(path)
+            use(row, read_image(paths[row]))
         except ImageError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(pool.map(check, paths), total=len(paths), desc="reading", unit="picture", disable=not progress)
-        return [problem for problem in found if problem]
+        found = pool.map(check, range(len(paths)))
+        bar = tqdm(found, total=len(paths), desc="decoding", unit="picture", disable=not progress)
+        return [problem for problem in bar if problem]

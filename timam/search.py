@@ -38,7 +38,7 @@ _SHARD = 1024  # pictures in a shard
 
 @dataclass
 class Gallery:
-    """Embeddings of the pictures of a folder: `build` makes one, `update` encodes what is new or changed."""
+    """Embeddings of the pictures of a folder."""
 
     embeddings: np.ndarray  # (N, D) float32, unit length
     paths: list[str]  # (N,) relative to `folder`, sorted
@@ -65,8 +65,8 @@ class Gallery:
         """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
 
         Args:
-            known: a gallery of the same folder and model; only pictures that have changed since are encoded.
-            shards: a folder for shards; those that are there are not encoded again.
+            known: an older gallery; what has not changed since is not encoded again.
+            shards: a folder for shards; those in it are not encoded again.
             engine: "local", or "ray": on all machines of a Ray cluster, which must all see `folder` and `shards`.
             gpus: of each task on Ray. A task without GPUs has one CPU core.
 
@@ -105,10 +105,6 @@ class Gallery:
             shard, row = rows[picture]
             embeddings[position] = shard.embeddings[row]
         return _gallery(embeddings, readable, folder, fingerprint, problems, encoded)
-
-    def update(self, model: TIMAM, progress: bool = False) -> Gallery:
-        """The gallery of the same folder as it is now. Raises as `build`."""
-        return Gallery.build(model, self.folder, self, progress)
 
     def save(self, folder: Path | str) -> None:
         """Writes embeddings.npy, pictures.parquet, gallery.json and, with an index, index.faiss; all or nothing."""

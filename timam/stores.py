@@ -13,13 +13,13 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from timam.data.records import DataError, Split
 from timam.embedded import container
 from timam.files import cache_folder, check_sums, replacing_folder, write_sums
-from timam.images import ImageError, read_image, to_pixels
+from timam.images import find_unreadable, to_pixels
 from timam.models import TIMAM
 from timam.models.batching import encode_batches, slices
 
@@ -100,28 +100,15 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
     # With ctime, as tools that copy pictures set mtime back.
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
     name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
-    shape = len(paths), height, width, 3
-    store = _open_store("pixels", name, np.uint8, shape, lambda pixels: _decode(paths, pixels, progress))
-    return store.transpose(0, 3, 1, 2)
 
+    def fill(pixels: np.ndarray) -> None:
+        def store(row: int, image: Image.Image) -> None:
+            pixels[row] = to_pixels(image, height, width).transpose(1, 2, 0)
 
-def _decode(paths: Sequence[Path], pixels: np.ndarray, progress: bool) -> None:
-    """Fills the pixels (N, H, W, 3) from picture files."""
-    height, width = pixels.shape[1:3]
+        if problems := find_unreadable(paths, progress, store):
+            raise DataError("pictures", problems)
 
-    def build(index: int) -> str | None:
-        try:
-            pixels[index] = to_pixels(read_image(paths[index]), height, width).transpose(1, 2, 0)
-        except ImageError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(build, range(len(paths)))
-        bar = tqdm(results, total=len(paths), desc="decoding", unit="picture", disable=not progress)
-        problems = [problem for problem in bar if problem]
-    if problems:
-        raise DataError("pictures", problems)
+    return _open_store("pixels", name, np.uint8, (len(paths), height, width, 3), fill).transpose(0, 3, 1, 2)
 
 
 class WordStates:

@@ -79,8 +79,10 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         )
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
-    tower_configs = content["language_model_config"], content.get("backbone_config")
     try:
+        tower_configs = content["language_model_config"], content.get("backbone_config")
+        if type(content["num_identities"]) is not int:
+            raise ValueError(f"num_identities = {content['num_identities']!r}: expected int")
         model_config = configs.from_dict({"model": content["model"]}).model
         if (layers := max(map(_layers, tower_configs))) > len(state):
             raise ValueError(f"{layers:,} layers of {len(state)} tensors")
@@ -127,11 +129,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a saved TIMAM: it has no {name}")
     content = read_json(folder / "config.json")
-    missing = {"model", "num_identities", "language_model_config"} - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise ValueError(f"{folder / 'config.json'} is not a saved TIMAM's: it has no {', '.join(sorted(missing))}")
-    if type(content["num_identities"]) is not int:
-        raise ValueError(f"{folder / 'config.json'}: num_identities = {content['num_identities']!r}: expected int")
     try:
         state = load_file(folder / "model.safetensors")
     except SafetensorError as error:
