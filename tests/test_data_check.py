@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from layouts import (
     CLASSES,
     HF_IMAGE,
@@ -19,6 +20,7 @@ from layouts import (
 
 from timam.data import DATASETS
 from timam.data.check import check_dataset, found_beside_published
+from timam.models.text_encoder import word_tokenizer
 
 
 def test_report_stands_beside_what_is_published(tmp_path):
@@ -125,3 +127,17 @@ def test_long_caption_is_named(tmp_path):
     (warning,) = check_dataset("cuhk-pedes", root)["warnings"]
     assert warning == "reid_raw.json record 5: caption 1 has 121 words; expected at most 120"
     assert check_dataset("cuhk-pedes", root, max_words=121)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "unknown", "cut", "kind"),
+    [(3, "", "100.0%", "warnings"), (4, "", "0.0%", "notes"), (4, "very", "0.0%", "warnings")],
+)
+def test_captions_that_are_cut_and_unknown_tokens_are_counted(tmp_path, max_tokens, unknown, cut, kind):
+    words = "a man in red"
+    rows = [[f"p/{i}.png", words.replace("red", unknown or "red") if i < 2 else words] for i in range(6)]
+    root = write_table(tmp_path, [["image_path", "caption"], *rows])
+    report = check_dataset("csv", root, tokenizer=word_tokenizer([words] * 2), max_tokens=max_tokens)
+    share = "8.3%" if unknown else "0.0%"  # 2 of 6 x 4 words
+    line = f"{cut} of the captions have more than {max_tokens} tokens and are cut; {share} of all tokens are unknown"
+    assert f"{line} to the tokenizer" in report[kind]

@@ -64,12 +64,20 @@ def data() -> None:
 @arguments.root
 @arguments.columns
 @click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
+@click.option("--preset", type=click.Choice(list(configs.PRESETS)), help="Count what its tokenizer cuts or lacks.")
 @arguments.json
-def check(dataset: str, root: Path, columns: str | None, max_words: int, as_json: bool) -> None:
+def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem."""
     from timam.data.check import check_dataset
 
-    report = check_dataset(dataset, root, configs.DataConfig(columns=columns or "").renamed, max_words, not as_json)
+    renamed = configs.DataConfig(columns=columns or "").renamed
+    tokens: dict[str, Any] = {}
+    if preset is not None:
+        from timam.models.weights import load_tokenizer
+
+        model = configs.PRESETS[preset].model
+        tokens = {"tokenizer": load_tokenizer(model.language_model), "max_tokens": model.max_tokens}
+    report = check_dataset(dataset, root, renamed, max_words, not as_json, **tokens)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:

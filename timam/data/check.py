@@ -17,6 +17,7 @@ from timam.images import find_unreadable
 
 MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
 FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several percent
+MAX_LOST = 0.05  # share of the captions that may be cut, and of tokens that may be unknown, without a warning
 _COUNTS = ("images", "captions", "identities")
 
 
@@ -26,12 +27,15 @@ def check_dataset(
     columns: Mapping[str, str] | None = None,
     max_words: int = MAX_WORDS,
     progress: bool = False,
+    tokenizer: Any = None,
+    max_tokens: int = 0,
 ) -> dict[str, Any]:
     """Reads a data set whole and decodes every picture.
 
     Args:
         columns: as `load_dataset` takes them.
         max_words: longer captions are warned of.
+        tokenizer, max_tokens: of transformers; also counts the captions with more tokens, and unknown tokens.
 
     Returns:
         {"dataset", "root", "protocol", "splits": {split: {"images", "captions", "identities", "words_mean",
@@ -57,6 +61,9 @@ def check_dataset(
     notes = list(dataset.notes)
     if splits and (differing := _differing(splits, spec.published)):
         notes.append(f"a part or another version of the benchmark: {', '.join(differing)}")
+    if tokenizer is not None and dataset.records:
+        share, line = _tokens(dataset, tokenizer, max_tokens)
+        (warnings if share > MAX_LOST else notes).append(line)
     for split, found in splits.items():
         if split != "train" and (n := found["identities"]) < FEW:
             line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
@@ -176,6 +183,15 @@ def _lost_identities(dataset: Dataset) -> list[str]:
                 f"own, and results do not compare with published ones; its authors give the identities ({spec.source})"
             )
     return warnings
+
+
+def _tokens(dataset: Dataset, tokenizer: Any, max_tokens: int) -> tuple[float, str]:
+    """What a model does not read of the captions: the larger of both shares, and a line."""
+    rows = tokenizer([c for r in dataset.records for c in r.captions], verbose=False)["input_ids"]
+    cut = sum(len(row) > max_tokens for row in rows) / len(rows)
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in rows) / sum(map(len, rows))
+    line = f"{cut:.1%} of the captions have more than {max_tokens} tokens and are cut; {unknown:.1%} of all tokens"
+    return max(cut, unknown), f"{line} are unknown to the tokenizer"
 
 
 def _long_captions(dataset: Dataset, max_words: int) -> list[str]:
