@@ -204,18 +204,29 @@ def test_estimated_cost_follows_from_its_derivation():
         bert = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
         images = gflop(lambda: resnet(torch.empty(1, 3, 224, 224))), gflop(lambda: resnet(torch.empty(1, 3, 384, 128)))
         words = gflop(lambda: bert(torch.zeros(1, 32, dtype=torch.long)))
+        pair = transformers.CLIPConfig(vision_config={"patch_size": 16})
+        seen, read = (
+            transformers.CLIPVisionModelWithProjection(pair.vision_config),
+            transformers.CLIPTextModelWithProjection(pair.text_config),
+        )
+        clip = gflop(lambda: seen(torch.empty(1, 3, 384, 128), interpolate_pos_encoding=True))
+        clip_words = gflop(lambda: read(torch.zeros(1, 32, dtype=torch.long)))
     page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     step = 3 * (images[0] + words)
     forward = f"({images[0]:.1f} GFLOP at 224x224, {images[1]:.1f} at 384x128) and of BERT-base on 32 word pieces"
     assert f"{forward} ({words:.1f} GFLOP): {step:.0f} GFLOP a picture" in " ".join(page.split())
-    assert config.PRESETS["paper"].train.epochs == config.PRESETS["modern"].train.epochs == 60
+    clip_step = 3 * (clip + clip_words)
+    forward = f"({clip:.1f} GFLOP) and CLIP's text tower on 32 word pieces ({clip_words:.1f} GFLOP)"
+    assert f"{forward}: {clip_step:.0f} GFLOP" in " ".join(page.split())
+    assert {config.PRESETS[name].train.epochs for name in ("paper", "modern", "clip")} == {60}
     published = {name.replace("-", ""): b.published for name, b in DATASETS.items()}
-    rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \|$", page, re.M)
+    rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
     assert len(rows) == 7
-    for name, pictures, hours in rows:
+    for name, pictures, *hours in rows:
         known, count = published[name.replace("-", "").lower()], int(pictures.replace(",", ""))
         train, _, classes = known.get("train", known.get("train+val"))
         if name in ("CUB", "Flowers"):  # published for all classes together; the training classes' share of them
             train = math.floor(known["train+val+test"][0] * classes / known["train+val+test"][2])
         assert count == train, name
-        assert float(hours) == pytest.approx(count * 60 * step * 1e9 / 30e12 / 3600, abs=0.051), name
+        expected = [count * 60 * flops * 1e9 / 30e12 / 3600 for flops in (step, clip_step)]
+        assert [float(h) for h in hours] == pytest.approx(expected, abs=0.051), name

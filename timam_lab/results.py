@@ -15,6 +15,7 @@ from timam.config import Config
 from timam.data import DATASETS, load_dataset
 from timam.evaluation import DIRECTIONS, evaluate_model
 from timam.models import TIMAM
+from timam.models.saving import public_name
 from timam.models.weights import pair_settings
 from timam.run import Run
 from timam_lab.statistics import mean_interval
@@ -110,7 +111,8 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
         if Path(settings.root).exists()
     }
     models: dict[str, Callable[[], TIMAM]] = {
-        name: partial(TIMAM.pretrained, pair_settings(name), 1, []) for name in pretrained
+        f"{public_name(name)}, not trained here": partial(TIMAM.pretrained, pair_settings(name), 1, [])
+        for name in pretrained
     }
     for name in frame.drop_duplicates(["preset", "changed", "data"])["run"] if len(frame) else ():
         if Run(runs / name).best.is_dir():
