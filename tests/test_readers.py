@@ -394,10 +394,6 @@ def edit(*, sentence: bool = False, **values):
     return change
 
 
-def replace_with(value):
-    return lambda records: records.__setitem__(2, value)
-
-
 def parquet(**changes) -> bytes:
     """Six rows as a Parquet file; changes replace columns."""
     columns = {"image_path": [f"p/{i}.png" for i in range(6)], "caption": ["a man"] * 6, "identity": list(range(6)),
@@ -415,7 +411,6 @@ FAULTS = {
         "missing captions": (edit(captions=...), "no key 'captions'"),
         "missing path": (edit(file_path=...), "no key 'file_path'"),
         "missing id": (edit(id=...), "no key 'id'"),
-        "id string": (edit(id="2"), "id = '2': expected int"),
         "id float": (edit(id=2.0), "id = 2.0: expected int"),
         "id bool": (edit(id=True), "id = True: expected int"),
         "id null": (edit(id=None), "id = None: expected int"),
@@ -430,10 +425,8 @@ FAULTS = {
         "blank caption": (edit(captions=[" \n\t"]), "caption 0 = ' \\n\\t'"),
         "caption number": (edit(captions=["fine", 3]), "caption 1 = 3"),
         "half a character": (edit(captions=["cut \ud83d"]), "caption 0 = 'cut \\ud83d'"),  # no tokenizer reads it
-        "caption null": (edit(captions=[None]), "caption 0 = None"),
         "unknown split": (edit(split="training"), "unknown split 'training': expected train, val, test"),
-        "record a list": (replace_with(["train"]), "expected an object, found list"),
-        "record null": (replace_with(None), "expected an object, found NoneType"),
+        "record a list": (lambda records: records.__setitem__(2, ["train"]), "expected an object, found list"),
         "missing picture": (edit(file_path="cam_a/none.png"), "no such picture: "),
         "a folder": (edit(file_path="cam_a"), "no such picture"),
         "empty path": (edit(file_path=""), "no such picture"),
@@ -457,7 +450,6 @@ FAULTS = {
         "rest": (b"[] []", "Extra data"),
         "no records": (b"[]", "holds no records"),
         "object": (b"{}", "expected a list, found dict"),
-        "null": (b"null", "expected a list, found NoneType"),
     },
     "split": {
         "number": (b'{"train": 5}', "split.json train: expected a list, found int"),
