@@ -123,14 +123,6 @@ def test_recall_counts_what_a_poor_index_misses(clustered):
 # -- making and keeping -----------------------------------------------------------------------------------------
 
 
-def test_build_encodes_as_the_model_does(model, album):
-    gallery = Gallery.build(model, album)
-    assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
-    expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
-    torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
-    assert gallery.problems == []
-
-
 def test_update_encodes_only_what_is_new_or_changed(model, album):
     gallery = Gallery.build(model, album)
     assert Gallery.build(model, album, gallery).encoded == 0
@@ -147,11 +139,13 @@ def test_update_encodes_only_what_is_new_or_changed(model, album):
     assert Gallery.build(model, album, updated).encoded == 5  # another model
 
 
-def test_unreadable_pictures_are_named_and_passed_over(model, album):
+def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, album):
     (album / "broken.jpg").write_bytes(b"no picture")
     (album / "dangling.png").symlink_to(album / "nowhere.png")
     gallery = Gallery.build(model, album)
-    assert len(gallery) == 5
+    assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
+    expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
+    torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
     assert len(gallery.problems) == 1
     assert "broken.jpg" in gallery.problems[0]
     assert Gallery.build(model, album, gallery).problems == gallery.problems  # said again, not forgotten

@@ -24,7 +24,7 @@ from timam.images import IMAGENET_MEAN, IMAGENET_STD, normalize, read_image, to_
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.objective import Inputs, train_step
-from timam.stores import WordStates, open_pixels, open_word_states
+from timam.stores import open_pixels, open_word_states
 
 CAPTIONS = ["a man", "the woman in a red dress and a black hat and boots", "a", "a green coat and white shoes", "blue"]
 
@@ -262,13 +262,6 @@ def test_other_inputs_have_another_store(tiny_model, own_cache, change):
     assert len(files(own_cache)) == 2
     expected = torch.cat(own_states(model, captions))
     torch.testing.assert_close(torch.from_numpy(np.array(store.states)).float(), expected, rtol=2**-10, atol=1e-5)
-
-
-def test_gather_pads_on_the_right():
-    store = WordStates(np.arange(1, 7, dtype=np.float16).reshape(6, 1), np.array([0, 1, 4, 6]))
-    states, mask = store.gather(np.array([2, 0, 1]))
-    assert states[:, :, 0].tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
-    assert mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
 
 
 def test_training_step_is_the_same_with_stored_states(tiny_model):

@@ -18,7 +18,6 @@ def map_on_ray(
 
     Args:
         work: leaves its result in files that all machines see; tasks of a lost machine may run twice.
-        model: is sent to each machine once.
         parts: lists that JSON can hold.
         gpus: of each task. A task without GPUs has one CPU core.
 

@@ -13,7 +13,7 @@ _CANDIDATES = 8  # of an index for each answer; their similarities are then comp
 
 
 def nearest(gallery: np.ndarray, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each query among all rows, k at most N.
+    """The k nearest rows of each query, k at most N.
 
     Args:
         gallery: (N, D) float32, unit length; may be memory-mapped.
@@ -46,11 +46,7 @@ def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def make_index(gallery: np.ndarray, probes: int, seed: int = 0) -> Any:
-    """A faiss index: inverted lists of rows in 8 bits a dimension. A query visits `probes` of about 4 sqrt(N) lists.
-
-    Raises:
-        RuntimeError: faiss is not installed.
-    """
+    """A faiss index: inverted lists of rows in 8 bits a dimension. A query visits `probes` of about 4 sqrt(N) lists."""
     count, width = gallery.shape
     lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss asks for 39 rows a list to learn from
     index = faiss().index_factory(width, f"IVF{lists},SQ8", faiss().METRIC_INNER_PRODUCT)

@@ -186,18 +186,12 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
 
 @dataclass
 class StoredSplit:
-    """A split with its stored pixels, outputs of frozen blocks, and word states.
-
-    Attributes:
-        pixels: (N, 3, H, W) uint8, as from `open_pixels`.
-        blocks: (N, C, h, w) float16, the outputs of the backbone's frozen blocks, while they replace them; else None.
-        words: the language model's outputs for the captions, while they replace it; else None.
-    """
+    """A split with what is stored of it."""
 
     split: Split
-    pixels: np.ndarray
-    words: WordStates | None = None
-    blocks: np.ndarray | None = None
+    pixels: np.ndarray  # (N, 3, H, W) uint8
+    words: WordStates | None = None  # while the language model is frozen
+    blocks: np.ndarray | None = None  # (N, C, h, w) float16, outputs of the backbone's frozen blocks
 
     def sample(self, identities: int) -> StoredSplit:
         """The pictures and captions of so many identities, copied; the same ones in every call."""

@@ -26,13 +26,7 @@ from timam.models.batching import encode_batches, slices
 from timam.models.discriminator import ModalityDiscriminator
 from timam.models.image_encoder import ImageEncoder
 from timam.models.text_encoder import TextEncoder, WordEmbeddings, word_tokenizer
-from timam.models.weights import (
-    empty_encoders,
-    fetch_configs,
-    load_backbone,
-    load_language_model,
-    load_tokenizer,
-)
+from timam.models.weights import empty_encoders, fetch_configs, load_backbone, load_language_model, load_tokenizer
 
 ImageInput = Image.Image | str | Path | Tensor
 
@@ -164,7 +158,7 @@ class TIMAM(
         word_states: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Both encoders in one pass.
+        """Both encoders in one pass: image_embeddings and text_embeddings, (B, D) each, not unit length.
 
         Args:
             images: (B, 3, H, W) float32, normalised.
@@ -172,9 +166,6 @@ class TIMAM(
             token_ids: (B, T) int64; or, while the language model is frozen,
             word_states: (B, T, C) its stored outputs for them.
             lengths: as `TextEncoder.summarize`.
-
-        Returns:
-            image_embeddings and text_embeddings, (B, D) each, not unit length.
         """
         if word_states is None:
             if token_ids is None:

@@ -96,8 +96,8 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
     sizes, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (expected, state))
     for n in sorted(sizes | found):
         if sizes.get(n) != found.get(n):
-            sizes_differ = f"{n} has the size {found.get(n)}, expected {sizes.get(n)}"
-            raise ValueError(f"{folder}: model.safetensors does not fit config.json: {sizes_differ}")
+            detail = f"{n} has the size {found.get(n)}, expected {sizes.get(n)}"
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json: {detail}")
     model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
     model.image_encoder.to(memory_format=torch.channels_last)
     for module in (model.text_encoder.language_model, model.image_encoder.backbone):

@@ -220,10 +220,7 @@ def empty_encoders(config: ModelConfig, image: Any, text: Any) -> tuple[nn.Modul
 def load_language_model(name: str, pretrained: bool) -> Any:
     """A text encoder by transformers' name or folder, on the CPU, in float32: BERT-like, or that of CLIP or SigLIP.
 
-    Only safetensors weights are read, and no code of a repository is run.
-
-    Args:
-        pretrained: False for the architecture with random weights.
+    Only safetensors weights are read, and no code of a repository is run. Without `pretrained` the weights are random.
 
     Raises:
         WeightsError: neither an installed package, nor a folder, nor the hub has it.
@@ -306,9 +303,7 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
 def pair_settings(name: str) -> ModelConfig:
     """Settings that use a pair of towers, CLIP or SigLIP, as it is: nothing new, its own picture size and length.
 
-    Raises:
-        WeightsError: neither a folder nor the hub has it.
-        ValueError: not such a pair.
+    Raises WeightsError where neither a folder nor the hub has it, and ValueError where it is no such pair.
     """
     with _loading("pair", name):
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
