@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -173,6 +174,7 @@ def process_growth(config: Config, identities: int, tokens: int, counts: list[in
         A row per number of processes and variant; the floor is the time of the first number, shared out.
     """
     rows: list[dict[str, Any]] = []
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     for count in counts:
         part = override(config, [f"batch_size={config.data.batch_size // count}"])
         one_machine = LaunchConfig(
@@ -180,6 +182,9 @@ def process_growth(config: Config, identities: int, tokens: int, counts: list[in
         )
         measured = elastic_launch(one_machine, _process)(part, identities, tokens, rounds)[0]  # of the first process
         rows += [{"axis": "processes", "level": count, "variant": v, "seconds": s} for v, s in measured.items()]
+    for number, handler in handlers.items():  # torch's launcher leaves its own, which end a notebook with a traceback
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
     first = {row["variant"]: row["seconds"] * counts[0] for row in rows if row["level"] == counts[0]}
     return _with_ratio([{**row, "floor_seconds": first[row["variant"]] / row["level"]} for row in rows])
 
