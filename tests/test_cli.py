@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import click
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from layouts import TINY_SETTINGS, person_search_records, write_parquet, write_person_search, write_picture
 from PIL import Image
@@ -24,6 +26,7 @@ from timam import cli, training
 from timam.config import PRESETS, to_dict
 from timam.interruption import Interrupted
 from timam.run import Run
+from timam.search import Gallery
 
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
 
@@ -519,6 +522,17 @@ def test_search_in_several_folders_is_a_search_in_all_their_pictures(call, finis
     expected = sorted(found(album) + found(tmp_path / "more"), key=lambda answer: -answer["score"])
     assert found(album, tmp_path / "more", album / "sub") == expected  # a picture of two folders is listed once
     assert found(tmp_path / "more", album, k=3) == expected[:3]
+
+
+def test_search_in_a_parquet_of_embeddings(call, finished_run, album, tmp_path):
+    gallery = Gallery.build(Run(finished_run).best_model(), album)
+    rows = [{"path": path, "embedding": row} for path, row in zip(gallery.paths, gallery.embeddings, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), album / "embeddings.parquet")
+
+    def found(images: Path) -> list[dict]:
+        return json.loads(call("search", finished_run, "a man", "--images", images, "--json").out)
+
+    assert close(found(album / "embeddings.parquet")) == close(found(album))
 
 
 def test_search_by_a_picture_scores_by_the_cosine_and_draws(call, finished_run, album, tmp_path):

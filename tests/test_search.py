@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,6 +237,31 @@ def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage,
     mended = open_gallery(model, album, tmp_path / "kept")
     assert mended.encoded == 5
     np.testing.assert_array_equal(Gallery.load(tmp_path / "kept").embeddings, gallery.embeddings)
+
+
+def test_a_gallery_of_another_program_is_read_from_parquet(model, album, tmp_path):
+    gallery = Gallery.build(model, album)
+    rows = [{"path": path, "embedding": row} for path, row in zip(gallery.paths, 3 * gallery.embeddings, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "album.parquet")
+    again, query = Gallery.from_parquet(tmp_path / "album.parquet"), model.encode_texts(["a man in a red coat"])
+    assert again.paths == gallery.paths
+    np.testing.assert_allclose(again.search(query)[0], gallery.search(query)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"file": "a.png", "embedding": [1.0, 0.0]}],
+        [{"path": "a.png", "embedding": [1.0, 0.0]}, {"path": "b.png", "embedding": [1.0]}],
+        [{"path": "a.png", "embedding": [float("nan"), 0.0]}],
+        [{"path": "a.png", "embedding": 1.0}],
+        [{"path": None, "embedding": [1.0]}],
+    ],
+)
+def test_a_parquet_of_another_form_is_named(rows, tmp_path):
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "album.parquet")
+    with pytest.raises(ValueError, match=r"album.parquet: "):
+        Gallery.from_parquet(tmp_path / "album.parquet")
 
 
 def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path):

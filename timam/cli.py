@@ -26,6 +26,7 @@ from timam.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from timam.models import TIMAM
     from timam.search import Gallery
 
 MOST_DRAWN = 200  # pictures in a figure; they take some ten seconds
@@ -187,7 +188,11 @@ def evaluate(
 @arguments.run
 @click.argument("sentence", required=False)
 @click.option(
-    "--images", type=arguments.FOLDER, multiple=True, required=True, help="Folder of pictures; may be repeated."
+    "--images",
+    type=arguments.ROOT,
+    multiple=True,
+    required=True,
+    help="Folder of pictures, or a Parquet file with the columns path and embedding; may be repeated.",
 )
 @click.option(
     "--sentences", type=arguments.EXISTING_FILE, help="File with one sentence on each line, instead of SENTENCE."
@@ -227,12 +232,11 @@ def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_j
     run.require_best()
     least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
     from timam.images import read_image
-    from timam.search import open_gallery
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
-    galleries = {path: open_gallery(model, path, run.gallery(path), not as_json, **options) for path in images}
-    for problem in itertools.chain(*(gallery.problems for gallery in galleries.values())):
+    galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in images]
+    for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
@@ -309,12 +313,24 @@ def _typed() -> Iterator[list[str]]:
     click.echo("\n" if prompt else "", nl=False)
 
 
+def _open(model: TIMAM, path: Path, kept: Path, progress: bool, approximate: bool, **how: Any) -> tuple[Path, Gallery]:
+    """A folder of pictures and its gallery, or those of a Parquet file of embeddings."""
+    from timam.search import Gallery, open_gallery
+
+    if not path.is_file():
+        return path, open_gallery(model, path, kept, progress, approximate, **how)
+    gallery = Gallery.from_parquet(path)
+    if approximate:
+        gallery.add_index()
+    return path.parent, gallery
+
+
 def _best(
-    galleries: dict[Path, Gallery], queries: Tensor, k: int, exact: bool, threshold: float
+    galleries: list[tuple[Path, Gallery]], queries: Tensor, k: int, exact: bool, threshold: float
 ) -> list[list[dict[str, Any]]]:
     """For each query the k best pictures of all galleries above the threshold, best first."""
     found: list[dict[str, float]] = [{} for _ in queries]  # by path: a folder may lie in another one
-    for folder, gallery in galleries.items():
+    for folder, gallery in galleries:
         for scores, *ranking in zip(found, *gallery.search(queries, k, exact), strict=True):
             ranked = ((float(score), row) for score, row in zip(*ranking, strict=True) if row >= 0)
             scores |= {str(folder / gallery.paths[row]): score for score, row in ranked if score > threshold}

@@ -140,6 +140,26 @@ class Gallery:
         except Exception as error:  # NumPy, pyarrow and faiss raise many kinds
             raise ValueError(f"{folder} is a damaged gallery ({error}); remove it") from error
 
+    @classmethod
+    def from_parquet(cls, file: Path | str) -> Gallery:
+        """A gallery that another program wrote: columns `path` (relative to the file) and `embedding` (lists of D).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a Parquet file, a column that is not there, or embeddings that are not N x D numbers.
+        """
+        file = Path(file)
+        try:
+            table = pq.read_table(file, columns=["path", "embedding"])
+            paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
+            embeddings = np.array(table["embedding"].to_pylist(), np.float32)
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: expected columns path and embedding of equal lengths ({error})") from error
+        if embeddings.ndim != 2 or not np.isfinite(embeddings).all():
+            raise ValueError(f"{file}: embedding {embeddings.shape}: expected finite numbers, (N, D)")
+        unit = F.normalize(torch.from_numpy(embeddings), dim=1).numpy()
+        return cls(unit, paths, file.parent.resolve())
+
     def search(
         self, queries: Tensor | np.ndarray, k: int = 10, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
