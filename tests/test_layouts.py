@@ -58,6 +58,7 @@ def test_splits_come_from_the_names_of_files_and_folders(tmp_path, layout):
     name, write, _ = LAYOUTS[layout]
     dataset = load_dataset(name, write(tmp_path))
     assert (dataset.kind, counts(dataset)) == ("instance", [4, 2, 2])
+    assert load_dataset("hf", tmp_path).records == dataset.records  # finds the form by itself
     first = {"parquet": ("picture 0", "in red")}.get(layout, ("train 0", "in red"))
     assert captions(dataset, "train")[0] == first
     assert not any("SHA-256" in note for note in dataset.notes)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from timam.data.annotations import parse_karpathy, parse_person_search, parse_reed
-from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_sidecar, parse_webdataset
+from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_hub, parse_sidecar, parse_webdataset
 from timam.data.parsing import Parsed, by_hash
 from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
 from timam.data.tables import COLUMNS, parse_imagefolder, parse_parquet, parse_table
@@ -30,6 +30,7 @@ _PARSERS: dict[str, Callable[..., Parsed]] = {
     for f in (
         parse_person_search, parse_karpathy, parse_reed, parse_coco_captions,
         parse_flickr_token, parse_sidecar, parse_webdataset, parse_table, parse_parquet, parse_imagefolder,
+        parse_hub,
     )
 }  # fmt: skip
 

@@ -13,10 +13,18 @@ from typing import Any
 from timam.config import LONGEST_TEXT
 from timam.data.parsing import Parsed, add_rows, expect, read_lines, split_of_name, value
 from timam.data.records import path_guard
-from timam.data.tables import choose_columns, row_of
+from timam.data.tables import choose_columns, parse_imagefolder, parse_parquet, row_of
 from timam.files import files_below, read_json
 
 _LARGEST = 4 * LONGEST_TEXT  # bytes of a text member
+
+
+def parse_hub(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
+    """A downloaded data set of the Hugging Face hub: tar shards, pictures with a metadata file, or Parquet files."""
+    found = files_below(root, (".tar", ".csv", ".jsonl", ".parquet")) if root.is_dir() else []
+    if any(file.suffix == ".tar" for file in found):
+        return parse_webdataset(root, columns)
+    return (parse_imagefolder if any(file.stem == "metadata" for file in found) else parse_parquet)(root, columns)
 
 
 def parse_sidecar(root: Path) -> Parsed:
