@@ -59,6 +59,8 @@ BOUNDS = {key: values for keys, values in {
     "train.image_lr train.text_lr train.language_model_lr train.discriminator_lr":
         ([1e-9, 1.0], [0.0, 1.1, -1e-3, NAN]),
     "train.discriminator_steps": ([1, 16], [0, 17]),
+    "train.new_layers_factor": ([1e-3, 1000.0], [0.0, 1001.0, NAN]),
+    "train.tracker": (["none", "tensorboard", "wandb", "trackio"], ["mlflow", ""]),
     "train.frozen_blocks": ([0, 7], [-1]),
     "train.weight_decay train.minimum_lr train.warmup_epochs train.gradient_clip": ZERO_OR_MORE,
     "train.seed": ([0, 2**32 - 1], [-1, 2**32]),  # NumPy's generator takes 32 bits
