@@ -231,7 +231,7 @@ def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeyp
 
 @pytest.mark.parametrize(("split", "expected"), [("test", {"class_level", "folds"}), ("val", {"class_level"})])
 def test_the_command_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, capsys, split, expected):
-    dataset = SimpleNamespace(kind="class", folds=2, split=lambda _: SimpleNamespace(image_paths=[]))
+    dataset = SimpleNamespace(name="d", kind="class", folds=2, split=lambda _: SimpleNamespace(image_paths=[]))
     model = SimpleNamespace(model_config=SimpleNamespace(image_height=1, image_width=1))
     for name, value in {"config": Config(), "require_best": None, "best_model": model}.items():
         monkeypatch.setattr(Run, name, lambda _, value=value: value)
