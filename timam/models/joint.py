@@ -86,7 +86,11 @@ class TIMAM(
             if (limit := towers.longest_input(words)) < model_config.max_tokens:
                 name = model_config.language_model
                 raise ValueError(f"model.max_tokens = {model_config.max_tokens}: {name} reads at most {limit}")
-        self._check_tokenizer(words.embedding if language_model is None else words.get_input_embeddings())
+        embeddings = (words.embedding if language_model is None else words.get_input_embeddings()).num_embeddings
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token")
+        if (highest := max(tokenizer.get_vocab().values(), default=0)) >= embeddings:
+            raise ValueError(f"the tokenizer gives ids up to {highest}; {embeddings} have an embedding")
         self.padded_length = towers.padded_length(language_model)
         pooled = model_config.text_head == "pooled"
         summary = f"pooled {towers.text_pooling(language_model)}" if pooled else model_config.lstm_summary
@@ -101,12 +105,6 @@ class TIMAM(
         self.class_weights = nn.Parameter(torch.randn(classifiers, num_identities, dim) * scale)
         self.class_bias = nn.Parameter(torch.zeros(classifiers, num_identities))
         self.image_encoder.to(memory_format=torch.channels_last)
-
-    def _check_tokenizer(self, embedding: Any) -> None:
-        if self.tokenizer.pad_token_id is None:
-            raise ValueError("the tokenizer has no padding token")
-        if (highest := max(self.tokenizer.get_vocab().values(), default=0)) >= embedding.num_embeddings:
-            raise ValueError(f"the tokenizer gives ids up to {highest}; {embedding.num_embeddings} have an embedding")
 
     @classmethod
     def pretrained(cls, model_config: ModelConfig, num_identities: int, captions: list[str]) -> TIMAM:

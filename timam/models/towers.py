@@ -106,17 +106,22 @@ class ImageTower(nn.Module):
         return outputs.last_hidden_state[:, 0] if pooled is None else pooled
 
 
+def tower_of(config: Any) -> Tower:
+    """What there is to know of an architecture by its transformers config; of one without a line: `AutoModel`."""
+    return TOWERS.get(config.model_type, Tower("AutoModel", sees=False))
+
+
 def text_body(model: Any) -> Any:
     """A text model without the class around it that adds the projection."""
-    tower = TOWERS.get(model.config.model_type)
-    return getattr(model, tower.body, model) if tower and tower.body else model
+    body = tower_of(model.config).body
+    return getattr(model, body, model) if body else model
 
 
 def split_text(model: Any) -> tuple[Any, nn.Module | None]:
     """A text model without its projection, and the pretrained projection, None where there is none."""
-    tower = TOWERS.get(model.config.model_type)
-    projection = getattr(model, tower.projection, None) if tower else None
-    if tower and not tower.body and projection is not None:
+    tower = tower_of(model.config)
+    projection = getattr(model, tower.projection, None) if tower.projection else None
+    if not tower.body and projection is not None:
         setattr(model, tower.projection, nn.Identity())  # its forward calls it
     return text_body(model), projection
 
@@ -131,8 +136,7 @@ def text_pooling(model: Any) -> str:
 
 def padded_length(model: Any) -> int | None:
     """Tokens that every sentence is padded to; None where a model has an attention mask for padding."""
-    tower = TOWERS.get(model.config.model_type) if model is not None else None
-    return longest_input(model) if tower and tower.padded else None
+    return longest_input(model) if model is not None and tower_of(model.config).padded else None
 
 
 def longest_input(model: Any) -> int:
@@ -177,23 +181,13 @@ def _with_projection(part: Any, config: Any) -> Any:
     return part
 
 
-def own_projection(config: Any) -> str:
-    """The attribute of a tower's pretrained projection, "" where it has none."""
-    return TOWERS[config.model_type].projection if config.model_type in TOWERS else ""
-
-
-def model_class(config: Any) -> tuple[Any, dict[str, Any]]:
-    """The class in transformers for a config, and further arguments of it."""
-    tower = TOWERS.get(config.model_type)
-    return (getattr(transformers, tower.model), tower.options) if tower else (transformers.AutoModel, {})
-
-
 def from_config(config: Any) -> Any:
     """A tower with random weights, in float32."""
-    kind, options = model_class(config)
-    if kind is transformers.AutoModel:
-        return without_pooler(kind.from_config(config, dtype=torch.float32, trust_remote_code=False))
-    return kind._from_config(config, dtype=torch.float32, **options)
+    tower = tower_of(config)
+    if tower.model == "AutoModel":
+        model = transformers.AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return without_pooler(model)
+    return getattr(transformers, tower.model)._from_config(config, dtype=torch.float32, **tower.options)
 
 
 def without_pooler(model: Any) -> Any:

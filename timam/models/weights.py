@@ -258,30 +258,29 @@ def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
     with _loading("backbone", name):
         model = _from_checkpoint(name, config) if pretrained else towers.from_config(config)
         colours = _pixel_statistics(name)
-    kind = towers.TOWERS[config.model_type]
-    return ImageTower(model, *(colours or (kind.mean, kind.std)))
+    tower = towers.tower_of(config)
+    return ImageTower(model, *(colours or (tower.mean, tower.std)))
 
 
 def _from_checkpoint(source: str | Path, config: Any) -> Any:
-    kind, options = towers.model_class(config)
-    if kind is not transformers.AutoModel:
-        options = {**options, "config": config}
+    tower = towers.tower_of(config)
+    auto = tower.model == "AutoModel"  # finds its config itself
+    options = tower.options if auto else {**tower.options, "config": config}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would list the tensors of the other tower and of heads
     try:
-        model, report = kind.from_pretrained(
+        model, report = getattr(transformers, tower.model).from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
             **options,
         )  # fmt: skip
     finally:
         transformers.logging.set_verbosity(verbosity)
-    own = towers.own_projection(config)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if own and missing == [f"{own}.weight"]:  # a tower that was saved alone, without its projection
-        setattr(model, own, None)
+    if tower.projection and missing == [f"{tower.projection}.weight"]:  # it was saved alone, without its projection
+        setattr(model, tower.projection, None)
     elif missing:  # transformers would leave them random
         raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
-    return towers.without_pooler(model) if kind is transformers.AutoModel else model
+    return towers.without_pooler(model) if auto else model
 
 
 def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
