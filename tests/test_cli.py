@@ -625,3 +625,12 @@ def test_interrupt_is_exit_code_130_with_a_hint(call, people, tmp_path, monkeypa
     result = call(*train_arguments(people, tmp_path / "run"))
     assert result.code == 130
     assert "--resume" in result.err
+
+
+def test_what_captions_say_is_warned_of_and_fails_no_check(call, tmp_path):
+    """One sentence for everybody may be meant so; a picture in two splits may not."""
+    records = person_search_records()
+    for record in records:
+        record["captions"] = ["a person walks."]
+    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
+    assert (result.code, "warning: 1 captions stand under three or more identities" in result.err) == (0, True)

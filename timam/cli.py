@@ -87,7 +87,7 @@ def check(dataset: str, root: Path, columns: str | None, max_words: int, preset:
             for line in report[kind]:
                 click.echo(f"{kind[:-1]}: {line}", err=True)
         click.echo(f"{dataset} in {root}: {len(report['problems'])} problem(s), {len(report['warnings'])} warning(s)")
-    sys.exit(1 if report["problems"] or report["warnings"] else 0)
+    sys.exit(1 if report["problems"] or len(report["warnings"]) > len(report["remarks"]) else 0)
 
 
 def _report_text(report: dict[str, Any]) -> str:

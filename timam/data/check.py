@@ -40,8 +40,9 @@ def check_dataset(
     Returns:
         {"dataset", "root", "protocol", "splits": {split: {"images", "captions", "identities", "words_mean",
         "words_max", "images_by_captions"}}, "published": {split or "train+val": {"images", "captions",
-        "identities"}}, "problems": [...], "warnings": [...], "notes": [...]}. With problems the data set cannot be
-        used; with warnings it can, but its numbers may mislead.
+        "identities"}}, "problems": [...], "warnings": [...], "remarks": [...], "notes": [...]}. With problems the data
+        set cannot be used; with warnings it can, but its numbers may mislead. Remarks are the warnings about what
+        captions say, which may be meant so.
 
     Raises:
         ValueError: an unknown name.
@@ -57,13 +58,13 @@ def check_dataset(
     known = [message for message, counts in spec.versions.items() if not _differing(splits, counts)]
     warnings = [*dataset.warnings, *(f"not the published version: {message}" for message in known)]
     warnings += [*_partial_download(dataset), *_duplicates(dataset), *_long_captions(dataset, max_words)]
-    warnings += [*_shared_captions(dataset), *_lost_identities(dataset)]
-    notes = list(dataset.notes)
+    warnings += _lost_identities(dataset)
+    remarks, notes = _shared_captions(dataset), list(dataset.notes)
     if splits and (differing := _differing(splits, spec.published)):
         notes.append(f"a part or another version of the benchmark: {', '.join(differing)}")
     if tokenizer is not None and dataset.records:
         share, line = _tokens(dataset, tokenizer, max_tokens)
-        (warnings if share > MAX_LOST else notes).append(line)
+        (remarks if share > MAX_LOST else notes).append(line)
     for split, found in splits.items():
         if split != "train" and (n := found["identities"]) < FEW:
             line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
@@ -76,7 +77,8 @@ def check_dataset(
         "splits": splits,
         "published": {key: dict(zip(_COUNTS, counts, strict=True)) for key, counts in spec.published.items()},
         "problems": [plain(p) for p in problems],
-        "warnings": [plain(w) for w in warnings],
+        "warnings": [plain(w) for w in (*warnings, *remarks)],
+        "remarks": [plain(r) for r in remarks],
         "notes": notes,
     }
 
