@@ -551,7 +551,7 @@ def test_answers_are_printed_before_a_figure_that_fails(call, finished_run, albu
     def rankings(*_: object) -> None:
         raise ValueError("no such font")
 
-    monkeypatch.setattr("timam.drawing.rankings", rankings)
+    monkeypatch.setattr("timam.plots.rankings", rankings)
     result = call("search", finished_run, "a man", "--images", album, "-k", "2", "--figure", tmp_path / "f.png")
     assert (result.code, len(result.out.splitlines()), "no such font" in result.err) == (1, 2, True)
 

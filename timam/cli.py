@@ -368,7 +368,7 @@ def _saved_threshold(run: Run) -> float:
 
 
 def _draw(queries: list[Any], answers: list[list[dict[str, Any]]], figure: Path) -> None:
-    from timam.drawing import rankings
+    from timam.plots import rankings
 
     shown = [(query, found) for query, found in zip(queries, answers, strict=True) if found]
     if shown:

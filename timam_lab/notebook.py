@@ -20,9 +20,9 @@ from torch import Tensor
 from timam import config as configs
 from timam.config import Config, LossConfig
 from timam.data import Split
-from timam.drawing import rankings
 from timam.evaluation import Embeddings
 from timam.images import read_image
+from timam.plots import rankings
 from timam_lab.statistics import mean_intervals, plus_minus
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
-from timam.drawing import RIGHT, WRONG
-from timam.drawing import rankings as rankings  # beside the other figures of the notebooks
 from timam.objective import TERMS
+from timam.plots import RIGHT, WRONG
+from timam.plots import rankings as rankings  # beside the other figures of the notebooks
 from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
