@@ -67,6 +67,10 @@ def test_table_of_variants_is_mean_and_half_interval_in_percent():
     table = notebook.variant_table(frame, ["rank"])
     assert table["minutes"].tolist() == [1.5, 0.5]
     assert notebook.percents(table, {"rank": "rank-1"}).data["rank-1"].tolist() == ["20.0 ± 127.1", "50.0"]
+    bounds = pd.DataFrame({"variant": ["chance"], "rank": [0.01]})
+    bounded = notebook.percents(table, {"rank": "rank-1"}, bounds=bounds).data
+    assert bounded["variant"].tolist() == ["x", "y", "chance"]
+    assert bounded["rank-1"].tolist() == ["20.0 ± 127.1", "50.0", "1.0"]
 
 
 def test_one_of_each_kind_of_answer_and_names_of_games():

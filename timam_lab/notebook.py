@@ -23,6 +23,7 @@ from timam.data import Split
 from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam.plots import rankings
+from timam_lab.oracle import oracle
 from timam_lab.statistics import mean_intervals, plus_minus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -118,17 +119,55 @@ def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def percents(table: pd.DataFrame, measures: Mapping[str, str], more: Iterable[str] = ("minutes",)) -> Styler:
+def ceilings(root: Path | str, split: str = "test") -> pd.DataFrame:
+    """What bounds the results on rendered pedestrians, as rows for `percents`. Empty for other data.
+
+    Returns:
+        Rows: the oracle (`timam_lab.oracle`) with ties against it and at random, and chance. Columns: variant, and
+        DIRECTION_METRIC in [0, 1].
+    """
+    if not (Path(root) / "attributes.json").exists():
+        return pd.DataFrame()
+    titles = {
+        "ties_against": "ceiling (oracle), ties against it",
+        "ties_at_random": "ceiling (oracle), ties at random",
+        "chance": "chance",
+    }
+    rows: dict[str, dict[str, Any]] = {kind: {"variant": title} for kind, title in titles.items()}
+    for direction, results in oracle(root, split).items():
+        for kind, metrics in results.items():
+            rows[kind] |= {f"{direction}_{name}": value for name, value in metrics.items()}
+    return pd.DataFrame(rows.values())
+
+
+def ceiling_in_words(root: Path | str) -> Iterable[str]:
+    """A sentence with `ceilings` of text to image, test split; none for other data than rendered pedestrians."""
+    if len(table := ceilings(root)):
+        low, high, chance = table["text_to_image_rank_1"]
+        yield (
+            f"Ceiling (oracle) of text to image, test split: rank-1 {low:.1%} (ties against) to {high:.1%} (ties at "
+            "random), for a reader who knows what every caption states and every picture shows; "
+            f"chance {chance:.2%}."
+        )
+
+
+def percents(
+    table: pd.DataFrame,
+    measures: Mapping[str, str],
+    more: Iterable[str] = ("minutes",),
+    bounds: pd.DataFrame | None = None,
+) -> Styler:
     """`variant_table` for reading: each measure under its title as "12.3 ± 0.4", without ± for one seed.
 
-    Fractions are in percent; the distance of the centroids is not one.
+    Fractions are in percent; the distance of the centroids is not one. `bounds` (`ceilings`) are further rows.
     """
+    table = pd.concat([table.astype({"seeds": "Int64"}), bounds], ignore_index=True)
 
     shown = table[["variant", "seeds"]].copy()
     for name, title in measures.items():
         form = (1, 2) if name == "centroid_distance" else (100, 1)
-        shown[title] = [plus_minus(row, name, *form) for _, row in table.iterrows()]
-    return shown.join(table[list(more)]).style.format(precision=2)
+        shown[title] = ["" if pd.isna(row[name]) else plus_minus(row, name, *form) for _, row in table.iterrows()]
+    return shown.join(table[list(more)]).style.format(precision=2, na_rep="")
 
 
 def ranked(split: Split, embeddings: Embeddings, queries: Sequence[int], k: int = 8) -> Figure:
