@@ -133,7 +133,7 @@ def ceilings(root: Path | str, split: str = "test") -> pd.DataFrame:
         "ties_at_random": "ceiling (oracle), ties at random",
         "chance": "chance",
     }
-    rows: dict[str, dict[str, Any]] = {kind: {"variant": title} for kind, title in titles.items()}
+    rows: dict[str, dict] = {kind: {"variant": title} for kind, title in titles.items()}
     for direction, results in oracle(root, split).items():
         for kind, metrics in results.items():
             rows[kind] |= {f"{direction}_{name}": value for name, value in metrics.items()}
