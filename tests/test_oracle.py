@@ -10,39 +10,29 @@ import pytest
 from click.testing import CliRunner
 
 from timam.cli import cli
+from timam_lab import notebook
 from timam_lab.oracle import contradicted, fit_features, oracle, ranking_metrics, read_truth
 
 
-def person(number, split="test", **attributes):
-    return {"id": number, "split": split, "attributes": attributes}
+def picture(number, name, *stated, hidden=()):
+    return {"id": number, "file_path": name, "hidden": list(hidden), "captions": [{"stated": each} for each in stated]}
 
 
-def picture(number, name, *captions, hidden=()):
-    return {"id": number, "file_path": name, "hidden": list(hidden), "captions": list(captions)}
-
-
-def says(**stated):
-    return {"text": "", "stated": stated}
-
-
-def write(folder, identities, images):
-    (folder / "attributes.json").write_text(json.dumps({"identities": identities, "images": images}))
-    return folder
-
-
-PEOPLE = [
-    person(1, hat="cap", bag="none", coat="red"),
-    person(2, hat="none", bag="case", coat="red"),
-    person(3, hat="none", bag="case", coat="blue"),
-    person(4, "train", hat="cap", bag="case", coat="red"),
-]
+LOOKS = [("cap", "none", "red"), ("none", "case", "red"), ("none", "case", "blue"), ("cap", "case", "red")]
+PEOPLE = [dict(zip(("hat", "bag", "coat"), look, strict=True)) for look in LOOKS]
 PICTURES = [
-    picture(1, "a", says(coat=["red"]), says(hat=["cap"], bag=["none"])),
-    picture(1, "b", says(hat=["cap", "hat"]), hidden=["hat"]),
-    picture(2, "c", says(coat=["red"], bag=["case"]), hidden=["bag"]),
-    picture(3, "d", says(coat=["blue", "green"], hat=["none"])),
-    picture(4, "e", says(coat=["red"])),
+    picture(1, "a", {"coat": ["red"]}, {"hat": ["cap"], "bag": ["none"]}),
+    picture(1, "b", {"hat": ["cap", "hat"]}, hidden=["hat"]),
+    picture(2, "c", {"coat": ["red"], "bag": ["case"]}, hidden=["bag"]),
+    picture(3, "d", {"coat": ["blue", "green"], "hat": ["none"]}),
+    picture(4, "e", {"coat": ["red"]}),
 ]
+
+
+def write(folder, images):
+    people = [{"id": k, "split": "test" if k < 4 else "train", "attributes": p} for k, p in enumerate(PEOPLE, 1)]
+    (folder / "attributes.json").write_text(json.dumps({"identities": people, "images": images}))
+    return folder
 
 
 def test_rankings_by_hand(tmp_path):
@@ -54,10 +44,9 @@ def test_rankings_by_hand(tmp_path):
     2 red coat, case   a (1,1)  b (1,1)  c (0,1)  d (1,1)   c: right
     3 blue or green, bareheaded  a (2,0)  b (1,0)  c (1,1)  d (0,2)   d: right
     """
-    found = oracle(write(tmp_path, PEOPLE, PICTURES))["text_to_image"]
+    found = oracle(write(tmp_path, PICTURES))["text_to_image"]
     against, at_random, chance = found["ties_against"], found["ties_at_random"], found["chance"]
-    assert against["rank_1"] == pytest.approx(4 / 5)
-    assert against["rank_5"] == 1
+    assert (against["rank_1"], against["rank_5"]) == (pytest.approx(4 / 5), 1)
     assert against["mAP"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 4) / 5)
     assert at_random["rank_1"] == pytest.approx((2 / 3 + 4) / 5)
     # Right ones at places 1 and 2, 1 and 3, 2 and 3, each in a third of the orders.
@@ -66,7 +55,7 @@ def test_rankings_by_hand(tmp_path):
 
 
 def test_other_direction_and_other_split(tmp_path):
-    root = write(tmp_path, PEOPLE, PICTURES)
+    root = write(tmp_path, PICTURES)
     found = oracle(root)["image_to_text"]
     # Best captions (the pairs above, by column). a: "cap, no bag", right. b: "red coat" and "cap, no bag" tie, both
     # right. c: "red coat" of person 1 ties with the right one. d: "blue or green", right.
@@ -79,20 +68,17 @@ def test_other_direction_and_other_split(tmp_path):
 
 def test_contradictions_count_before_agreements():
     stated = {"a": ("1",), "b": ("1",), "c": ("1",), "d": ("1",)}
-    fits_one, fits_three_but_one = {"a": "1"}, {"a": "1", "b": "1", "c": "1", "d": "2"}
-    assert contradicted(stated, fits_three_but_one) == ["d"]
-    captions, pictures = fit_features([stated], [{}, fits_one, fits_three_but_one])
-    ((hidden, one, three),) = captions @ pictures.T
-    assert one > hidden > three
+    seen = [{}, {"a": "1"}, {"a": "1", "b": "1", "c": "1", "d": "2"}]
+    assert contradicted(stated, seen[2]) == ["d"]
+    captions, pictures = fit_features([stated], seen)
+    ((hidden, fits_one, fits_three_but_one),) = captions @ pictures.T
+    assert fits_one > hidden > fits_three_but_one
 
 
 def test_expected_metrics_are_the_mean_over_all_orders():
-    generator = np.random.default_rng(0)
     labels = np.array([0, 0, 1, 1, 1, 2, 2])
     for seed in range(6):
-        scores = np.random.default_rng(seed).integers(3, size=(1, 7))
-        query = np.array([int(generator.integers(3))])
-        hits = []
+        scores, query, hits = np.random.default_rng(seed).integers(3, size=(1, 7)), np.array([seed % 3]), []
         for order in itertools.permutations(range(7)):
             ranked = sorted(order, key=lambda item: -scores[0, item])  # stable: ties stay in this order
             right = labels[ranked] == query[0]
@@ -104,11 +90,10 @@ def test_expected_metrics_are_the_mean_over_all_orders():
 
 
 def test_version_1_is_read(tmp_path):
-    caption = {"text": "", "mentioned": ["hat", "coat"], "omitted": ["bag"],
-               "wrong": [{"attribute": "coat", "true": "red", "stated": "pink"}]}  # fmt: skip
-    (found,) = read_truth(write(tmp_path, PEOPLE, [picture(1, "a", caption, hidden=["bag"])]))
-    assert found.stated == [{"hat": ("cap",), "coat": ("pink",)}]
-    assert found.seen == {"hat": "cap", "coat": "red"}
+    wrong = [{"attribute": "coat", "true": "red", "stated": "pink"}]
+    image = picture(1, "a", hidden=["bag"]) | {"captions": [{"mentioned": ["hat", "coat"], "wrong": wrong}]}
+    (found,) = read_truth(write(tmp_path, [image]))
+    assert (found.stated, found.seen) == ([{"hat": ("cap",), "coat": ("pink",)}], {"hat": "cap", "coat": "red"})
 
 
 @pytest.mark.parametrize("content", ["[]", '{"identities": [{}], "images": []}', '{"identities": [], "images": [{}]}'])
@@ -119,8 +104,13 @@ def test_foreign_files_are_refused(tmp_path, content):
 
 
 def test_command(tmp_path):
-    write(tmp_path, PEOPLE, PICTURES)
-    run = CliRunner().invoke(cli, ["data", "oracle", "--root", str(tmp_path), "--json"])
-    assert json.loads(run.output) == oracle(tmp_path)
-    text = CliRunner().invoke(cli, ["data", "oracle", "--root", str(tmp_path)]).output
-    assert "ties_at_random   rank_1  93.3" in text
+    command = ["data", "oracle", "--root", str(write(tmp_path, PICTURES))]
+    assert json.loads(CliRunner().invoke(cli, [*command, "--json"]).output) == oracle(tmp_path)
+    assert "ties_at_random   rank_1  93.3" in CliRunner().invoke(cli, command).output
+
+
+def test_rows_and_sentence_of_notebooks(tmp_path):
+    assert not [*notebook.ceilings(tmp_path), *notebook.ceiling_in_words(tmp_path)]  # of other data
+    rows = notebook.ceilings(write(tmp_path, PICTURES))
+    assert rows["text_to_image_rank_1"].tolist() == pytest.approx([4 / 5, 14 / 15, 2 / 5])
+    assert "80.0% (ties against) to 93.3%" in next(iter(notebook.ceiling_in_words(tmp_path)))

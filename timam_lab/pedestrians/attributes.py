@@ -17,6 +17,7 @@ import numpy as np
 
 NONE = "none"  # the person has no such thing: no bag, no second colour, ...
 Weights = dict[str, float]
+Rng = np.random.Generator
 Colour = tuple[int, int, int]
 
 TABLES: dict[str, Any] = json.loads((resources.files("timam_lab.pedestrians") / "people.json").read_text("utf-8"))
@@ -27,17 +28,7 @@ COLOURS, DENIM_COLOURS, HAIR_COLOURS, SKIN_COLOURS = (
 WEIGHTS: dict[str, Weights] = TABLES["weights"]
 BY_GENDER: dict[str, dict[str, Weights]] = TABLES["weights_by_gender"]
 BY_SEASON: dict[str, dict[str, dict[str, Weights]]] = TABLES["weights_by_season"]  # and by gender
-THINGS = {  # what a person consists of, with the attributes of each
-    "person": ("gender", "age", "height", "build"),
-    "hair": ("hair_style", "hair_colour"),
-    "headwear": ("headwear", "headwear_colour"),
-    "glasses": ("glasses",),
-    "scarf": ("scarf", "scarf_colour"),
-    "upper": ("upper", "upper_colour", "upper_pattern", "upper_second", "inner_colour"),
-    "lower": ("lower", "lower_colour"),
-    "shoes": ("shoes", "shoes_colour"),
-    "bag": ("bag", "bag_colour", "bag_side"),
-}
+THINGS: dict[str, list[str]] = TABLES["things"]  # what a person consists of, with the attributes of each
 
 
 @dataclass(frozen=True)
@@ -69,19 +60,15 @@ class Identity:
     bag_colour: str
     bag_side: str  # the person's own left or right; none for a backpack
 
-    def as_dict(self) -> dict[str, str]:
-        """The attributes by name, in the order above."""
-        return asdict(self)
 
-
-def pick(rng: np.random.Generator, weights: Weights, without: Collection[str] = ()) -> str:
+def pick(rng: Rng, weights: Weights, without: Collection[str] = ()) -> str:
     """Draw one key of ``weights`` in proportion to its weight, never one of ``without``."""
     keys = [key for key in weights if key not in without]
     totals = list(accumulate(weights[key] for key in keys))
     return keys[min(bisect(totals, rng.random() * totals[-1]), len(keys) - 1)]
 
 
-def draw_identity(rng: np.random.Generator) -> Identity:
+def draw_identity(rng: Rng) -> Identity:
     """Draw one plausible person: clothes fit a season and an age, colours fit the garment."""
     drawn = {name: pick(rng, WEIGHTS[name]) for name in ("gender", "age", "skin", "build", "height", "glasses")}
     gender, age, season = drawn["gender"], drawn["age"], pick(rng, WEIGHTS["season"])
@@ -124,7 +111,7 @@ def _colours(name: str, values: dict[str, str]) -> Weights:
 
 def _alternatives(identity: Identity) -> dict[str, Weights]:
     """Attributes of ``identity`` that can change on their own, with the values they may change to."""
-    values = identity.as_dict()
+    values = asdict(identity)
     names = [name for name in values if name.endswith(("_colour", "_second", "_side")) and values[name] != NONE]
     taken = {"upper_second": values["upper_colour"], "upper_colour": values["upper_second"]}
     options = {name: WEIGHTS["side"] if name == "bag_side" else _colours(name, values) for name in names}
@@ -134,7 +121,7 @@ def _alternatives(identity: Identity) -> dict[str, Weights]:
     }
 
 
-def vary_identity(rng: np.random.Generator, identity: Identity) -> tuple[Identity, list[str]]:
+def vary_identity(rng: Rng, identity: Identity) -> tuple[Identity, list[str]]:
     """A near duplicate: ``identity`` with one or two attributes changed, and the names of those."""
     names = sorted(_alternatives(identity))
     changed = [str(name) for name in rng.permutation(names)[: int(rng.integers(1, 3))]]

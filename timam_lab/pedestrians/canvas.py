@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+Array = np.ndarray
+
 
 @dataclass(frozen=True)
 class View:
@@ -26,7 +28,7 @@ class View:
     squash: float = 1.0  # width of a pixel's picture
     distance: float = 0.0  # pixels behind the person described; negative in front
 
-    def project(self, points: np.ndarray) -> np.ndarray:
+    def project(self, points: Array) -> Array:
         """Body points (..., 3) to pixels x, y and depth towards the camera, (..., 3)."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         across = x * math.cos(self.yaw) + z * math.sin(self.yaw)
@@ -36,7 +38,7 @@ class View:
         column, row = self.x + self.scale * self.squash * across, self.ground - self.scale * up
         return np.stack([column, row, self.scale * near - self.distance], axis=-1)
 
-    def half_axes(self, across: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def half_axes(self, across: Array, ahead: Array) -> tuple[Array, Array]:
         """Half-width in pixels, and extent towards the camera, of an elliptic cross-section with these half-axes."""
         side, front = math.cos(self.yaw), math.sin(self.yaw)
         width = self.scale * self.squash * np.hypot(across * side, ahead * front)
@@ -67,14 +69,14 @@ class Canvas:
         columns = slice(max(0, int(left)), min(width, int(right) + 2))
         return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
-    def _put(self, window: tuple[slice, slice], inside: np.ndarray, surface: int, values: tuple) -> None:
+    def _put(self, window: tuple[slice, slice], inside: Array, surface: int, values: tuple) -> None:
         """Replace what is farther away: ``values`` are depth, u, v, nx, ny."""
         inside &= values[0] > self.depth[window]
         for buffer, value in zip((self.depth, self.u, self.v, self.nx, self.ny), values, strict=True):
             np.copyto(buffer[window], value, where=inside)
         np.copyto(self.surface[window], surface, where=inside)
 
-    def limb(self, points: np.ndarray, radii: np.ndarray, surface: int, yaw: float | None, flat: bool) -> None:
+    def limb(self, points: Array, radii: Array, surface: int, yaw: float | None, flat: bool) -> None:
         """Spheres along pixels (N, 3) with these radii (N,), and all between them.
 
         Without a ``yaw`` there is no angle u; ``flat`` cuts off the last dome.
@@ -105,12 +107,10 @@ class Canvas:
         if flat:
             inside &= along <= 1
         depth = az + t * (bz - az) + radius * np.sqrt(np.maximum(1 - off, 0))
-        u = np.float32(0) if yaw is None else _wrapped(arcsine((x * dy - y * dx) / (length * radius)) - yaw)
+        u = np.float32(0) if yaw is None else angle_around((x * dy - y * dx) / (length * radius), yaw)
         self._put(window, inside, surface, (depth, u, av + t * (bv - av), nx, ny))
 
-    def trunk(
-        self, centres: np.ndarray, half_axes: tuple, v: np.ndarray, surface: int, view: View, front: float = 0.0
-    ) -> None:
+    def trunk(self, centres: Array, half_axes: tuple, v: Array, surface: int, view: View, front: float = 0.0) -> None:
         """A stack of upright elliptic cross-sections, from top to bottom.
 
         Args:
@@ -137,7 +137,7 @@ class Canvas:
         across = np.sqrt(np.maximum(1 - s * s, 0))
         place = height - slope * sag * near * across
         inside = (s > -1) & (s < 1) & (place >= float(v[-1]))
-        u = _wrapped(arcsine(s) - view.yaw)
+        u = angle_around(s, view.yaw)
         if front:
             inside &= np.abs(u) > front
         up = -np.gradient(half[:, 0])[:, None] if len(half) > 1 else np.zeros_like(half)
@@ -145,13 +145,9 @@ class Canvas:
         self._put(window, inside, surface, (depth0 + near * across, u, place, s / norm, up / norm + 0 * s))
 
 
-def arcsine(s: np.ndarray) -> np.ndarray:
-    """arcsin to within 1e-4, by Abramowitz and Stegun 4.4.45."""
+def angle_around(s: Array, yaw: float) -> Array:
+    """arcsin(s) - yaw in [-pi, pi], to within 1e-4 (Abramowitz and Stegun 4.4.45)."""
     a = np.minimum(np.abs(s), 1)
     angle = math.pi / 2 - np.sqrt(1 - a) * (1.5707288 + a * (-0.2121144 + a * (0.0742610 - 0.0187293 * a)))
-    return np.where(s < 0, -angle, angle)
-
-
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    """Angles brought to [-pi, pi]."""
+    angle = np.where(s < 0, -angle, angle) - yaw
     return angle - 2 * math.pi * np.round(angle / (2 * math.pi))

@@ -15,33 +15,18 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from timam_lab.pedestrians.attributes import NONE, THINGS, Identity
+from timam_lab.pedestrians.attributes import NONE, THINGS, Identity, Rng
+from timam_lab.pedestrians.spec import PedestrianSpec
 
 _TEXT = (resources.files("timam_lab.pedestrians") / "lexicon.json").read_text("utf-8")
 LEXICON: dict[str, Any] = json.loads(_TEXT)
 KEPT_WORDS = frozenset(re.findall(r"\*([\w-]+)", _TEXT))
 _ORDERS = tuple(tuple(order) for order in LEXICON["orders"])  # in which people go through a person
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How captions are written: shares in [0, 1]."""
-
-    omission: float  # of the visible attributes, left out
-    mistake: float  # of the mentioned ones, wrong
-    misspelling: float  # of the words
-    remark: float  # of the captions, with a remark that describes nobody
-    negation: float  # of the captions, also saying what is not there
-    habits: float  # of the choices, made by the describer's habit
-    shades: float  # of the shades, called by another colour's name by a describer
-    unseen_words: float  # of the mentions, with a kept word; 0 in training captions
 
 
 class Describer(NamedTuple):
@@ -70,7 +55,7 @@ class Phrase(NamedTuple):
 
 
 def write_caption(
-    rng: np.random.Generator, identity: Identity, hidden: Sequence[str], describer: Describer, manner: Manner
+    rng: Rng, identity: Identity, hidden: Sequence[str], describer: Describer, spec: PedestrianSpec
 ) -> dict[str, Any]:
     """Describe ``identity`` as seen in a picture that does not show the attributes ``hidden``.
 
@@ -81,14 +66,14 @@ def write_caption(
         written); remark (bool).
     """
     visible = visible_attributes(identity, hidden)
-    spread = manner.habits * describer.brevity + (1 - manner.habits) * rng.uniform(-0.5, 0.5)
-    share = manner.omission + min(manner.omission, 1 - manner.omission) * spread
+    spread = spec.habits * describer.brevity + (1 - spec.habits) * rng.uniform(-0.5, 0.5)
+    share = spec.omission + min(spec.omission, 1 - spec.omission) * spread
     mentioned = _choose_mentioned(rng, visible, share)
-    said, wrong = _make_mistakes(rng, {name: visible[name] for name in mentioned}, manner.mistake)
-    absent = _choose_absent(rng, identity, hidden) if rng.random() < manner.negation else []
-    remark = bool(rng.random() < manner.remark)
-    writer = Writer(rng, said, identity.upper == "dress", describer, manner)
-    text, misspelled = _misspell(rng, writer.write(absent, remark), manner.misspelling)
+    said, wrong = _make_mistakes(rng, {name: visible[name] for name in mentioned}, spec.mistake)
+    absent = _choose_absent(rng, identity, hidden) if rng.random() < spec.negation else []
+    remark = bool(rng.random() < spec.remark)
+    writer = Writer(rng, said, identity.upper == "dress", describer, spec)
+    text, misspelled = _misspell(rng, writer.write(absent, remark), spec.misspelling)
     stated = {name: [value] for name, value in said.items()} | writer.meanings | {name: [NONE] for name in absent}
     if "gender" in said and "age" not in said:
         stated["age"] = ["adult", "elderly"]  # a man is no boy
@@ -99,19 +84,16 @@ def write_caption(
 
 def visible_attributes(identity: Identity, hidden: Sequence[str]) -> dict[str, str]:
     """The attributes a truthful and exhaustive describer would state, in the order of THINGS."""
-    values = identity.as_dict()
+    values = asdict(identity)
     names = [name for group in THINGS.values() for name in group if name not in hidden]
     return {name: values[name] for name in names if values[name] not in (NONE, *LEXICON["unremarkable"])}
 
 
-# -- what to say ------------------------------------------------------------------------------------------------------
-
-
-def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
+def _any(rng: Rng, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _choose_mentioned(rng: np.random.Generator, visible: Mapping[str, str], share: float) -> list[str]:
+def _choose_mentioned(rng: Rng, visible: Mapping[str, str], share: float) -> list[str]:
     """Drop a ``share`` of the names: often a whole thing at once, else one attribute; at least one stays."""
     kept = list(visible)
     drop = min(int(share * len(kept) + rng.random()), len(kept) - 1)
@@ -128,17 +110,15 @@ def _choose_mentioned(rng: np.random.Generator, visible: Mapping[str, str], shar
     return kept
 
 
-def _choose_absent(rng: np.random.Generator, identity: Identity, hidden: Sequence[str]) -> list[str]:
+def _choose_absent(rng: Rng, identity: Identity, hidden: Sequence[str]) -> list[str]:
     """One or two things that the person does not have, as the picture shows."""
-    values = identity.as_dict()
-    absent = [name for name in LEXICON["absent"] if values[name] == NONE and name not in hidden]
-    absent = [name for name in absent if name != "scarf" or identity.headwear != "headscarf"]  # a scarf in a sense
+    values = asdict(identity)
+    unsure = {*hidden, "scarf"} if identity.headwear == "headscarf" else hidden  # that is a scarf in a sense
+    absent = [name for name in LEXICON["absent"] if values[name] == NONE and name not in unsure]
     return [str(name) for name in rng.permutation(absent)[: 1 if rng.random() < 0.75 else 2]]
 
 
-def _make_mistakes(
-    rng: np.random.Generator, true: dict[str, str], mistake: float
-) -> tuple[dict[str, str], list[dict[str, str]]]:
+def _make_mistakes(rng: Rng, true: dict[str, str], mistake: float) -> tuple[dict[str, str], list[dict[str, str]]]:
     """State a share ``mistake`` of the attributes wrongly; returns what is said and a record of what is wrong."""
     said, wrong = dict(true), []
     for name, value in true.items():
@@ -148,7 +128,7 @@ def _make_mistakes(
     return said, wrong
 
 
-def _confuse(rng: np.random.Generator, name: str, value: str, said: Mapping[str, str]) -> str:
+def _confuse(rng: Rng, name: str, value: str, said: Mapping[str, str]) -> str:
     """Another value that people take ``value`` for; the two colours of a garment stay different."""
     if name in LEXICON["confused"]:
         return _any(rng, LEXICON["confused"][name][value])
@@ -161,9 +141,6 @@ def _confuse(rng: np.random.Generator, name: str, value: str, said: Mapping[str,
 def meanings(colour: str, shades: float) -> list[str]:
     """The colours that the usual name of ``colour`` can mean where a share of the shades are called by other names."""
     return [colour, *(shade for shade, names in LEXICON["shades"].items() if colour in names and shades > 0)]
-
-
-# -- how to say it ----------------------------------------------------------------------------------------------------
 
 
 def _fitting(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:
@@ -183,21 +160,16 @@ def _grouped(phrases: Sequence[Phrase]) -> dict[str, list[Phrase]]:
 
 
 class Writer:
-    """One describer at one picture: ``said`` maps attributes to the values to state.
-
-    Attributes:
-        meanings: of attributes whose words can mean several values.
-        unseen: the kept words that were used, by attribute.
-    """
+    """One describer at one picture: ``said`` maps attributes to the values to state."""
 
     def __init__(
-        self, rng: np.random.Generator, said: Mapping[str, str], dress: bool, describer: Describer, manner: Manner
+        self, rng: Rng, said: Mapping[str, str], dress: bool, describer: Describer, spec: PedestrianSpec
     ) -> None:
-        self.rng, self.said, self.dress = rng, said, dress  # a dress left unnamed is no "top"
-        self.describer, self.manner = describer, manner
-        self.meanings: dict[str, list[str]] = {}
-        self.unseen: dict[str, str] = {}
-        self.kept = {name for name in said if rng.random() < manner.unseen_words}  # to be told with kept words
+        self.rng, self.said, self.describer, self.spec = rng, said, describer, spec
+        self.dress = dress  # one left unnamed is no "top"
+        self.meanings: dict[str, list[str]] = {}  # of attributes whose words can mean several values
+        self.unseen: dict[str, str] = {}  # attribute to the kept word that was used
+        self.kept = {name for name in said if rng.random() < spec.unseen_words}  # to be told with kept words
         gender, age = said.get("gender", ""), said.get("age", "")
         self.words = LEXICON["pronouns"][gender]
         self.noun = self._word("age" if age in ("child", "elderly") else "gender", LEXICON["nouns"][f"{gender} {age}"])
@@ -207,7 +179,7 @@ class Writer:
     def write(self, absent: Sequence[str], remark: bool) -> str:
         """The whole caption."""
         sentences = self._told(self._phrases())
-        attached = absent and self.rng.random() < 0.5
+        attached = absent and self.rng.random() < 0.5  # to the last sentence
         told = [self._fill(self._usual(LEXICON["absent" if attached else "absent_clauses"][name])) for name in absent]
         if attached:
             sentences[-1] += ", with " + _join(told)
@@ -218,17 +190,15 @@ class Writer:
             sentences.insert(where, self._fill(_any(self.rng, LEXICON["remarks"])))
         return self._finish(sentences)
 
-    # -- choices
-
     def _often(self, what: str, share: float) -> bool:
         """Whether to do what a ``share`` of all captions do: some describers nearly always, others nearly never."""
-        if self.rng.random() < self.manner.habits:
+        if self.rng.random() < self.spec.habits:
             return self.describer.prefers(what, 1000) < 1000 * share
         return bool(self.rng.random() < share)
 
     def _usual(self, options: Sequence[T]) -> T:
         """The describer's favourite or, without habits, the first option half of the time, else any."""
-        if self.rng.random() < self.manner.habits:
+        if self.rng.random() < self.spec.habits:
             return options[max(0, self.describer.prefers(str(options), 2 * len(options)) - len(options))]
         return options[0] if self.rng.random() < 0.55 else _any(self.rng, options)
 
@@ -249,8 +219,6 @@ class Writer:
     def _fill_fitting(self, name: str, templates: Sequence[str], words: Mapping[str, str]) -> str:
         return self._fill(self._word(name, _fitting(templates, words), chance=True), **words)
 
-    # -- things
-
     def _phrases(self) -> list[Phrase]:
         """What is said of each thing, in this describer's order."""
         order = self._usual(_ORDERS)
@@ -266,14 +234,14 @@ class Writer:
         if name == "hair_colour":
             return {key: self._word(name, LEXICON["hair_colour_words"][value])}
         names = LEXICON["shades"].get(value, [])
-        loose = self.describer.prefers(f"shade {value}", 1000) < 1000 * self.manner.shades
+        loose = self.describer.prefers(f"shade {value}", 1000) < 1000 * self.spec.shades
         called = names[self.describer.prefers(value, len(names))] if names and loose else value
         if name in self.kept or LEXICON["colour_words"][called][0] == other:
             called = value
         usual = LEXICON["colour_words"][called][0]
         word = usual if called != value else self._word(name, LEXICON["colour_words"][value])
         if word == usual:
-            self.meanings[name] = meanings(called, self.manner.shades)
+            self.meanings[name] = meanings(called, self.spec.shades)
         return {key: word}
 
     def _noun(self, thing: str) -> tuple[str, bool]:
@@ -333,8 +301,6 @@ class Writer:
         if kind in ("backpack", "shoulder bag") and self.rng.random() < 0.4:
             verb = "wear"
         return Phrase("bag", verb, text, self._clauses("bag", words, text))
-
-    # -- sentences
 
     def _subject(self, article: str) -> str:
         traits = [self._word(n, LEXICON["stature"][self.said[n]]) for n in ("height", "build") if n in self.said]
@@ -411,10 +377,7 @@ class Writer:
         return ". ".join(tidy) + ("" if self._often("no full stop", 0.05) else ".")
 
 
-# -- mistyping --------------------------------------------------------------------------------------------------------
-
-
-def _misspell(rng: np.random.Generator, text: str, share: float) -> tuple[str, list[dict[str, str]]]:
+def _misspell(rng: Rng, text: str, share: float) -> tuple[str, list[dict[str, str]]]:
     """Misspell a share of the words, never one of fewer than four letters."""
     words = list(re.finditer(r"[A-Za-z]+", text))
     long = [word for word in words if len(word[0]) >= 4]
@@ -427,7 +390,7 @@ def _misspell(rng: np.random.Generator, text: str, share: float) -> tuple[str, l
     return text, record[::-1]
 
 
-def _mistype(rng: np.random.Generator, word: str) -> str:
+def _mistype(rng: Rng, word: str) -> str:
     """A usual misspelling of ``word``, or a letter dropped, doubled or swapped; no kept word."""
     usual = LEXICON["misspellings"].get(word.lower())
     if usual and rng.random() < 0.7:

@@ -17,8 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from timam_lab.pedestrians import attributes
-from timam_lab.pedestrians.attributes import COLOURS, NONE, TABLES, Colour, Identity
-from timam_lab.pedestrians.canvas import Canvas, View
+from timam_lab.pedestrians.attributes import COLOURS, NONE, TABLES, Colour, Identity, Rng
+from timam_lab.pedestrians.canvas import Array, Canvas, View
 
 SHAPES = {name: np.array(rows) for name, rows in TABLES["shapes"].items()}  # top to bottom: y, half-width, half-depth
 LEG_CUTS: dict[str, list[float]] = TABLES["leg_cuts"]  # share of the leg, width added at the thigh, at the ankle
@@ -31,7 +31,6 @@ SURFACE = {name: number for number, name in enumerate(SURFACES)}
 MATERIAL = {name: number for number, name in enumerate(MATERIALS)}
 _OF_HEAD = ("head", "face", "hair", "tail", "headwear")
 _CHIN, _HIP = 0.868, 0.505  # heights
-Array = np.ndarray
 
 
 class Cut(NamedTuple):
@@ -58,7 +57,7 @@ class Build:
     colours: dict[str, Colour]
 
 
-def draw_build(rng: np.random.Generator, identity: Identity) -> Build:
+def draw_build(rng: Rng, identity: Identity) -> Build:
     """What is a person's own beside the attributes; ``rng`` is the person's."""
     old, unused = identity.age == "elderly", (120, 120, 120)
     names = ("upper", "inner", "lower", "headwear", "scarf", "shoes", "bag")
@@ -78,7 +77,7 @@ def draw_build(rng: np.random.Generator, identity: Identity) -> Build:
     return Build(shoulders, hips, stride, arms, stoop, rng.uniform(0.85, 1.25), rng.uniform(0.955, 0.972), colours)
 
 
-def _own_shade(rng: np.random.Generator, rgb: Colour, spread: int) -> Colour:
+def _own_shade(rng: Rng, rgb: Colour, spread: int) -> Colour:
     shift = rng.integers(-spread, spread + 1) + rng.integers(-spread // 2, spread // 2 + 1, 3)
     red, green, blue = np.clip(np.array(rgb) + shift, 12, 248).tolist()
     return red, green, blue
@@ -98,7 +97,7 @@ class Pose:
     lean: float = 0.0  # of the upper body
 
 
-def draw_pose(rng: np.random.Generator, identity: Identity, build: Build) -> Pose:
+def draw_pose(rng: Rng, identity: Identity, build: Build) -> Pose:
     """A phase of a gait or a way of standing; a hand that holds something hangs."""
     calm = identity.age == "elderly" or identity.bag == "suitcase"
     poses: dict[str, dict[str, Any]] = TABLES["poses"]
@@ -123,16 +122,12 @@ def draw_pose(rng: np.random.Generator, identity: Identity, build: Build) -> Pos
 
 
 class Figure:
-    """A dressed person in a pose: `draw` puts the solids on a canvas, `paint` colours what can be seen of them.
-
-    Attributes:
-        unit: pixels per height of the person.
-        area: pixels of each surface if nothing hid it, known once it is drawn.
-    """
+    """A dressed person in a pose: `draw` puts the solids on a canvas, `paint` colours what can be seen of them."""
 
     def __init__(self, identity: Identity, build: Build, pose: Pose, view: View) -> None:
         self.identity, self.build, self.pose, self.view = identity, build, pose, view
-        self.cut, self.unit, self.first = Cut(*TABLES["upper_cuts"][identity.upper]), view.scale, 0
+        self.cut, self.first = Cut(*TABLES["upper_cuts"][identity.upper]), 0
+        self.unit = view.scale  # pixels per height of the person
         stature = {"short": 1.09, "average": 1.0, "tall": 0.93}[identity.height]
         self.head = 1.5 if identity.age == "child" else stature  # size of the head
         self.body = (1 - (1 - _CHIN) * self.head) / _CHIN  # and of all below it
@@ -140,7 +135,7 @@ class Figure:
         self.limbs = 0.35 + 0.65 * self.breadth  # thickness
         self.slim = -0.004 if identity.gender == "woman" else 0.0  # added to the radii of the limbs
         self.side = 1 if identity.bag_side == "left" else -1
-        self.area: dict[str, float] = dict.fromkeys(SURFACES, 0.0)
+        self.area: dict[str, float] = dict.fromkeys(SURFACES, 0.0)  # pixels of each if nothing hid it, once drawn
         self._stand()
 
     def _stand(self) -> None:
@@ -191,8 +186,6 @@ class Figure:
         self.area[surface] += float((steps * (radii[1:] + radii[:-1])).sum())
         yaw = self.view.yaw if surface in ("sleeve", "leg") else None  # nothing else is painted around a limb
         self.canvas.limb(pixels, radii, self.first + SURFACE[surface], yaw, flat)
-
-    # -- solids -------------------------------------------------------------------------------------------------------
 
     def draw(self, canvas: Canvas, first: int = 0) -> None:
         """Draw all solids; their surfaces are numbered from ``first``."""
@@ -245,9 +238,8 @@ class Figure:
         """Cross-sections of the upper body with its own breadth, top to bottom."""
         rows = SHAPES[self.identity.gender].copy()
         below = rows[:, 0] < 0.835  # the neck
-        rows[below, 1] *= (
-            np.interp(rows[below, 0], [0.55, 0.75], [self.build.hips, self.build.shoulders]) * self.breadth
-        )
+        own = np.interp(rows[below, 0], [0.55, 0.75], [self.build.hips, self.build.shoulders])
+        rows[below, 1] *= own * self.breadth
         rows[below, 2] *= 0.4 + 0.6 * self.breadth
         belly = np.maximum(0, 1 - ((rows[:, 0] - 0.6) / 0.13) ** 2)
         return rows + belly[:, None] * [0, 0.1, 0.26] * max(0.0, self.breadth - 1.1)
@@ -338,8 +330,6 @@ class Figure:
             for edge in (-0.5 * deep, 0.5 * deep):
                 self._limb("bag", [self.hand, np.add(top, [0, 0, edge])], [0.007, 0.007])
 
-    # -- paint --------------------------------------------------------------------------------------------------------
-
     def paint(self, canvas: Canvas, sun: Array, ambient: float) -> tuple[Array, Array, Array, Array]:
         """The colours of what can be seen.
 
@@ -355,18 +345,14 @@ class Figure:
         u, v, nx, ny = (buffer.ravel()[pixels] for buffer in (canvas.u, canvas.v, canvas.nx, canvas.ny))
         material = np.array([MATERIAL.get(name, 0) for name in SURFACES.values()])[surface]
         relief = np.ones(len(pixels), np.float32)
-        own = {
-            "torso": self._paint_torso,
-            "sleeve": self._paint_sleeve,
-            "leg": self._paint_leg,
-            "head": self._paint_head,
-        }
+        by = {"torso": self._paint_torso, "sleeve": self._paint_sleeve, "leg": self._paint_leg}
+        by["head"] = self._paint_head
         for name in SURFACES:
             some = np.flatnonzero(surface == SURFACE[name])
             along = v[some] / (self.unit if name in ("sleeve", "leg", "shoes") else 1)
             painted, light = material[some], relief[some]
             if len(some):
-                own.get(name, partial(self._paint_other, name))(u[some], along, painted, light)
+                by.get(name, partial(self._paint_other, name))(u[some], along, painted, light)
             material[some], relief[some] = painted, light
         nz = np.sqrt(np.maximum(0, 1 - nx * nx - ny * ny))
         light = ambient + (1 - ambient) * 1.25 * np.maximum(0, nx * sun[0] + ny * sun[1] + nz * sun[2])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from timam_lab.pedestrians.attributes import COLOURS, Colour
+from timam_lab.pedestrians.attributes import COLOURS, Colour, Rng
 
 WIDTH, HEIGHT = SIZE = (900, 520)  # pixels of a camera's place
 HORIZON = 218  # row where its wall meets its ground
@@ -53,7 +53,7 @@ def dim(colour: Colour, factor: float) -> Colour:
     return int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor)
 
 
-def _any_colour(rng: np.random.Generator) -> Colour:
+def _any_colour(rng: Rng) -> Colour:
     return list(COLOURS.values())[int(rng.integers(len(COLOURS)))]
 
 
@@ -79,7 +79,7 @@ def place(camera: Camera, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels + rows + fall, 0, 255).astype(np.uint8))
 
 
-def _draw_row(pen: Pen, rng: np.random.Generator, camera: Camera, row: dict[str, Any]) -> None:
+def _draw_row(pen: Pen, rng: Rng, camera: Camera, row: dict[str, Any]) -> None:
     jitter, scale = row.get("jitter", 0), row.get("scale", 1)
     step, first = rng.uniform(*row["step"]), rng.uniform(*row["start"])
     for x in np.arange(first, WIDTH, step):
@@ -99,7 +99,7 @@ def _draw_shapes(pen: Pen, shapes: list[list], colours: dict[str, Colour], at: P
         getattr(pen, name)(points.ravel().tolist(), fill=fill, **({"width": width[0]} if width else {}))
 
 
-def _bricks(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
+def _bricks(pen: Pen, rng: Rng, camera: Camera) -> None:
     joints = dim(camera.wall, 0.88)
     for row in range(0, HORIZON, 12):
         pen.line([0, row, WIDTH, row], fill=joints, width=2)
@@ -107,7 +107,7 @@ def _bricks(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
             pen.line([x, row, x, row + 12], fill=joints, width=2)
 
 
-def _trees(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
+def _trees(pen: Pen, rng: Rng, camera: Camera) -> None:
     for _ in range(12):
         x, y, trunk = rng.uniform(0, WIDTH), HORIZON + rng.uniform(-20, 12), rng.uniform(7, 14)
         pen.rectangle([x - trunk / 2, 40, x + trunk / 2, y], fill=(84, 66, 50))
@@ -117,7 +117,7 @@ def _trees(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
             pen.ellipse([cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=(66 + shade, 104 + shade, 52 + shade))
 
 
-def _tiles(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
+def _tiles(pen: Pen, rng: Rng, camera: Camera) -> None:
     """Joints of a paved floor in perspective."""
     spread, colour = int(rng.integers(40, 110)), dim(camera.ground, 0.84)
     for k in range(1, 16):
@@ -128,9 +128,7 @@ def _tiles(pen: Pen, rng: np.random.Generator, camera: Camera) -> None:
         pen.line([far, HORIZON, near, HEIGHT], fill=colour, width=2)
 
 
-def draw_obstacle(
-    rng: np.random.Generator, size: tuple[int, int], feet: Pair, unit: float, camera: Camera
-) -> tuple[str, Image.Image]:
+def draw_obstacle(rng: Rng, size: tuple[int, int], feet: Pair, unit: float, camera: Camera) -> tuple[str, Image.Image]:
     """Something in front of a person of ``unit`` pixels whose feet are there: its name, and an RGBA image."""
     (width, height), (x, ground), image = size, feet, Image.new("RGBA", size)
     pen, side = ImageDraw.Draw(image), 1 if rng.random() < 0.5 else -1

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from timam_lab.pedestrians import places
-from timam_lab.pedestrians.attributes import NONE, THINGS, Identity, draw_identity
+from timam_lab.pedestrians.attributes import NONE, THINGS, Identity, Rng, draw_identity
 from timam_lab.pedestrians.canvas import Canvas, View
 from timam_lab.pedestrians.figure import MATERIAL, SURFACE, SURFACES, Figure, draw_build, draw_pose
+from timam_lab.pedestrians.spec import TALLEST, PedestrianSpec
 
 SUPERSAMPLE = 2
-TALLEST = 300  # pixels: original height of the largest pictures
 _VIEWS = {"front": 40, "three-quarter front": 75, "side": 112, "three-quarter back": 145, "back": 180}  # up to, degrees
 _CUTS = ("legs", "legs", "head", "side", "side")
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Of all pictures: size in pixels, shares in [0, 1], the smallest original height in pixels, the seed."""
-
-    width: int
-    height: int
-    occlusion: float
-    company: float
-    cut_off: float
-    smallest: int
-    seed: int
-
-
 def render_image(
-    rng: np.random.Generator, identity: Identity, number: int, camera: places.Camera, conditions: Conditions
+    rng: Rng, identity: Identity, number: int, camera: places.Camera, spec: PedestrianSpec
 ) -> tuple[Image.Image, dict[str, Any]]:
     """Render one picture of a person.
 
@@ -49,48 +36,40 @@ def render_image(
         the picture's edge cuts, or null), occlusion (what stands in front, or null), others (number of other people),
         hidden (attributes that it does not show), jpeg_quality.
     """
-    size = (conditions.width * SUPERSAMPLE, conditions.height * SUPERSAMPLE)
-    own = np.random.Generator(np.random.PCG64(np.random.SeedSequence([conditions.seed, 6, number])))
-    cut = _CUTS[int(rng.integers(5))] if rng.random() < conditions.cut_off else None
+    size = (spec.width * SUPERSAMPLE, spec.height * SUPERSAMPLE)
+    own = np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, 6, number])))
+    cut = _CUTS[int(rng.integers(5))] if rng.random() < spec.cut_off else None
     view, build = _draw_view(rng, camera, size, cut), draw_build(own, identity)
-    figures = [Figure(identity, build, draw_pose(rng, identity, build), view), *_company(rng, view, size, conditions)]
+    figures = [Figure(identity, build, draw_pose(rng, identity, build), view), *_company(rng, view, size, spec)]
     canvas, unit = Canvas(*size), view.scale
     for k, figure in enumerate(figures):
         figure.draw(canvas, k * len(SURFACES))
-    pixels = np.asarray(_background(rng, camera, conditions, figures), np.float32)
+    pixels = np.asarray(_background(rng, camera, spec, figures), np.float32)
     pixels = pixels.repeat(SUPERSAMPLE, 0).repeat(SUPERSAMPLE, 1).reshape(-1, 3)
     ambient, sun = rng.uniform(0.42, 0.6), np.array([camera.light + rng.normal() * 0.2, -0.65, 0.6])
     painted = [figure.paint(canvas, sun / np.sqrt((sun**2).sum()), ambient) for figure in figures]
     for where, colours, *_ in painted:
         pixels[where] = colours
     kind, clear = None, np.ones(len(pixels), bool)
-    if rng.random() < conditions.occlusion:
+    if rng.random() < spec.occlusion:
         kind, obstacle = places.draw_obstacle(rng, size, (view.x, view.ground), unit, camera)
         cover = np.asarray(obstacle).reshape(-1, 4)
         clear = cover[:, 3] == 0
         pixels[~clear] = cover[~clear, :3]
     where, _, surface, material = painted[0]
-    original, seen = _original_height(rng, conditions), clear[where]
+    low, high = math.log(spec.smallest), math.log(TALLEST)
+    original = round(math.exp(low + (high - low) * rng.random() ** 0.6))  # small ones are frequent, as in the street
+    seen = clear[where]
+    degrees = abs(math.degrees(math.atan2(math.sin(view.yaw), math.cos(view.yaw))))
+    view_name = next(name for name, up_to in _VIEWS.items() if degrees <= up_to + 1e-9)
     hidden = hidden_attributes(figures[0], surface[seen], material[seen], original / size[1])
-    truth = {"camera": camera.folder, "view": view_name(view.yaw), "yaw": round(math.degrees(view.yaw)) % 360,
+    truth = {"camera": camera.folder, "view": view_name, "yaw": round(math.degrees(view.yaw)) % 360,
              "pose": figures[0].pose.name, "original_height": original, "cut_off": cut, "occlusion": kind,
              "others": len(figures) - 1, "hidden": hidden, "jpeg_quality": int(rng.integers(62, 93))}  # fmt: skip
-    return _develop(rng, pixels.reshape(size[1], size[0], 3), camera, conditions, original), truth
+    return _develop(rng, pixels.reshape(size[1], size[0], 3), camera, spec, original), truth
 
 
-def view_name(yaw: float) -> str:
-    """The name of a viewpoint; ``yaw`` in radians, 0 is front."""
-    degrees = abs(math.degrees(math.atan2(math.sin(yaw), math.cos(yaw))))
-    return next(name for name, up_to in _VIEWS.items() if degrees <= up_to + 1e-9)
-
-
-def _original_height(rng: np.random.Generator, conditions: Conditions) -> int:
-    """Pixels of the picture before it was brought to size; small ones are as frequent as in street pictures."""
-    low, high = math.log(conditions.smallest), math.log(TALLEST)
-    return round(math.exp(low + (high - low) * rng.random() ** 0.6))
-
-
-def _draw_view(rng: np.random.Generator, camera: places.Camera, size: tuple[int, int], cut: str | None) -> View:
+def _draw_view(rng: Rng, camera: places.Camera, size: tuple[int, int], cut: str | None) -> View:
     """Where the person stands, how large, and which way they face, on a canvas of ``size``."""
     yaw = math.radians(rng.choice([0, 0, 0, 180, 180, 45, -45, 135, -135, 90, -90]) + rng.normal() * 14)
     scale = min(size[1] * rng.uniform(0.76, 0.93), size[0] * 2.05)
@@ -105,10 +84,10 @@ def _draw_view(rng: np.random.Generator, camera: places.Camera, size: tuple[int,
     return View(yaw, camera.pitch * rng.uniform(0.7, 1.2), x, ground, scale, rng.uniform(0.92, 1.08))
 
 
-def _company(rng: np.random.Generator, view: View, size: tuple[int, int], conditions: Conditions) -> list[Figure]:
+def _company(rng: Rng, view: View, size: tuple[int, int], spec: PedestrianSpec) -> list[Figure]:
     """Other people: most of them farther away, some beside the person, partly behind or in front."""
     others: list[Figure] = []
-    while len(others) < 3 and rng.random() < conditions.company:
+    while len(others) < 3 and rng.random() < spec.company:
         identity, far, side = draw_identity(rng), rng.random() < 0.7, rng.choice([-1, 1])
         build, share = draw_build(rng, identity), rng.uniform(0.45, 0.85) if far else rng.uniform(0.95, 1.1)
         x = rng.uniform(0, size[0]) if far else view.x + side * rng.uniform(0.27, 0.4) * view.scale
@@ -119,19 +98,14 @@ def _company(rng: np.random.Generator, view: View, size: tuple[int, int], condit
     return others
 
 
-def _background(
-    rng: np.random.Generator, camera: places.Camera, conditions: Conditions, figures: list[Figure]
-) -> Image.Image:
+def _background(rng: Rng, camera: places.Camera, spec: PedestrianSpec, figures: list[Figure]) -> Image.Image:
     """A random window of the place, with the shadows of the people in it, at the size of the picture."""
-    size, height = (conditions.width, conditions.height), rng.uniform(0.6, 1.0) * places.HEIGHT
+    size, height = (spec.width, spec.height), rng.uniform(0.6, 1.0) * places.HEIGHT
     width = min(height * size[0] / size[1], places.WIDTH)
     left, top = rng.uniform(0, places.WIDTH - width), rng.uniform(0, places.HEIGHT - height)
     box = (left, top, left + width, top + height)
-    window, shadow = (
-        places.place(camera, conditions.seed).resize(size, Image.Resampling.BILINEAR, box),
-        Image.new("L", size),
-    )
-    pen = ImageDraw.Draw(shadow)
+    window = places.place(camera, spec.seed).resize(size, Image.Resampling.BILINEAR, box)
+    pen = ImageDraw.Draw(shadow := Image.new("L", size))
     for figure in figures:
         unit, x, y = (value / SUPERSAMPLE for value in (figure.unit, figure.view.x, figure.view.ground))
         y -= 0.03 * unit
@@ -139,15 +113,13 @@ def _background(
         pen.polygon([x - 0.09 * unit, y, x + 0.09 * unit, y, x + lean + 0.05 * unit, y - 0.25 * long,
                      x + lean - 0.06 * unit, y - 0.3 * long], fill=int(110 * camera.shadow))  # fmt: skip
         pen.ellipse([x - 0.15 * unit, y - 0.035 * unit, x + 0.15 * unit, y + 0.04 * unit], fill=120)
-    shadow = shadow.filter(ImageFilter.BoxBlur(0.01 * conditions.height))
+    shadow = shadow.filter(ImageFilter.BoxBlur(0.01 * spec.height))
     return Image.composite(Image.new("RGB", size, (12, 12, 16)), window, shadow)
 
 
-def _develop(
-    rng: np.random.Generator, pixels: np.ndarray, camera: places.Camera, conditions: Conditions, original: int
-) -> Image.Image:
+def _develop(rng: Rng, pixels: np.ndarray, camera: places.Camera, spec: PedestrianSpec, original: int) -> Image.Image:
     """What a camera adds: exposure, colour cast, contrast, saturation, blur, noise, a low resolution."""
-    height, width, step = conditions.height, conditions.width, range(SUPERSAMPLE)
+    height, width, step = spec.height, spec.width, range(SUPERSAMPLE)
     pixels = np.sum([pixels[i::SUPERSAMPLE, j::SUPERSAMPLE] for i in step for j in step], axis=0) / SUPERSAMPLE**2
     gains = np.array(camera.cast) * rng.normal(1, 0.035, 3) * rng.uniform(0.76, 1.16)
     contrast, saturation = rng.uniform(0.82, 1.1), rng.uniform(0.75, 1.1)
@@ -159,9 +131,8 @@ def _develop(
         image = image.filter(ImageFilter.BoxBlur(min(radius, 1.4)))
     if original < height:
         image = image.resize((max(8, round(width * original / height)), original), Image.Resampling.BOX)
-    noise = rng.standard_normal((image.height, image.width, 1), np.float32) * np.float32(
-        camera.noise * rng.uniform(0.2, 0.9)
-    )
+    noise = rng.standard_normal((image.height, image.width, 1), np.float32)
+    noise *= np.float32(camera.noise * rng.uniform(0.2, 0.9))
     return _image(np.asarray(image, np.float32) + noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
