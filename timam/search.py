@@ -106,6 +106,10 @@ class Gallery:
             embeddings[position] = shard.embeddings[row]
         return _gallery(embeddings, readable, folder, fingerprint, problems, encoded)
 
+    def update(self, model: TIMAM, progress: bool = False) -> Gallery:
+        """The gallery of the same folder as it is now. Raises as `build`."""
+        return Gallery.build(model, self.folder, self, progress)
+
     def save(self, folder: Path | str) -> None:
         """Writes embeddings.npy, pictures.parquet, gallery.json and, with an index, index.faiss; all or nothing."""
         with replacing_folder(Path(folder)) as new:
