@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from timam import gap
 from timam.config import Config
-from timam.evaluation import Embeddings, evaluate
+from timam.evaluation import DIRECTIONS, Embeddings, evaluate
 from timam.evaluation import gap as measure_gap
 from timam.job import Job
 from timam.models.discriminator import ModalityDiscriminator
@@ -62,7 +62,8 @@ def validation(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFr
     for experiment in experiments:
         run = experiment.run(runs)
         embeddings = run.val_embeddings("best")
-        retrieval = {f"{d}_{k}": v for d, values in evaluate(embeddings).items() for k, v in values.items()}
+        results = evaluate(embeddings)
+        retrieval = {f"{d}_{k}": v for d in DIRECTIONS for k, v in results[d].items()}
         rows.append({"variant": experiment.variant, "seed": experiment.config.train.seed,
                      "seconds": run.metrics()["seconds"], **retrieval,
                      **measure_gap(embeddings, nonlinear=True)})  # fmt: skip
