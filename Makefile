@@ -2,7 +2,7 @@
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make adversary   notebook 10: runs with and without the adversary, about an hour -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
-# make check       lint, types and the fast tests: the daily loop, at most two minutes
+# make check       lint, types and the fast tests: the daily loop, three and a half minutes on two cores
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make docs        the API reference -> docs/api

@@ -303,9 +303,12 @@ def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, 
 
 
 def tsne(
-    maps: dict[str, tuple[np.ndarray, np.ndarray]], image_labels: np.ndarray, text_labels: np.ndarray,
-    caption_image: np.ndarray, shown: int = 8,
-) -> Figure:  # fmt: skip
+    maps: dict[str, tuple[np.ndarray, np.ndarray]],
+    image_labels: np.ndarray,
+    text_labels: np.ndarray,
+    caption_image: np.ndarray,
+    shown: int = 8,
+) -> Figure:
     """A column per variant: above by modality, below some identities with a line from each caption to its picture.
 
     Args:

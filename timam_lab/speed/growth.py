@@ -145,9 +145,13 @@ def step_costs(
 
 
 def training_growth(
-    config: Config, axes: dict[str, list[int]], base: dict[str, int], device: torch.device, peak: dict[str, float],
+    config: Config,
+    axes: dict[str, list[int]],
+    base: dict[str, int],
+    device: torch.device,
+    peak: dict[str, float],
     rounds: int = 3,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One size varied at a time, the others as in `base`.
 
     Args:
