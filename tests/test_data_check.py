@@ -19,8 +19,8 @@ from layouts import (
 )
 
 from timam.data import DATASETS
-from timam.data.check import check_dataset, found_beside_published
 from timam.models.text_encoder import word_tokenizer
+from timam_lab.check import check_dataset, found_beside_published
 
 
 def test_report_stands_beside_what_is_published(tmp_path):

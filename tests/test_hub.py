@@ -11,12 +11,13 @@ from hub import TOKEN, Repository, pretend_online, running_hub
 from huggingface_hub import ModelCard
 from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_reed
 
-from timam import TIMAM, card, cli
+from timam import TIMAM, cli
 from timam.config import PRESETS, override
 from timam.evaluation import Embeddings, per_query
 from timam.metrics import RETRIEVAL_METRICS
 from timam.run import Run
 from timam.training import fit
+from timam_lab import card
 
 SENTENCE = "a person in a red coat and blue trousers"
 

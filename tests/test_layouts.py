@@ -31,11 +31,11 @@ from layouts import (
 from PIL import Image
 
 from timam.data import SPLITS, Dataset, load_dataset, read_dataset
-from timam.data.check import check_dataset
 from timam.data.parsing import split_of_name
 from timam.embedded import container, open_picture
 from timam.images import ImageError, read_image
 from timam.stores import open_pixels
+from timam_lab.check import check_dataset
 
 
 def captions(dataset: Dataset, split: str) -> list[tuple[str, ...]]:

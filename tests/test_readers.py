@@ -33,9 +33,9 @@ from layouts import (
 )
 
 from timam.data import DATASETS, SPLITS, DataError, Dataset, Record, load_dataset, read_dataset
-from timam.data.check import check_dataset
 from timam.data.datasets import PROTOCOLS
 from timam.data.parsing import by_hash
+from timam_lab.check import check_dataset
 
 STAMPS = Path(__file__).parents[2] / "shared" / "data" / "stamps_flickr"
 bounded = settings(

@@ -1,8 +1,9 @@
-"""Commands of the command line that need more than the core: `timam data pedestrians`, `data oracle` and `studies`."""
+"""Commands that need more than the core: `timam data` (check, oracle, pedestrians), `push` and `studies`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,65 @@ from typing import Any
 import click
 
 from timam import arguments
+from timam import config as configs
+from timam.run import Run
 
 
-@click.command()
+@click.group()
+def data() -> None:
+    """Make or check data."""
+
+
+@data.command()
+@arguments.dataset
+@arguments.root
+@arguments.columns
+@click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
+@click.option("--preset", type=click.Choice(list(configs.PRESETS)), help="Count what its tokenizer cuts or lacks.")
+@arguments.json
+def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
+    """Count each split, compare with the published counts, decode every picture, and name every problem."""
+    from timam_lab.check import check_dataset
+
+    renamed = configs.DataConfig(columns=columns or "").renamed
+    tokens: dict[str, Any] = {}
+    if preset is not None:
+        from timam.models.weights import load_tokenizer
+
+        model = configs.PRESETS[preset].model
+        tokens = {"tokenizer": load_tokenizer(model.language_model), "max_tokens": model.max_tokens}
+    report = check_dataset(dataset, root, renamed, max_words, not as_json, **tokens)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        click.echo(_report_text(report))
+        for kind in ("problems", "warnings"):
+            for line in report[kind]:
+                click.echo(f"{kind[:-1]}: {line}", err=True)
+        click.echo(f"{dataset} in {root}: {len(report['problems'])} problem(s), {len(report['warnings'])} warning(s)")
+    sys.exit(1 if report["problems"] or len(report["warnings"]) > len(report["remarks"]) else 0)
+
+
+def _report_text(report: dict[str, Any]) -> str:
+    """One line for each split with the published counts in brackets, then the protocol and the notes."""
+    from timam_lab.check import found_beside_published
+
+    lines = []
+    labels = "classes" if report["protocol"].startswith("class") else "identities"
+    for row in found_beside_published(report):
+        line = f"{row['split']:5}"
+        for what, name, width in (("identities", labels, 6), ("images", "pictures", 7), ("captions", "captions", 7)):
+            published = row[f"{what} (published)"]
+            line += f"  {name} {row[what]:{width},}" + (f" (published {published:,})" if published else "")
+        if found := report["splits"].get(row["split"]):
+            per_image = ", ".join(f"{n:,} with {k}" for k, n in found["images_by_captions"].items())
+            line += f"  words a caption {found['words_mean']:.1f} (at most {found['words_max']})"
+            line += f"  pictures by captions: {per_image}"
+        lines.append(line)
+    return "\n".join([*lines, f"protocol: {report['protocol']}", *(f"note: {note}" for note in report["notes"])])
+
+
+@data.command()
 @click.option("--output", type=arguments.FOLDER, required=True, help="Folder to make.")
 @click.option(
     "--identities", type=click.IntRange(3), default=1000, help="Persons in all, split as CUHK-PEDES (11:1:1)."
@@ -59,7 +116,7 @@ def pedestrians(output: Path, identities: int, workers: int | None, **options: A
     click.echo(f"{output}: {identities} persons rendered")
 
 
-@click.command()
+@data.command()
 @arguments.root
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Pictures and captions.")
 @arguments.json
@@ -75,6 +132,29 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
         click.echo(f"{direction}, {split} split (percent)")
         for name, row in rows.items():
             click.echo(f"  {name:15}" + "".join(f"  {key} {100 * value:5.1f}" for key, value in row.items()))
+
+
+@click.command()
+@arguments.run
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="Everybody may read it, if the repository is new; private otherwise.")
+def push(run: Run, repo_id: str, public: bool) -> None:
+    """Put a run's best model on the Hugging Face hub, with a model card made from the run.
+
+    Log in first, with `hf auth login`. Model, tokenizer and card are sent; pictures and captions are not.
+    """
+    run.metrics()  # raises FileNotFoundError if the run is not finished
+    from huggingface_hub.errors import HTTPError
+
+    from timam_lab.card import of_run
+
+    fields = of_run(run.folder) | {"repo_id": repo_id}
+    try:
+        click.echo(run.best_model().push_to_hub(repo_id, private=not public, model_card_kwargs=fields))
+    except HTTPError as error:  # not always an OSError
+        raise RuntimeError(
+            f"{repo_id}: {error}\nIs there a connection, and are you logged in (`hf auth login`) as its owner?"
+        ) from error
 
 
 @click.group()

@@ -284,7 +284,7 @@ class TIMAM(
         saving.save(self, save_directory)
 
     def generate_model_card(self, *args: Any, eval_results: list[EvalResult] | None = None, **fields: Any) -> ModelCard:
-        """The card on the hub: use, limits and risks; and with the fields of `timam.card.of_run`, data and results."""
+        """The card on the hub: use, limits and risks; and with fields of `timam_lab.card`, data and results."""
         words = saving.public_name(self.model_config.language_model)
         fields = {
             "backbone": saving.public_name(self.model_config.backbone),
