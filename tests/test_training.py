@@ -554,10 +554,14 @@ def test_data_that_moved_do_not_stop_a_run(people, tmp_path):
     assert_same_history(run, tmp_path / "undisturbed")
 
 
-def test_a_run_in_the_working_folder(people, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["", "é" * 125])
+def test_a_run_in_the_working_folder_or_under_a_name_of_250_bytes(people, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1"), Path())
-    assert Run(tmp_path).finished
+    quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1"), Path(name))
+    run = Run(tmp_path / name)
+    assert run.finished
+    run.failure_file.write_text("why")  # of a study
+    run.failure_file.unlink()
 
 
 def test_surroundings_change_nothing(people, tmp_path, monkeypatch):

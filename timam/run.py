@@ -154,9 +154,9 @@ class Run:
         if not writes or self.finished:  # a finished run is only read, perhaps from a read-only disk
             yield
             return
-        folder = self.folder.resolve()  # "." has no name to put the lock beside
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+        path = self._beside(".{}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -284,8 +284,14 @@ class Run:
     @property
     def failure_file(self) -> Path:
         """Beside the run: why a study's run failed."""
-        folder = self.folder.resolve()
-        return folder.with_name(f"{folder.name}.failed.txt")
+        return self._beside("{}.failed.txt")
+
+    def _beside(self, form: str) -> Path:
+        """A file beside the run, named by it. File systems allow 255 bytes, so a long name is cut."""
+        folder = self.folder.resolve()  # "." has no name
+        name = os.fsencode(folder.name)
+        cut = f"{os.fsdecode(name[:200])}-{hashlib.sha256(name).hexdigest()[:8]}"
+        return folder.with_name(form.format(cut if len(name) > 240 else folder.name))
 
     @property
     def _config_file(self) -> Path:
