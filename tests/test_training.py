@@ -343,6 +343,23 @@ def test_warm_start_takes_the_encoders_and_not_the_classifier(people, tmp_path, 
         training.warm_start(torch.nn.Linear(1, 1), str(first.folder), show=False)
 
 
+def test_a_run_goes_on_without_the_model_that_it_started_from(people, tmp_path, monkeypatch):
+    first, config = tmp_path / "first", tiny_config(people, f"train.init={tmp_path / 'first'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(TIMAM, "pretrained", lambda *_: pytest.fail("fetched weights"))
+        with pytest.raises(FileNotFoundError, match="first: no such folder"):
+            quiet_fit(config, tmp_path / "run")
+    quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1"), first)
+    with monkeypatch.context() as patch:
+        signalled_step(patch, 4)
+        with pytest.raises(Interrupted):
+            quiet_fit(config, tmp_path / "run")
+    quiet_fit(config, tmp_path / "undisturbed")
+    shutil.rmtree(first)
+    quiet_fit(config, tmp_path / "run", resume=True)
+    assert_same_history(tmp_path / "undisturbed", tmp_path / "run")
+
+
 def test_max_steps_bounds_the_epoch(people, tmp_path, monkeypatch):
     calls = []
     original = training.train_step

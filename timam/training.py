@@ -33,6 +33,7 @@ from timam.job import Job
 from timam.learner import Learner
 from timam.metrics import RETRIEVAL_METRICS
 from timam.models import TIMAM
+from timam.models.saving import fetched
 from timam.objective import Inputs, train_step
 from timam.provenance import code_fingerprint, provenance
 from timam.run import Run, RunError
@@ -120,11 +121,14 @@ class _Training:
 
     def start(self, data: _Data) -> Learner:
         """A new learner, or the one of the last checkpoint. Raises RunError where the run began with other data."""
+        init = "" if self.run.last.exists() else self.config.train.init  # a begun run has its own weights
+        if init and not Run(Path(init)).best.is_dir():
+            fetched(init)  # a wrong name is noticed before other weights are fetched
         set_seed(self.config.train.seed)
         train = data.train.split
         model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
-        if self.config.train.init:
-            warm_start(model, self.config.train.init, self.show)
+        if init:
+            warm_start(model, init, self.show)
         learner = Learner.build(model, self.config, self.epoch_steps(data))
         if self.job.is_main:
             self.run.create(self.config)
