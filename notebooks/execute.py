@@ -149,11 +149,14 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
 
 
 def _tidy(path: Path) -> None:
-    """Removes progress bars (stderr) from an executed notebook, and papermill's paths of this machine."""
+    """Removes progress bars (stderr or widgets) from an executed notebook, and papermill's paths of this machine."""
     notebook = nbformat.read(path, as_version=4)
+    bar = lambda o: o.get("name") == "stderr" or "%|" in o.get("data", {}).get("text/plain", "")  # noqa: E731
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if not bar(o)]
+    if "widget-view" not in str(notebook.cells):  # the others' state goes with them
+        notebook.metadata.pop("widgets", None)
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
     nbformat.write(notebook, path)
@@ -165,12 +168,15 @@ def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
 
     from timam.data import load_dataset
     from timam.provenance import commit, provenance
+    from timam_lab.notebook import configure
 
     made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     made |= {"commit": commit(HERE, ROOT / "timam", ROOT / "timam_lab"), "seconds": round(seconds)}
     made["parameters"] = parameters
     if root := parameters.get("root"):
-        made["data_fingerprint"] = load_dataset(parameters.get("dataset", "pedestrians"), HERE / root).fingerprint()
+        name, settings = parameters.get("dataset", "pedestrians"), parameters.get("settings", "")
+        columns = configure("paper", name, HERE / root, settings).data.renamed
+        made["data_fingerprint"] = load_dataset(name, HERE / root, columns=columns).fingerprint()
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["timam"] = made
     lines = [f"| {key} | `{value}` |" for key, value in made.items()]

@@ -49,6 +49,7 @@ def test_sources_are_committed_without_outputs_and_say_their_question(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not any("load_dataset(dataset, root)" in cell.source for cell in code)  # a table's columns have other names
     assert "**Question.**" in notebook.cells[0].source
     assert "**Runtime.**" in notebook.cells[0].source
     assert notebook.cells[-1].source.startswith("## Reading")
@@ -176,12 +177,12 @@ def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
 
 @pytest.mark.slow
 def test_exploration_of_a_tiny_table_of_ones_own(tmp_path):
-    """Three pictures, no identities, no splits: fewer than the notebook would like to show."""
-    rows = ["image_path,caption", *(f"{i}.png,a person in a red coat number {i}" for i in range(3))]
+    """Three pictures, no identities, no splits: fewer than the notebook would like to show. Columns of other names."""
+    rows = ["Bild,Satz", *(f"{i}.png,a person in a red coat number {i}" for i in range(3))]
     (tmp_path / "captions.csv").write_text("\n".join(rows))
     for i in range(3):
         write_picture(tmp_path / f"{i}.png", seed=i)
-    chosen = {"dataset": "csv", "root": tmp_path, "preset": "smoke"}
+    chosen = {"dataset": "csv", "root": tmp_path, "preset": "smoke", "settings": "columns=image_path=Bild;caption=Satz"}
     result = run_notebooks([NOTEBOOKS[0].stem], tmp_path / "reports", chosen)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "reports/figures/01_examples.png").exists()
@@ -254,6 +255,18 @@ def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(trial, tmp_path, c
     assert reason in result.output
     assert "failed: 09_trial" in result.output
     assert list((tmp_path / "reports").iterdir()) == []
+
+
+def test_progress_bars_and_their_state_are_not_kept(trial, tmp_path):
+    """In a notebook tqdm.auto shows a widget, beside which a text says the same. Other widgets stay."""
+    code = "from tqdm.auto import tqdm\nfor _ in tqdm([1, 2]): print('done')"
+    widget = "import ipywidgets; display(ipywidgets.Text('mine'))"
+    for more, kept in (("", 0), (widget, 1)):
+        assert trial(f"{code}\n{more}").exit_code == 0
+        executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
+        shown = str([cell.get("outputs") for cell in executed.cells])
+        assert ("done" in shown, "%|" in shown, shown.count("widget-view")) == (True, False, kept)
+        assert ("widgets" in executed.metadata) == bool(kept)
 
 
 def test_relative_folders_are_those_of_the_caller(tmp_path, monkeypatch):

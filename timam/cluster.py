@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def map_on_ray(

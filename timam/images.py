@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from timam.embedded import open_picture
 from timam.files import files_below

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from timam.cluster import map_on_ray
 from timam.files import read_json, recover_folder, replacing_folder

@@ -22,7 +22,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from timam.data.records import DataError, Split
 from timam.embedded import container
