@@ -150,15 +150,19 @@ def test_published_results_and_ours_have_the_same_columns():
 
 def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatch):
     monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
-    other = write_person_search(tmp_path / "other")
+    other, third = write_person_search(tmp_path / "other"), write_person_search(tmp_path / "third", test=5)
     common = ["epochs=1", "max_steps=1", *TINY_SETTINGS]
-    for name, data, root in (("a", "cuhk-pedes", other), ("b", "pedestrians", people), ("c", "pedestrians", people)):
+    trained = {"a": ("cuhk-pedes", other), "b": ("pedestrians", people), "c": ("pedestrians", people),
+               "d": ("cuhk-pedes", third)}  # fmt: skip
+    for name, (data, root) in trained.items():
         settings = [*common, f"dataset={data}", f"root={root}", f"seed={int(name == 'c')}"]
         fit(override(PRESETS["smoke"], settings), tmp_path / "runs" / name, progress=False)
     frame = results.finished_runs(tmp_path / "runs")
     matrix = results.transfer(frame, tmp_path / "runs")
-    assert (list(matrix.index), list(matrix.columns)) == (["a", "b"], ["pedestrians", "cuhk-pedes"])
-    for run, data in (("a", "cuhk-pedes"), ("b", "pedestrians")):  # on its own data: what the run says itself
+    prints = {root.name: load_dataset("cuhk-pedes", root).fingerprint()[:8] for root in (other, third)}
+    titles = [f"cuhk-pedes (other, {prints['other']})", "pedestrians", f"cuhk-pedes (third, {prints['third']})"]
+    assert (list(matrix.index), list(matrix.columns)) == (["a", "b", "d"], titles)
+    for run, data in zip(matrix.index, titles, strict=True):  # on its own data: what the run says itself
         tested = frame.set_index("run").loc[run, "text_to_image rank_1"]
         assert matrix.loc[run, data] == pytest.approx(100 * tested)
     crossed = evaluate_model(Run(tmp_path / "runs/a").best_model(), load_dataset("pedestrians", people))
@@ -166,5 +170,5 @@ def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatc
     shutil.rmtree(other)
     Run(tmp_path / "runs/b").remove_checkpoints()
     matrix = results.transfer(frame, tmp_path / "runs")
-    assert (list(matrix.index), list(matrix.columns)) == (["a"], ["pedestrians"])
+    assert (list(matrix.index), list(matrix.columns)) == (["a", "d"], ["pedestrians", "cuhk-pedes"])
     assert results.transfer(pd.DataFrame(), tmp_path / "runs").empty

@@ -12,7 +12,7 @@ import pandas as pd
 
 from timam import config as configs
 from timam.config import Config
-from timam.data import DATASETS, load_dataset
+from timam.data import DATASETS, Dataset, load_dataset
 from timam.evaluation import DIRECTIONS, evaluate_model
 from timam.models import TIMAM
 from timam.models.saving import public_name
@@ -97,18 +97,23 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
 
     Args:
         frame: of `finished_runs` in the folder `runs`. Of runs that differ in the seed alone the first is taken. The
-            data sets are those that these runs were trained on, where their folders are still there.
+            data sets are those that these runs were trained on, where their folders are still there. Several of one
+            reader are told apart by folder and fingerprint.
         pretrained: CLIP or SigLIP checkpoints, which are measured as they are.
 
     Returns:
         A row for each run that still has its model and for each checkpoint; a column for each data set.
     """
-    found = [Run(runs / name) for name in frame["run"]] if len(frame) else []
-    roots = {run.config().data.dataset: run.config().data for run in reversed(found)}
+    found: dict[tuple[str, str], tuple[str, Dataset]] = {}
+    for name in frame.drop_duplicates(["dataset", "data"])["run"] if len(frame) else ():
+        settings = Run(runs / name).config().data
+        if Path(settings.root).exists():
+            other = load_dataset(settings.dataset, settings.root, ("test",), settings.renamed)
+            found.setdefault((other.name, other.fingerprint()), (Path(settings.root).name, other))
+    names = [name for name, _ in found]
     data = {
-        name: load_dataset(name, settings.root, ("test",), settings.renamed)
-        for name, settings in roots.items()
-        if Path(settings.root).exists()
+        name if names.count(name) == 1 else f"{name} ({folder}, {fingerprint[:8]})": other
+        for (name, fingerprint), (folder, other) in found.items()
     }
     models: dict[str, Callable[[], TIMAM]] = {
         f"{public_name(name)}, not trained here": partial(TIMAM.pretrained, pair_settings(name), 1, [])
