@@ -163,6 +163,7 @@ def pretend_online(monkeypatch: object, url: str) -> None:
     }
     for name, value in values.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # transformers lists a repository's files by it
 
 
 @contextmanager
