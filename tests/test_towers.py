@@ -1,8 +1,13 @@
 """Encoders of transformers: equal to transformers' own, rebuilt without the hub, refused before any download."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import sys
+from dataclasses import asdict
+from itertools import pairwise
 
 import huggingface_hub
 import numpy as np
@@ -12,20 +17,23 @@ import torch.nn.functional as F
 import transformers
 from conftest import Trap, word_piece_tokenizer
 from hub import Repository, pretend_online, running_hub
-from layouts import write_person_search
-from safetensors.torch import save_file
+from layouts import tiny_config, write_person_search
+from safetensors.torch import load_file, save_file
 
-from timam import cli
+from timam import cli, training
 from timam.config import Config, ModelConfig
 from timam.data import load_dataset
-from timam.evaluation import Embeddings, evaluate
+from timam.evaluation import Embeddings, embed_split, evaluate
 from timam.images import normalize
+from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM, WeightsError, towers
 from timam.models.weights import load_backbone, load_language_model, pair_settings
 from timam.objective import Inputs, train_step
-from timam.stores import open_pixels, open_word_states
+from timam.run import Run
+from timam.stores import StoredSplit, open_pixels, open_word_states
+from timam.training import fit
 
 TOKENIZER = word_piece_tokenizer()
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -242,6 +250,89 @@ def test_trained_on_stored_words_saved_and_rebuilt_without_the_checkpoint(model,
     assert torch.equal(again.encode_images(list(PIXELS)), model.encode_images(list(PIXELS)))
 
 
+WHOLE = {"projection": "pretrained", "text_head": "pooled"}
+RUNS = [
+    ("clip", "clip", WHOLE), ("siglip", "siglip", WHOLE | {"embedding_dim": 16}), ("vit", "bert", {}),
+    ("dinov2", "distilbert", {}), ("dinov2_with_registers", "roberta", {}), ("vit", "clip", {}),
+    ("dinov2", "siglip", {}), ("siglip", "mpnet", {"text_head": "pooled"}), ("clip", "modernbert", {}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "fields"),
+    [pytest.param(*run, marks=() if run in RUNS[:3:2] else pytest.mark.slow, id="-".join(run[:2])) for run in RUNS],
+)
+def test_a_run_is_resumed_to_the_same_bits_and_read_without_the_checkpoints(
+    checkpoints, people, tmp_path, monkeypatch, image, text, fields
+):
+    """Two epochs of two steps on stored block outputs, the first on stored word states as well."""
+    model = asdict(settings(checkpoints, image, text, **fields))
+    config = tiny_config(
+        people, *(f"model.{key}={value}" for key, value in model.items()), "train.epochs=2", "train.max_steps=2",
+        "train.unfreeze_epoch=2", "train.frozen_blocks=2", "train.language_model_lr=1e-3", "train.warmup_epochs=0",
+    )  # fmt: skip
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    states, validate = [], training._validate
+
+    def spy(learner_model, data):
+        assert (data.train.words is not None, data.train.blocks is not None) == (not states, True)
+        states.append({n: t.clone() for n, t in learner_model.state_dict().items()})
+        return validate(learner_model, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_validate", spy)
+        fit(config, whole.folder, progress=False)
+    torch.manual_seed(config.train.seed)
+    captions = load_dataset("cuhk-pedes", people).split("train").captions
+    states.insert(0, TIMAM.pretrained(config.model, states[0]["class_weights"].shape[1], captions).state_dict())
+    frozen = re.compile(r"image_encoder\.backbone\.(scale|shift|model\..*(embeddings|pre_layrnorm|layers?\.0)\.)")
+    for name in states[0]:
+        moved = [not torch.equal(a[name], b[name]) for a, b in pairwise(states)]
+        words = name.startswith("text_encoder.language_model.")
+        if frozen.match(name):
+            assert moved == [False, False], name
+        elif name.endswith("weight"):  # a bias of attention's keys has no gradient
+            assert moved == [not words, True], name
+        else:
+            assert not (words and moved[0]), name
+
+    for after in (1, 2):  # stops in the first epoch, then in the second
+        with monkeypatch.context() as patch:
+            stops_after(patch, after)
+            with pytest.raises(Interrupted):
+                fit(config, parts.folder, resume=True, progress=False)
+    fit(config, parts.folder, resume=True, progress=False)
+    left, right = (load_file(run.last / "model.safetensors") for run in (whole, parts))
+    assert [n for n in left if not torch.equal(left[n], right[n])] == []
+    found, expected = parts.test_embeddings(), whole.test_embeddings()
+    assert all(torch.equal(vars(found)[key], vars(expected)[key]) for key in vars(found))
+
+    for cls in (transformers.PreTrainedModel, transformers.AutoModel):
+        monkeypatch.setattr(cls, "from_pretrained", lambda *a, **k: pytest.fail("asked for a checkpoint"))
+    test = load_dataset("cuhk-pedes", people).split("test")
+    again = embed_split(whole.best_model(), StoredSplit(test, open_pixels(test.image_paths, 48, 32)))
+    assert torch.equal(again.images, expected.images)
+    assert torch.equal(again.texts, expected.texts)
+
+
+def stops_after(monkeypatch, steps: int) -> None:
+    """A signal arrives in the step of this number from here."""
+    original, calls = training.train_step, []
+
+    def wrapped(*args):
+        calls.append(1)
+        if len(calls) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(training, "train_step", wrapped)
+
+
 def test_a_projection_is_kept_or_replaced(checkpoints):
     _, own = checkpoints("clip")
     kept = TIMAM.pretrained(settings(checkpoints, "clip", "clip", text_head="pooled", projection="pretrained"), 3, [])
@@ -316,25 +407,31 @@ def test_a_language_model_that_cannot_be_saved_or_reads_its_padding_is_refused(c
 
 @pytest.fixture
 def hub(checkpoints, monkeypatch, tmp_path):
-    """A stand-in of the hub that holds somebody/clip."""
+    """A stand-in of the hub that holds somebody/clip and the others."""
     with running_hub() as found:
         pretend_online(monkeypatch, found.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
-        files = {p.name: p.read_bytes() for p in checkpoints("clip")[0].iterdir()}
-        found.repositories["somebody/clip"] = Repository(files=files, commit="1" * 40)
+        for kind in (*IMAGES, *TEXTS):
+            files = {p.name: p.read_bytes() for p in checkpoints(kind)[0].iterdir()}
+            found.repositories[f"somebody/{kind}"] = Repository(files=files, commit="1" * 40)
         yield found
 
 
 CLIP = {"backbone": "somebody/clip", "backbone_weights": "IMAGENET1K_V1", "language_model": "somebody/clip"}
 
 
-def test_a_pair_from_the_hub_is_the_one_of_a_folder(checkpoints, hub):
-    fields = {"text_head": "pooled", "projection": "pretrained"}
-    model = TIMAM.pretrained(settings(checkpoints, **CLIP, **fields), 3, [])
-    folder = TIMAM.pretrained(settings(checkpoints, "clip", "clip", **fields), 3, [])
-    assert torch.equal(model.encode_texts(CAPTIONS), folder.encode_texts(CAPTIONS))
-    assert torch.equal(model.encode_images(list(PIXELS)), folder.encode_images(list(PIXELS)))
+@pytest.mark.parametrize(("image", "text", "fields"), RUNS, ids=lambda v: v if isinstance(v, str) else "")
+def test_towers_from_the_hub_are_those_of_a_folder(checkpoints, hub, image, text, fields):
+    names = {"backbone": f"somebody/{image}", "language_model": f"somebody/{text}"}
+    made = []
+    for config in (settings(checkpoints, image, text, **fields, **names), settings(checkpoints, image, text, **fields)):
+        torch.manual_seed(0)
+        made.append(TIMAM.pretrained(config, 3, []))
+    assert torch.equal(*(model.encode_texts(CAPTIONS) for model in made))
+    assert torch.equal(*(model.encode_images(list(PIXELS)) for model in made))
+    asked = {r.rpartition("/resolve/")[0] for r in hub.requests if r.endswith("model.safetensors")}
+    assert asked == {f"{verb} /{name}" for verb in ("HEAD", "GET") for name in names.values()}
 
 
 @pytest.mark.parametrize(
@@ -409,4 +506,9 @@ def test_the_first_blocks_of_a_tower_are_frozen_by_number(checkpoints, kind):
     assert (layers[0].training, layers[1].training) == (False, True)
     model.image_encoder(torch.randn(2, 3, 48, 32)).sum().backward()
     assert next(layers[1].parameters()).grad is not None
-    assert not model.image_encoder.splits  # its pictures are not replaced by stored outputs
+    model.eval()
+    with torch.no_grad():
+        pictures = normalize(F.interpolate(PIXELS, (48, 32)))
+        outputs = model.image_encoder.block_outputs(pictures)
+        assert outputs.shape[:2] == (3, 16)
+        torch.testing.assert_close(model.image_encoder(outputs), model.image_encoder(pictures))

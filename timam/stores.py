@@ -170,7 +170,8 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
     """
     encoder = model.image_encoder
     frozen = encoder._parts[0]
-    weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in frozen.state_dict().values()]
+    tensors = *frozen.state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's: of its pixels
+    weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in tensors]
     name = _fingerprint(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).data, *weights)
     probe = model.encode_pixels(pixels[:1], encode=encoder.block_outputs)
     _, channels, height, width = probe.shape

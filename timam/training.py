@@ -147,7 +147,7 @@ class _Training:
             progress.code.append(code)
         model.text_encoder.freeze(progress.unfrozen_at is None)
         model.image_encoder.freeze_blocks(self.config.train.frozen_blocks)
-        if model.image_encoder.splits and not augments(self.config.data):
+        if self.config.train.frozen_blocks and not augments(self.config.data):
             with self.job.main_first():
                 for part in (data.train, data.val):
                     part.blocks = open_block_outputs(model, part.pixels, progress=self.show)

@@ -6,6 +6,7 @@ A tower of transformers may take the backbone's place; it pools in its own way.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,12 @@ def blocks_of(backbone: nn.Module) -> list[list[str]]:
 
 
 def _without(backbone: nn.Module, names: list[str]) -> nn.Module:
-    """The backbone with identities in place of some submodules. The other submodules are the backbone's own."""
-    parents = {"", *(name.rpartition(".")[0] for name in names)}
+    """The backbone with some submodules passed over. The other submodules are the backbone's own."""
+    parents = {".".join(name.split(".")[:n]) for name in names for n in range(name.count(".") + 1)}
     known = {id(module): module for name, module in backbone.named_modules() if name not in parents}
-    known |= {id(backbone.get_submodule(name)): nn.Identity() for name in names}
+    for module in map(backbone.get_submodule, names):
+        known[id(module)] = copy.copy(module)  # not an identity: transformers asks embeddings for their dtype
+        known[id(module)].forward = lambda states, *_, **__: states
     return copy.deepcopy(backbone, known)  # copies the parents only
 
 
@@ -111,7 +114,7 @@ class ImageEncoder(nn.Module):
         self.new_projection = own is None or not keep_projection
         self.projection = projection(features, embedding_dim, own if keep_projection else None)
         # The frozen blocks and the rest, in a tuple so that their parameters are not registered a second time.
-        self._parts: tuple[nn.Module, ...] = ()
+        self._parts: tuple[Any, ...] = ()
 
     def freeze_blocks(self, count: int) -> None:
         """The first `count` blocks keep their weights and, in eval mode whatever `train()` says, their statistics.
@@ -125,14 +128,8 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"train.frozen_blocks = {count}: {type(self.backbone).__name__} has {len(blocks)} blocks")
         names = [name for block in blocks[:count] for name in block]
         frozen = nn.Sequential(*map(self.backbone.get_submodule, names)).requires_grad_(False)
-        # A tower's layers take more than one tensor, so that it runs whole, frozen blocks included.
-        self._parts = (frozen,) if isinstance(self.backbone, ImageTower) else (frozen, _without(self.backbone, names))
+        self._parts = frozen, _without(self.backbone, names)
         self.train(self.training)
-
-    @property
-    def splits(self) -> bool:
-        """Whether there are frozen blocks whose outputs can take the pictures' place."""
-        return len(self._parts) == 2
 
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
@@ -141,15 +138,19 @@ class ImageEncoder(nn.Module):
         return self
 
     def block_outputs(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> outputs (B, C', h, w) of the frozen blocks, without gradients."""
+        """(B, 3, H, W) -> outputs (B, C', h, w) of the frozen blocks, without gradients; (B, C', T, 1) of a tower's."""
         with torch.no_grad():
+            if isinstance(self.backbone, ImageTower):
+                return self.backbone.outputs_of(self._parts[0][-1], images)
             return self._parts[0](images)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), or outputs of the frozen blocks -> pooled features (B, C) before the projection."""
-        if not self.splits:
+        if images.shape[1] != 3:
+            return self._parts[1](images)
+        if not self._parts or isinstance(self.backbone, ImageTower):  # whose frozen blocks make no sequence of modules
             return self.backbone(images)
-        return self._parts[1](self.block_outputs(images) if images.shape[1] == 3 else images)
+        return self._parts[1](self.block_outputs(images))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection(self.features(images))

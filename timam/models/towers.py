@@ -100,8 +100,17 @@ class ImageTower(nn.Module):
         layers = next(n for n, m in self.named_modules() if isinstance(m, nn.ModuleList))
         return [stem, *([f"{layers}.{n}"] for n in range(len(self.get_submodule(layers))))]  # type: ignore[arg-type]
 
+    def outputs_of(self, block: nn.Module, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> what a block gives for them, (B, C, T, 1)."""
+        found: list[Tensor] = []
+        with block.register_forward_hook(lambda *call: found.append(call[-1])):
+            self(images)
+        return found[0].transpose(1, 2)[..., None]
+
     def forward(self, images: Tensor) -> Tensor:
-        outputs = self.model(pixel_values=images * self.scale + self.shift, **self.options)
+        """Pictures, or in a tower without its first blocks their outputs (B, C, T, 1) -> (B, C)."""
+        own = images * self.scale + self.shift if images.shape[1] == 3 else images[..., 0].transpose(1, 2)
+        outputs = self.model(pixel_values=own, **self.options)
         pooled = getattr(outputs, "pooler_output", None)
         return outputs.last_hidden_state[:, 0] if pooled is None else pooled
 
