@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -40,7 +41,7 @@ def code_fingerprint() -> str:
 
 
 def commit(*folders: Path) -> str | None:
-    """The commit of the package's checkout, or None for an installed copy.
+    """The commit of the package's checkout; of another copy what the environment's TIMAM_COMMIT says, or None.
 
     It ends in "-dirty" if the folders (by default the package) differ from it.
     """
@@ -54,4 +55,4 @@ def commit(*folders: Path) -> str | None:
         differs = git("status", "--porcelain", "--", *(folders or [_PACKAGE]))
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("TIMAM_COMMIT")

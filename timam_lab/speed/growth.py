@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,9 +101,9 @@ def _with_ratio(rows: list[dict[str, Any]]) -> pd.DataFrame:
 # -- a training step --------------------------------------------------------------------------------------------------
 
 
-def stepper(learner: Learner, variant: str, config: Config, identities: int, tokens: int, job: Job) -> Work:
+def stepper(learner: Learner, variant: str, config: Config, identities: int, tokens: int, job: Job) -> partial[Any]:
     """`timam.objective.train_step` on random inputs of the config's sizes."""
-    batch, m, encoder, device = config.data.batch_size, config.model, learner.model.text_encoder, job.device
+    batch, m, encoder, device = config.data.batch_size, config.model, learner.model.text_encoder, learner.model.device
     images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
     mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
     encoder.freeze(variant != "whole")
@@ -111,14 +111,20 @@ def stepper(learner: Learner, variant: str, config: Config, identities: int, tok
     text = {"token_ids": mask, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
     if variant == "frozen, stored":
         del text["token_ids"]
-        text["word_states"] = torch.randn(batch, tokens, encoder.lstm.input_size, device=device)
+        text["word_states"] = torch.randn(batch, tokens, encoder.input_width, device=device)
     labels = torch.arange(batch, device=device) % identities
     inputs = Inputs(images.contiguous(memory_format=torch.channels_last), text, labels)
     return partial(train_step, learner, inputs, config, job)
 
 
 def step_costs(
-    config: Config, identities: int, tokens: int, device: torch.device, peak: dict[str, float], rounds: int = 3
+    config: Config,
+    identities: int,
+    tokens: int,
+    device: torch.device,
+    peak: dict[str, float],
+    rounds: int = 3,
+    variants: Sequence[str] = VARIANTS,
 ) -> Iterator[dict[str, Any]]:
     """A row per variant: seconds, floor and peak memory of `timam.objective.train_step`.
 
@@ -127,18 +133,20 @@ def step_costs(
         identities: rows of the classifier.
         tokens: tokens of every caption.
         peak: of `machine`.
+        variants: of `VARIANTS`.
     """
     job, model = Job(config.train.mixed_precision), random_model(config.model, identities, ["a man"], device)
     learner = Learner.build(model, config, 1)
-    for variant in VARIANTS:
+    for variant in variants:
         step = stepper(learner, variant, config, identities, tokens, job)
         step()  # the optimizers have their state afterwards
         with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counted:
             step()
-        # torch's counter does not know the LSTM: two directions, four gates, forward and twice that backward.
-        hidden, width = model.text_encoder.lstm.hidden_size, model.text_encoder.lstm.input_size
-        lstm = 3 * 2 * 2 * 4 * hidden * (hidden + width) * config.data.batch_size * tokens
-        flops = counted.get_total_flops() + lstm
+        flops = counted.get_total_flops()
+        if not model.text_encoder.pooled:
+            # torch's counter does not know the LSTM: two directions, four gates, forward and twice that backward.
+            hidden, width = model.text_encoder.lstm.hidden_size, model.text_encoder.lstm.input_size
+            flops += 3 * 2 * 2 * 4 * hidden * (hidden + width) * config.data.batch_size * tokens
         times = medians(rounds, {"seconds": step})
         yield {"variant": variant, **times, "flops": flops, "floor_seconds": flops / peak["flops"],
                "memory": peak_memory(step, device)}  # fmt: skip
@@ -178,19 +186,26 @@ def process_growth(config: Config, identities: int, tokens: int, counts: list[in
         A row per number of processes and variant; the floor is the time of the first number, shared out.
     """
     rows: list[dict[str, Any]] = []
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     for count in counts:
         part = override(config, [f"batch_size={config.data.batch_size // count}"])
-        one_machine = LaunchConfig(
-            1, 1, count, run_id="speed", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0
-        )
-        measured = elastic_launch(one_machine, _process)(part, identities, tokens, rounds)[0]  # of the first process
+        measured = launch(count, _process, part, identities, tokens, rounds)
         rows += [{"axis": "processes", "level": count, "variant": v, "seconds": s} for v, s in measured.items()]
-    for number, handler in handlers.items():  # torch's launcher leaves its own, which end a notebook with a traceback
-        if signal.getsignal(number) != handler:
-            signal.signal(number, handler)
     first = {row["variant"]: row["seconds"] * counts[0] for row in rows if row["level"] == counts[0]}
     return _with_ratio([{**row, "floor_seconds": first[row["variant"]] / row["level"]} for row in rows])
+
+
+def launch(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns in the first of `count` processes, which torch's launcher starts as `torchrun` would."""
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    one_machine = LaunchConfig(
+        1, 1, count, run_id="speed", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0
+    )
+    try:
+        return elastic_launch(one_machine, work)(*arguments)[0]
+    finally:
+        for number, handler in handlers.items():  # the launcher leaves its own, which end a notebook with a traceback
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
 
 
 def _process(config: Config, identities: int, tokens: int, rounds: int) -> dict[str, float]:

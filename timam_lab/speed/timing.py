@@ -19,6 +19,7 @@ import transformers
 from timam.config import ModelConfig
 from timam.models import TIMAM
 from timam.models.text_encoder import word_tokenizer
+from timam.models.weights import load_backbone, load_language_model
 from timam.provenance import provenance
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,15 +67,21 @@ def medians(
 def random_model(config: ModelConfig, identities: int, captions: list[str], device: torch.device = DEVICE) -> TIMAM:
     """The config's architecture with random weights: they cost the same time as others, and no download is needed.
 
-    The language model has MiniLM's shape where the config names MiniLM, else that of BERT-base.
+    The language model has MiniLM's shape where the config names MiniLM, else that of BERT-base. Folders in the config
+    have the shapes in their config.json.
     """
     torch.manual_seed(0)
-    shape = transformers.BertConfig()
-    if "MiniLM" in config.language_model:
-        shape.update({"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536})
-    backbone = torchvision.models.get_model(config.backbone, weights=None)
-    language_model = transformers.BertModel(shape, add_pooling_layer=False)
-    return TIMAM(config, identities, word_tokenizer(captions), backbone, language_model).to(device)
+    with device:  # a GPU draws the values in milliseconds, a core in seconds
+        if Path(config.backbone).is_dir():
+            pair = load_backbone(config.backbone, "none"), load_language_model(config.language_model, False)
+            return TIMAM(config, identities, word_tokenizer(captions), *pair).to(device)
+        shape = transformers.BertConfig()
+        if "MiniLM" in config.language_model:
+            small = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+            shape.update(small)
+        backbone = torchvision.models.get_model(config.backbone, weights=None)
+        language_model = transformers.BertModel(shape, add_pooling_layer=False)
+        return TIMAM(config, identities, word_tokenizer(captions), backbone, language_model).to(device)
 
 
 @contextmanager
@@ -88,8 +95,8 @@ def scratch() -> Iterator[Path]:
             os.environ.pop("TIMAM_CACHE") if before is None else os.environ.update(TIMAM_CACHE=before)
 
 
-def report(output: Path, module: str, title: str, text: str, *parts: Sequence[Mapping[str, str]] | str) -> None:
-    """Writes and prints a report: title, command, commit and machine, text, parts.
+def document(module: str, title: str, text: str, *parts: Sequence[Mapping[str, str]] | str) -> str:
+    """A report in Markdown: title, command, commit and machine, text, parts.
 
     Args:
         module: its __file__.
@@ -104,6 +111,12 @@ def report(output: Path, module: str, title: str, text: str, *parts: Sequence[Ma
             lines = [list(part[0]), ["---"] * len(part[0]), *(row.values() for row in part)]
             part = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         content.append(part)
+    return "\n\n".join(content) + "\n"
+
+
+def report(output: Path, *content: Any) -> None:
+    """Writes and prints a `document`."""
+    text = document(*content)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n\n".join(content) + "\n", encoding="utf-8")
-    print(*content, sep="\n\n")
+    output.write_text(text, encoding="utf-8")
+    print(text, end="")
