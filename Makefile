@@ -2,6 +2,7 @@
 # make studies     the ablations with five seeds on two CPU cores, about two hours -> reports/studies
 # make adversary   notebook 10: runs with and without the adversary, about an hour -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
+# make gpu         what only a GPU can answer, in eight minutes -> reports/gpu (docs/gpu.md)
 # make check       lint, types and the fast tests: the daily loop, three and a half minutes on two cores
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
@@ -20,6 +21,8 @@ PY := .venv/bin/python
 WORKERS ?= 2
 # make adversary: the folder of a second data set, in Flickr30K's layout.
 INSTANCES ?=
+# make gpu: for everything together.
+MINUTES ?= 8
 REPORT := $(PY) notebooks/execute.py --report
 # Each by name: pdoc passes over modules of a package that has __all__.
 MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py timam_lab/[a-z]*.py timam_lab/*/[a-z]*.py)))
@@ -31,7 +34,7 @@ export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: env data reproduce studies adversary performance lint check test test-browser docs coverage lock clean
+.PHONY: env data reproduce studies adversary performance gpu lint check test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -59,6 +62,9 @@ adversary: env
 
 performance: env
 	$(REPORT) performance
+
+gpu: env
+	$(PY) -m timam_lab.speed.gpu --minutes $(MINUTES)
 
 lint: env
 	$(PY) -m ruff check

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import
 
+import functools
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ import transformers
 
 from timam.config import ModelConfig
 
+if device := os.environ.get("TIMAM_TEST_DEVICE"):  # set by timam_lab.speed.gpu
+    torch.set_default_device(device)
+    torch.Generator = functools.partial(torch.Generator, device)
 torch.set_num_threads(1)  # sizes here are too small to gain from more, and the tests may run side by side
 
 WORDS = "a an and bag black blue boots coat dress green hair hat in jacket man red shirt shoes skirt the white woman"

@@ -1,0 +1,249 @@
+"""timam_lab.speed.gpu: what fails or is stopped costs only itself; a second call measures the rest; all of it runs."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from timam.interruption import Interrupted
+from timam.models.weights import load_backbone
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+from timam_lab.speed.gpu import SHARES, Item, Lab, Part, carry, parts, schedule
+from timam_lab.speed.gpu.lab import run_part
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    for folder in ("work", "output"):
+        (tmp_path / folder).mkdir()
+    return Lab(tmp_path / "work", tmp_path / "output", rehearsal=True)
+
+
+def part_of(calls, **works):
+    """A part with an item for each work, which notes that it was called."""
+
+    def noted(name, work):
+        calls.append(name)
+        yield from work()
+
+    return Part("Title", "Text.", lambda lab: iter([Item("Table", n, lambda n=n: noted(n, works[n])) for n in works]))
+
+
+def fails():
+    yield {"value": 7}
+    raise RuntimeError("out of luck")
+
+
+def is_stopped():
+    yield {"value": 8}
+    raise Interrupted
+
+
+def read(lab, name="some"):
+    items = json.loads((lab.output / f"{name}.json").read_text())["items"]
+    return {key.removeprefix("Table: "): (entry["rows"], entry["error"]) for key, entry in items.items()}
+
+
+def test_what_fails_is_named_and_the_next_goes_on_and_a_second_call_measures_only_what_is_missing(lab):
+    calls = []
+    part = part_of(calls, first=lambda: [{"value": 1.23456}], second=fails, third=lambda: [{"other": 3}])
+    run_part("some", part, lab)
+    assert read(lab) == {
+        "first": ([{"value": 1.23456}], None),
+        "second": ([{"value": 7}], "RuntimeError: out of luck"),
+        "third": ([{"other": 3}], None),
+    }
+    text = (lab.output / "some.md").read_text()
+    assert "| value | other |\n| --- | --- |\n| 1.235 |  |\n| 7 |  |\n|  | 3 |" in text
+    assert "- Table: second: RuntimeError: out of luck" in text
+    assert f"torch {torch.__version__}" in text
+    run_part("some", part_of(calls, first=fails, second=lambda: [{"value": 2}], third=fails), lab)
+    assert calls == ["first", "second", "third", "second"]
+    assert [error for _, error in read(lab).values()] == [None, None, None]
+
+
+def test_another_commit_or_device_starts_anew(lab):
+    calls = []
+    part = part_of(calls, only=lambda: [{"value": 1}])
+    run_part("some", part, lab)
+    file = lab.output / "some.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"made": content["made"] | {"device": "another"}}))
+    run_part("some", part, lab)
+    assert calls == ["only", "only"]
+
+
+def test_a_part_that_is_stopped_keeps_its_rows_and_goes_on_in_the_next_call(lab):
+    calls = []
+    run_part("some", part_of(calls, first=is_stopped, second=lambda: []), lab)
+    assert read(lab) == {"first": ([{"value": 8}], "stopped: its time was over")}
+    run_part("some", part_of(calls, first=lambda: [], second=lambda: []), lab)
+    assert calls == ["first", "first", "second"]
+
+
+def test_a_part_whose_process_is_killed_says_so(lab):
+    seen = []
+    run_part("some", part_of([], first=lambda: seen.append(read(lab)) or []), lab)
+    assert seen == [{"first": ([], "stopped: its time was over")}]
+
+
+def test_an_error_between_two_items_is_named(lab):
+    def items(lab):
+        yield Item("Table", "first", lambda: [])
+        raise OSError("no data")
+
+    run_part("some", Part("Title", "Text.", items), lab)
+    assert read(lab)["Preparation: between two items"] == ([], "OSError: no data")
+
+
+def stubborn(sign):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not os.fork():
+        time.sleep(60)
+    sign.send(os.getpgid(0))
+    time.sleep(60)
+
+
+def test_a_part_that_does_not_stop_is_ended_with_all_that_it_has_started(monkeypatch):
+    monkeypatch.setattr(schedule, "GRACE", 0.1)
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=schedule.lead, args=(stubborn, theirs))
+    process.start()
+    group = ours.recv()
+    schedule.end(process, 0.1)
+    assert not process.is_alive()
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):  # noqa: PT012
+        while time.monotonic() < deadline:  # until the system has collected the orphan
+            os.killpg(group, 0)
+            time.sleep(0.05)
+
+
+STUBS = """
+import json, os, sys, time, types
+
+def run_part(name, work, lab):
+    entry = {"table": "", "rows": [], "error": "stopped", "seconds": 0}
+    for outcome in (work, None):
+        (lab.output / f"{name}.json").write_text(json.dumps({"made": {}, "items": {"item": entry}}))
+        outcome and outcome()
+        entry["error"] = None
+
+works = {"runs": lambda: 0, "step": lambda: time.sleep(60), "learning": lambda: os._exit(3), "tests": lambda: 0}
+made = {"timam_lab.speed.gpu.lab": {"run_part": run_part}, "timam_lab.speed.gpu.parts": {"PARTS": works, "PEOPLE": {}},
+        "timam_lab.pedestrians": {"PedestrianSpec": None, "render_pedestrians": None},
+        "torch": {"cuda": types.SimpleNamespace(is_available=lambda: False)}}
+for name, values in made.items():
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(values)
+"""  # parts that need no torch, so that the processes start in no time
+
+
+def test_a_part_that_takes_too_long_or_dies_ends_alone_and_within_the_time(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STUBS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "timam_lab.speed.gpu", "--work", str(tmp_path), "--minutes", "0.5"]
+    names = ["runs", "step", "learning", "tests"]
+    refused = subprocess.run([*command, *names], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "torch sees no GPU here" in refused.stderr
+    archive, started = tmp_path / "tables.tar.gz", time.monotonic()
+    command += ["--rehearse", "--archive", str(archive)]
+    done = subprocess.run([*command, *names], env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 60
+    for row in ("runs](runs.md) | 1 | 0", "step](step.md) | 0 | 1", "learning.md) | 0 | 1", "tests](tests.md) | 1 | 0"):
+        assert row in done.stdout
+    with tarfile.open(archive) as file:
+        assert {"tables/README.md", "tables/tests.json"} < set(file.getnames())
+
+
+def test_every_part_has_a_share_of_the_eight_minutes_and_the_summary_a_line(lab):
+    assert list(parts.PARTS) == sorted(parts.PARTS, key=list(SHARES).index)
+    assert set(parts.PARTS) == set(SHARES)
+    assert sum(SHARES.values()) == pytest.approx(8)
+    run_part("runs", part_of([], first=fails, second=lambda: []), lab)
+    text = schedule.summary(lab.output, ["runs", "step"])
+    assert "| [runs](runs.md) | 1 | 1 | 0 |\n| step | none: see the log | | |" in text
+
+
+def test_the_grid_is_that_of_notebook_03(lab):
+    experiments = parts.modules(Lab(lab.work, lab.output, rehearsal=False))
+    names = list(dict.fromkeys(e.variant for e in experiments))
+    assert (names[0], names[-1], len(experiments)) == ("matching", "full method", 5 * len(names))
+
+
+def test_the_recipe_grows_with_the_people(lab):
+    from timam.config import PRESETS
+
+    quick = PRESETS["quick"]
+    full = Lab(lab.work, lab.output, rehearsal=False)
+    few, many = (dict(s.split("=") for s in parts.learning_settings(full, n)) for n in (750, 11_003))
+    assert (int(few["batch_size"]), int(many["batch_size"])) == (quick.data.batch_size, 8 * quick.data.batch_size)
+    assert float(many["text_lr"]) == pytest.approx(8**0.5 * quick.train.text_lr)
+    assert float(few["text_lr"]) == quick.train.text_lr
+
+
+# -- what is carried --------------------------------------------------------------------------------------------------
+
+
+def test_what_travels_is_counted_and_too_much_refused(tmp_path):
+    (tmp_path / "carried").mkdir()
+    for name, size in ((".gitignore", 0), ("code.py", 1000), ("ignored.bin", 10_000), ("carried/wheel.whl", 2000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / ".gitignore").write_text("/carried/\n*.bin\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    found = carry.sizes(tmp_path, tmp_path / "carried")
+    assert found == {"code.py": 1000, "carried": 2000, ".gitignore": 16}
+    assert "0.0 of 0.0 MiB" in carry.check_size(tmp_path, tmp_path / "carried", 3016)
+    with pytest.raises(click.ClickException, match="sparse-checkout"):
+        carry.check_size(tmp_path, tmp_path / "carried", 3015)
+
+
+@pytest.mark.slow
+def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
+    from timam.config import MINILM
+    from timam.models.weights import load_language_model, load_tokenizer
+
+    carry.pack_weights(tmp_path)
+    pairs = [
+        (load_backbone("mobilenet_v2", str(tmp_path / "mobilenet_v2.safetensors")).features,
+         load_backbone("mobilenet_v2", "IMAGENET1K_V1").features),
+        (load_language_model(str(tmp_path / "MiniLM"), True), load_language_model(MINILM, True)),
+    ]  # fmt: skip
+    for carried, packaged in pairs:
+        state = packaged.state_dict()
+        for name, value in carried.state_dict().items():
+            # Half precision has 11 bits: half a unit in the last place is 2**-12 of the value, 2**-25 below 2**-14.
+            torch.testing.assert_close(value, state[name], rtol=2**-11, atol=2**-24)
+    sentence = ["A man in a red coat."]
+    names = (str(tmp_path / "MiniLM"), MINILM)
+    ids = [load_tokenizer(name)(sentence)["input_ids"] for name in names]
+    assert ids[0] == ids[1]
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*")) < 50 * 2**20
+
+
+# -- a rehearsal ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["runs", "step", "learning", "evaluation", "processes"])
+def test_a_part_rehearses_without_an_error(lab, name):
+    """The others start pytest, papermill or pools of processes; `--rehearse` runs them all."""
+    for folder in parts.PEOPLE:
+        render_pedestrians(lab.work / folder, PedestrianSpec(**parts.SMALLEST), 1, progress=False)
+    run_part(name, parts.PARTS[name], lab)
+    items = json.loads((lab.output / f"{name}.json").read_text())["items"]
+    assert {key: entry["error"] for key, entry in items.items() if entry["error"]} == {}
+    assert items
+    assert all(entry["rows"] for entry in items.values())

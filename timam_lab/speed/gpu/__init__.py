@@ -1,0 +1,68 @@
+"""What only a GPU can answer, in one command that fits into minutes: `python -m timam_lab.speed.gpu` (docs/gpu.md).
+
+`parts` says what is measured, `lab` measures it and writes it down, `schedule` divides the time, and `carry` packs what
+a machine without a network needs. Nothing here imports torch, whose import takes as long as a small part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CARRIED = REPOSITORY / "carried"  # what `carry` packs
+Row = dict[str, Any]
+# The parts in their order, the most valuable first, with the share of each in the time: minutes of eight.
+SHARES = {
+    "runs": 1.0, "step": 1.3, "learning": 2.4, "tests": 0.6, "studies": 0.8, "spread": 0.6, "evaluation": 0.5,
+    "processes": 0.3, "notebooks": 0.5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where a part works, and at which size.
+
+    Attributes:
+        work: data, stores and runs, which a second call finds again.
+        output: the tables.
+        rehearsal: small sizes, to try every line on a CPU.
+    """
+
+    work: Path
+    output: Path
+    rehearsal: bool
+
+    def size(self, full: Any, small: Any) -> Any:
+        return small if self.rehearsal else full
+
+
+@dataclass(frozen=True)
+class Item:
+    """One measurement.
+
+    Attributes:
+        table: the title of the table that its rows belong to.
+        name: unique in that table.
+        work: gives the rows. Those that it has given before it fails, or before its time is over, are kept.
+    """
+
+    table: str
+    name: str
+    work: Callable[[], Iterable[Row]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A subject of the report.
+
+    Attributes:
+        title, text: head of its report.
+        items: what is measured, the most valuable first. It may prepare things between two items.
+    """
+
+    title: str
+    text: str
+    items: Callable[[Lab], Iterator[Item]]
