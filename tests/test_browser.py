@@ -87,16 +87,36 @@ def execute(page, command: str, **arguments):
                          [command, arguments])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
-def test_notebook_runs_in_jupyterlab(name, lab, browser, workplace, shots):
+def open_and_run(browser, address: str, timeout: int = 600):
+    """A page with a notebook whose cells were told to run. Nothing there waits longer than `timeout` seconds."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(600_000)
-    page.goto(f"{lab}/tree/notebooks/{name}.ipynb?reset")
+    page.set_default_timeout(timeout * 1000)
+    page.goto(f"{address}?reset")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
-    assert page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')") is not False
+    assert execute(page, "notebook:run-all-cells") is not False
+    return page
+
+
+def scroll_to(page, part: str) -> None:
+    page.evaluate("part => { const n = window.jupyterapp.shell.currentWidget.content; n.activeCellIndex = "
+                  "{top: 0, middle: Math.floor(n.widgets.length / 2), end: n.widgets.length - 1}[part]; "
+                  "n.scrollToItem(n.activeCellIndex); }", part)  # fmt: skip
+    page.wait_for_timeout(700)
+
+
+def in_both_themes(page):
+    for theme in ("light", "dark"):
+        execute(page, "apputils:change-theme", theme=f"JupyterLab {theme.title()}")
+        page.wait_for_timeout(1500)
+        yield theme
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
+def test_notebook_runs_in_jupyterlab(name, lab, browser, workplace, shots):
+    page = open_and_run(browser, f"{lab}/tree/notebooks/{name}.ipynb")
     if name.startswith("06"):
-        use_search_panel(page, shots)
+        search_and_search_again(page)
     execute(page, "docmanager:save")
     notebook = nbformat.read(workplace / "notebooks" / f"{name}.ipynb", as_version=4)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")  # its memory
@@ -104,29 +124,124 @@ def test_notebook_runs_in_jupyterlab(name, lab, browser, workplace, shots):
     errors = [o for cell in code for o in cell.outputs if o.output_type == "error"]
     assert not errors
     assert all(cell.execution_count for cell in code)
-    for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        execute(page, "apputils:change-theme", theme=theme)
-        page.wait_for_timeout(1500)
+    for theme in in_both_themes(page):
         for part in ("top", "middle", "end"):
-            page.evaluate("part => { const n = window.jupyterapp.shell.currentWidget.content; n.activeCellIndex = "
-                          "{top: 0, middle: Math.floor(n.widgets.length / 2), end: n.widgets.length - 1}[part]; "
-                          "n.scrollToItem(n.activeCellIndex); }", part)  # fmt: skip
-            page.wait_for_timeout(700)
-            page.screenshot(path=shots / f"{name}-{theme.split()[-1].lower()}-{part}.png")
+            scroll_to(page, part)
+            page.screenshot(path=shots / f"{name}-{theme}-{part}.png")
     page.close()
 
 
-def use_search_panel(page, shots: Path) -> None:
-    """Types a sentence, searches by the first picture found, and types the same sentence again."""
+def search_and_search_again(page) -> None:
+    """Types a sentence, clicks the second picture found, and asks for the same sentence again."""
     page.evaluate("() => { const n = window.jupyterapp.shell.currentWidget.content; "
                   "n.scrollToItem(n.widgets.length - 2); }")  # fmt: skip
-    box = page.locator(".widget-text input")
-    box.wait_for()
+    panel = page.locator(".timam-search")
+    box, status = panel.get_by_role("searchbox"), panel.get_by_role("status")
+    box.fill("a woman in a red coat")
     for _ in range(2):
-        box.fill("a woman in a red coat")
         box.press("Enter")
-        page.get_by_text("found for: a woman in a red coat").wait_for()
-        assert page.locator(".widget-html img").count() == 8
-        page.screenshot(path=shots / "06-search-panel.png")
-        page.get_by_role("button", name="like this").first.click()
-        page.locator(".widget-label", has_text="pictures like").wait_for()
+        status.get_by_text("found for: a woman in a red coat").wait_for()
+        assert panel.get_by_role("img").count() == 8
+        panel.get_by_role("img").nth(1).click()
+        status.get_by_text("pictures like").wait_for()
+
+
+PANEL = """
+import time
+from pathlib import Path
+from timam_lab.panel import SearchPanel
+PICTURES = sorted(Path("../data/smoke/imgs").rglob("*.*"))[:20]
+requests = []
+def search(request):
+    time.sleep(1)  # long enough for a busy sign to be seen
+    requests.append(request if isinstance(request, str) else (request.name, request.stat().st_size))
+    if request == "nonsense":
+        raise ValueError("no such word")
+    start = PICTURES.index(request) if request in PICTURES else len(requests)
+    return [(PICTURES[(start + i) % 20], 0.9 - 0.1 * i) for i in range(6)]
+SearchPanel(search, "a first sentence", threshold=0)
+"""
+
+
+class Panel:
+    """The panel of `PANEL`, and what a person sees there after an action."""
+
+    def __init__(self, page) -> None:
+        self.page, self.panel = page, page.locator(".timam-search")
+        self.box, self.pictures = self.panel.get_by_role("searchbox"), self.panel.get_by_role("img")
+        self.panel.evaluate("""el => {
+            const status = el.querySelector('[role=status]');
+            const see = () => window.seen.push(`${el.ariaBusy} ${status.textContent}`);
+            window.seen = [];
+            see();
+            new MutationObserver(see).observe(el, {subtree: true, childList: true, attributes: true});
+        }""")
+
+    def wait(self, text: str, shown: int = 6) -> None:
+        self.page.wait_for_function("text => window.seen.at(-1) === text", arg=f"false {text}")
+        assert self.panel.locator("img:visible").count() == shown
+
+    def ask(self, act, text: str, shown: int = 6) -> None:
+        """Does it, and waits for an answer after a busy sign."""
+        self.page.evaluate("() => { window.seen = []; }")
+        act()
+        self.wait(text, shown)
+        assert self.page.evaluate("() => window.seen.some(s => s.startsWith('true searching ...'))")
+
+
+@pytest.fixture
+def searching(lab, browser, workplace):
+    """The panel alone in a notebook, over a search that takes a second."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PANEL)], metadata={"kernelspec": kernel})
+    nbformat.write(notebook, workplace / "notebooks/panel.ipynb")
+    page = open_and_run(browser, f"{lab}/tree/notebooks/panel.ipynb", 90)
+    panel = Panel(page)
+    panel.wait("found for: a first sentence")
+    yield panel
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+
+
+def test_search_panel_with_the_mouse(searching, shots, workplace):
+    box, pictures, ask = searching.box, searching.pictures, searching.ask
+    box.click()
+    box.press("End")
+    box.press_sequentially(" again", delay=20)
+    ask(lambda: box.press("Enter"), "found for: a first sentence again")
+    second = pictures.nth(1).get_attribute("alt").partition(": ")[2]
+    ask(pictures.nth(1).click, f"pictures like {second}")
+    assert pictures.first.get_attribute("alt") == f"1: {second}"
+    ask(lambda: box.press("Enter"), "found for: a first sentence again")  # the same sentence
+    picture = min((workplace / "data/smoke/imgs").rglob("*.*"))
+    for _ in range(2):  # the same file twice
+        ask(lambda: searching.panel.locator("[type=file]").set_input_files(picture), f"pictures like {picture.name}")
+    box.fill("nonsense")
+    ask(searching.panel.get_by_role("button", name="Search", exact=True).click,
+        "The search failed. ValueError: no such word")  # fmt: skip
+    searching.panel.get_by_role("slider").fill("0.65")
+    searching.wait("The search failed. ValueError: no such word (3 of 6 shown)", 3)
+    for theme in in_both_themes(searching.page):
+        searching.page.screenshot(path=shots / f"panel-{theme}.png")
+
+
+def test_search_panel_with_the_keyboard(searching, shots):
+    keyboard, ask = searching.page.keyboard, searching.ask
+    searching.box.focus()
+    keyboard.press("Control+a")
+    keyboard.type("a dog")  # letters that JupyterLab takes as commands elsewhere
+    ask(lambda: keyboard.press("Enter"), "found for: a dog")
+    for _ in range(3):  # the button, the file, the threshold
+        keyboard.press("Tab")
+    for _ in range(45):
+        keyboard.press("ArrowRight")
+    searching.wait("found for: a dog (5 of 6 shown)", 5)  # 0.4 is below 0.45
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    for key in ("Enter", "Space"):  # the second picture, then what has taken its place
+        second = searching.page.evaluate("() => document.activeElement.querySelector('img').alt.split(': ')[1]")
+        ask(lambda key=key: keyboard.press(key), f"pictures like {second} (5 of 6 shown)", 5)
+    searching.page.screenshot(path=shots / "panel-keyboard.png")
+    for _ in range(5):  # back to the sentence
+        keyboard.press("Shift+Tab")
+    ask(lambda: keyboard.press("Enter"), "found for: a dog (5 of 6 shown)", 5)

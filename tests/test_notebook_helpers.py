@@ -113,23 +113,27 @@ def test_variations_keep_people_and_pictures(people):
     assert len(fewer.split("test").identities) == 2
 
 
-def test_search_panel_searches_and_goes_on_from_a_picture(people):
+def test_search_panel_answers_requests_of_the_browser(people):
     paths = sorted((people / "imgs").rglob("*.*"))[:2]
     asked = []
 
     def search(request):
-        asked.append(request)
+        asked.append(request if isinstance(request, str) else request.read_bytes())
         return [(path, 0.5) for path in paths]
 
-    box, status, answers = panel.search_panel(search, "a man").children
-    assert (asked, status.value) == (["a man"], "found for: a man")
-    image, score, button = answers.children[1].children
-    assert f'alt="{paths[1].name}"' in image.value
-    assert score.value == "0.50"
-    button.click()
-    assert (asked[-1], status.value) == (paths[1], f"pictures like {paths[1].name}")
-    box.value = "a man"  # the same sentence again
-    assert (asked[-1], status.value) == ("a man", "found for: a man")
+    shown = panel.SearchPanel(search, "a man")
+    assert (asked, shown.status, shown.busy) == (["a man"], "found for: a man", False)
+    assert [(a["name"], a["score"]) for a in shown.answers] == [(path.name, 0.5) for path in paths]
+    shown._handle_custom_msg({"like": 1}, [])
+    assert (asked[-1], shown.status) == (paths[1].read_bytes(), f"pictures like {paths[1].name}")
+    shown._handle_custom_msg({"sentence": "a man"}, [])  # the same sentence again
+    assert (asked[-1], shown.status) == ("a man", "found for: a man")
+    shown._handle_custom_msg({"picture": "mine.png"}, [memoryview(paths[0].read_bytes())])
+    assert (asked[-1], shown.status) == (paths[0].read_bytes(), "pictures like mine.png")
+    paths[0] = people / "absent.png"
+    shown._handle_custom_msg({"sentence": "a man"}, [])
+    assert shown.status.startswith("The search failed. ImageError")
+    assert not shown.busy
 
 
 def test_published_results_and_ours_have_the_same_columns():

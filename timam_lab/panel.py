@@ -1,57 +1,79 @@
-"""The search panel of notebook 06: a text field, and below it the pictures found, each of which can be searched by."""
+"""The search panel of notebook 06: search by a sentence, by a picture of one's own, or by a click on a found picture.
+
+What is drawn in the browser, and how it reacts to keys and the mouse, is in panel.js and panel.css.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import ipywidgets as widgets
+import anywidget
+import traitlets
 
 from timam.images import read_image
 
-WIDTH = 96  # pixels of a thumbnail
+Search = Callable[[str | Path], Sequence[tuple[Path, float]]]
 
 
-def search_panel(search: Callable[[str | Path], Sequence[tuple[Path, float]]], sentence: str = "") -> widgets.VBox:
+class SearchPanel(anywidget.AnyWidget):
     """The panel, for a notebook to display.
 
     Args:
         search: from a sentence or a picture's path to pictures with their similarities, best first.
         sentence: searched at once, if there is one.
+        threshold: similarity below which answers are hidden at first; the panel has a slider for it.
     """
-    box = widgets.Text(placeholder="a sentence", continuous_update=False, layout=widgets.Layout(width="90%"))
-    status, answers = widgets.Label(), widgets.HBox(layout=widgets.Layout(flex_flow="row wrap"))
 
-    def show(request: str | Path, title: str) -> None:
-        status.value = "searching ..."
-        answers.children = [tile(path, score) for path, score in search(request)]
-        status.value = title
+    _esm = Path(__file__).with_name("panel.js")
+    _css = Path(__file__).with_name("panel.css")
+    sentence = traitlets.Unicode().tag(sync=True)
+    status = traitlets.Unicode().tag(sync=True)
+    busy = traitlets.Bool().tag(sync=True)
+    threshold = traitlets.Float().tag(sync=True)
+    answers = traitlets.List().tag(sync=True)  # {"name", "score", "source": the thumbnail as data: URL}
 
-    def tile(path: Path, score: float) -> widgets.VBox:
-        def like_this(_: widgets.Button) -> None:
-            box.value = ""  # so that the same sentence, typed again, is a change
-            show(path, f"pictures like {path.name}")
+    def __init__(self, search: Search, sentence: str = "", threshold: float = -1.0) -> None:
+        super().__init__(sentence=sentence, threshold=threshold)
+        self._search, self._found = search, list[Path]()
+        self.on_msg(self._asked)
+        if sentence:
+            self._show(sentence, f"found for: {sentence}")
 
-        button = widgets.Button(description="like this", layout=widgets.Layout(width=f"{WIDTH}px"))
-        button.on_click(like_this)
-        return widgets.VBox([widgets.HTML(_image(path)), widgets.Label(f"{score:.2f}"), button])
+    def _asked(self, _: Any, request: dict[str, Any], buffers: list[bytes]) -> None:
+        """A request of the browser: {"sentence": text}, {"like": index of an answer} or {"picture": name} and bytes."""
+        if text := request.get("sentence"):
+            self._show(text, f"found for: {text}")
+        elif "like" in request:
+            path = self._found[request["like"]]
+            self._show(path, f"pictures like {path.name}")
+        elif name := request.get("picture"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "picture")
+                path.write_bytes(buffers[0])
+                self._show(path, f"pictures like {name}")
 
-    def typed(change: dict[str, str]) -> None:
-        if text := change["new"].strip():
-            show(text, f"found for: {text}")
+    def _show(self, request: str | Path, title: str) -> None:
+        self.busy, self.status = True, "searching ..."
+        try:
+            found = self._search(request)
+            self.answers = [{"name": path.name, "score": score, "source": _thumbnail(path)} for path, score in found]
+            self._found, self.status = [path for path, _ in found], title
+        except Exception as error:  # of whatever `search` calls; a widget's traceback is shown nowhere
+            self.status = f"The search failed. {type(error).__name__}: {error}"
+        finally:
+            self.busy = False
 
-    box.observe(typed, "value")
-    box.value = sentence
-    return widgets.VBox([box, status, answers])
+
+search_panel = SearchPanel  # as copies of notebook 06 from before call it
 
 
-def _image(path: Path) -> str:
-    """A thumbnail as HTML with a text for those who do not see it."""
+def _thumbnail(path: Path) -> str:
     picture, buffer = read_image(path), io.BytesIO()
-    picture.thumbnail((WIDTH, 3 * WIDTH))
-    picture.save(buffer, "png")
-    source = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{source}" width="{WIDTH}" alt="{html.escape(path.name)}">'
+    picture.thumbnail((192, 576))  # pixels: twice what is drawn, for screens with a high resolution
+    picture.save(buffer, "jpeg", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
