@@ -6,7 +6,7 @@
 # make check       lint, types and the fast tests: the daily loop, three and a half minutes on two cores
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
-# make docs        the API reference -> docs/api
+# make docs        one site: the pages, the executed notebooks, the API -> docs/site/index.html
 # make coverage    which lines of timam the tests run
 # make env         the environment alone (.venv)
 # make data        the rendered pedestrians of `make reproduce` alone
@@ -24,8 +24,6 @@ INSTANCES ?=
 # make gpu: for everything together.
 MINUTES ?= 8
 REPORT := $(PY) notebooks/execute.py --report
-# Each by name: pdoc passes over modules of a package that has __all__.
-MODULES := $(subst /,.,$(basename $(wildcard timam/[a-z]*.py timam/*/[a-z]*.py timam_lab/[a-z]*.py timam_lab/*/[a-z]*.py)))
 
 # Stores stay inside the clone. Torch's idle threads spin for long, which is slow as soon as another process wants a
 # core; not at all (OMP_WAIT_POLICY=PASSIVE) is slow on a quiet machine. A quick training step on 2 cores took, in
@@ -82,7 +80,8 @@ test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py
 
 docs: env
-	$(PY) -m pdoc --docformat google --output-directory docs/api timam timam.data timam.models timam_lab.pedestrians $(MODULES)
+	$(PY) -c 'import myst_nb' 2>/dev/null || $(PY) -m uv pip install --python $(PY) --quiet -e ".[docs]"
+	$(PY) -m sphinx -c docs --fail-on-warning --keep-going --quiet . docs/site
 
 coverage: env
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report term-missing:skip-covered
@@ -92,4 +91,4 @@ lock: env
 		--quiet --output-file requirements/lock.txt pyproject.toml
 
 clean:
-	rm -rf data runs .cache docs/api reports/quick/.stamps
+	rm -rf data runs .cache docs/api docs/site reports/quick/.stamps

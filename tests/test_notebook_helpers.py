@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +13,11 @@ from layouts import TINY_SETTINGS, write_person_search
 from timam.config import PRESETS, LossConfig, override
 from timam.data import load_dataset
 from timam.evaluation import Embeddings, evaluate_model
+from timam.objective import TERMS
 from timam.run import Run
 from timam.training import fit
 from timam_lab import notebook, panel, results, statistics, variations
+from timam_lab.failures import readable
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 
@@ -30,8 +33,12 @@ def test_configure_takes_overrides_as_the_command_line_does(tmp_path):
     config = notebook.configure("smoke", "csv", tmp_path, "seed=3", "epochs=2 max_steps=1")
     assert (config.data.root, config.train.seed, config.train.epochs) == (str(tmp_path), 3, 2)
     shown = notebook.settings_table(config).data
-    assert "train.max_steps" in shown.partition("<details>")[0]
-    assert "lstm_hidden" not in shown.partition("<details>")[0]  # as in the preset
+    lines, changed, every = shown.split("<details>")
+    assert lines.count("<tr>") == 5
+    assert all(text in lines for text in ("csv in", "2 epochs in batches of", "seed 3"))
+    assert "train.max_steps" in changed
+    assert "lstm_hidden" not in changed  # as in the preset
+    assert "lstm_hidden" in every
 
 
 def test_choose_and_numbers_name_what_is_wrong():
@@ -95,10 +102,52 @@ def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it
     labels = torch.tensor(split.image_labels), torch.tensor(split.caption_labels)
     embeddings = Embeddings(torch.ones(n, 2), torch.ones(m, 2), *labels)  # all pictures alike: the right one is last
     figure = notebook.ranked(split, embeddings, [0])
-    titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]
+    titles = [" ".join(axis.get_title(loc).split()) for axis in figure.axes for loc in ("left", "center")]
     wrong = int((split.image_labels != split.caption_labels[0]).sum())
-    assert f"right picture at rank {1 + wrong}" in titles
+    kind = "Near miss" if wrong < 5 else "Failure"
+    assert f"{kind}: right picture at rank {1 + wrong}" in titles
     assert "right picture" in titles
+
+
+def test_ranked_figure_names_the_attributes_in_which_picture_and_sentence_disagree(people):
+    split = load_dataset("pedestrians", people).split("test")
+    truth = json.loads((people / "attributes.json").read_text())
+    persons = {person["id"]: person["attributes"] for person in truth["identities"]}
+    images = {image["file_path"]: image for image in truth["images"]}
+    of = [images["/".join(path.parts[-2:])] for path in split.image_paths]
+    stated = of[split.caption_image[0]]["captions"][0]["stated"]
+    expected = [
+        {readable(k) for k, values in stated.items()
+         if k not in image["hidden"] and persons[image["id"]].get(k, values[0]) not in values}
+        for image in of
+    ]  # fmt: skip
+    index = next(i for i, names in enumerate(expected) if names)
+    embeddings = Embeddings(torch.eye(len(of)), torch.eye(len(of))[[index] * len(split.captions)],
+                            torch.tensor(split.image_labels), torch.tensor(split.caption_labels))  # fmt: skip
+    first = notebook.ranked(split, embeddings, [0], k=1).axes[1].get_xlabel()
+    named, _, more = " ".join(first.split()).removeprefix("1.00 ≠ ").partition(" and ")
+    assert set(named.split(", ")) <= expected[index]
+    assert len(named.split(", ")) + int(more.removesuffix(" more") or 0) == len(expected[index])
+
+
+def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, data, **options):
+            shown.append((data, options))
+
+    monkeypatch.setattr(notebook, "display", lambda *_, **__: Handle())
+    draw = notebook.live_curves(chance=0.01)
+    row = {"epoch": 1, "language_model_frozen": True, "discriminator_accuracy": 0.5, "discriminator": 1.4,
+           "val_text_to_image_rank_1": 0.1, "val_image_to_text_rank_1": 0.2, "total": 5.0,
+           **{term.name: 2.0 for term in TERMS}}  # fmt: skip
+    draw([row])
+    figure = draw(pd.DataFrame([row, row | {"epoch": 2}]), 2)
+    assert len(shown) == 2
+    assert "Validation rank-1" in shown[-1][0]["text/plain"]
+    assert shown[-1][1]["metadata"]["image/png"]["alt"] == shown[-1][0]["text/plain"]
+    assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 
 
 def test_variations_keep_people_and_pictures(people):

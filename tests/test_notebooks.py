@@ -116,6 +116,7 @@ def test_notebooks_run_on_data_of_the_other_kinds(name, write, tmp_path):
         result = run_notebooks([path.stem], tmp_path / "reports", parameters)
         assert result.returncode == 0, result.stderr[-3000:]
         executed = nbformat.read(tmp_path / "reports" / path.name, as_version=4)
+        assert (tmp_path / "reports" / path.name).stat().st_size < 1_000_000  # more, and a code host draws nothing
         streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
         assert not streams  # progress bars belong to the terminal
         assert "input_path" not in executed.metadata["papermill"]  # a path of this machine
@@ -286,3 +287,12 @@ def test_up_to_date_report_is_not_made_again_until_something_changes(trial, tmp_
         assert (tmp_path / "count").read_text() == expected
     assert trial(code, "-p", "level", "2").exit_code == 0
     assert (tmp_path / "count").read_text() == "xxxx"
+
+
+def test_executed_copies_hold_no_widgets(trial, tmp_path):
+    """Progress bars and the search panel are nothing without a kernel; hundreds of them would fill an executed copy."""
+    bars = "from tqdm.auto import tqdm\nfor _ in range(3):\n    list(tqdm(range(2)))\nprint('done')"
+    assert trial(bars).exit_code == 0
+    executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
+    assert [o.get("text") for o in executed.cells[-2].outputs] == ["done\n"]
+    assert "widgets" not in executed.metadata

@@ -1,9 +1,13 @@
 """timam_lab.plots: what a reader must find in a figure: the right answer, units, words instead of identifiers."""
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
@@ -83,3 +87,50 @@ def test_training_curves_name_every_loss_term():
     named = {text.get_text() for text in losses.get_legend().get_texts()}
     assert {term.label for term in TERMS} | {"discriminator", "language model trains"} <= named
     assert "chosen epoch (2)" in {text.get_text() for text in scores.get_legend().get_texts()}
+
+
+def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lines_apart_in_grey():
+    first, second = list(plots._styles(["a", "regularised game", "b"])), list(plots._styles(["regularised game", "a"]))
+    assert first[1][1] == second[0][1]
+    assert len({colour for _, colour, _ in first}) == 3
+    many = list(plots._styles(range(12)))
+    assert len({colour for _, colour, _ in many}) == len({marker for *_, marker in many}) == 12
+
+
+def luminance(colour):
+    """Relative luminance of sRGB (WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["white", "#111111"])  # JupyterLab's two
+def test_text_and_colours_stand_out_on_both_themes(theme):
+    """WCAG 2.1 asks for 3 to 1 for large text; 2 to 1 is what the palette's palest and darkest colours have."""
+
+    def contrast(colour):
+        low, high = sorted((luminance(colour), luminance(theme)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast(plots.TEXT) > 4
+    used = {plots.MAIN, plots.RIGHT, plots.WRONG, *(plots.PALETTE[i] for i in plots.KNOWN.values())}
+    assert min(map(contrast, used)) > 2
+
+
+def test_a_figure_in_a_notebook_is_small_transparent_and_told_in_words():
+    pictures = [Image.effect_noise((100, 200), 90).convert("RGB") for _ in range(6)]
+    scores, right = ["0.9\n≠ bag", 0.5, 0.4, 0.3, 0.2], [True, *[False] * 4]
+    figure = plots.rankings(["a man"] * 4, [pictures[:5]] * 4, [scores] * 4, [right] * 4, None, pictures[:4],
+                            titles=["Success"] * 4)  # fmt: skip
+    data, metadata = plots.thumbnail(figure)
+    drawn = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert drawn.convert("RGBA").getpixel((0, 0))[3] == 0
+    assert metadata["image/png"]["width"] == drawn.width
+    assert len(data["image/png"]) < 400_000  # of noise, which compresses badly
+    assert all(text in data["text/plain"] for text in ("Success", "a man", "1 ✓", "0.9 ≠ bag"))
+
+
+def test_saved_figures_have_black_text_in_the_pdf_and_their_numbers_beside(tmp_path):
+    figure = plots.shares(pd.DataFrame({"share": [0.5], "kind": ["x"]}), "share", "kind", "share")
+    plots.save(figure, tmp_path, "x", pd.DataFrame({"a": [1]}))
+    assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x.pdf", "x.csv"}
+    assert all(text.get_color() == "black" for text in figure.findobj(Text) if text.get_text())

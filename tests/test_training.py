@@ -59,6 +59,13 @@ def language_state(model: TIMAM) -> dict[str, torch.Tensor]:
     return {n: t.clone() for n, t in model.text_encoder.language_model.state_dict().items()}
 
 
+def test_after_each_epoch_the_history_so_far_is_handed_over(people, tmp_path):
+    seen = []
+    config = tiny_config(people, "train.epochs=2")
+    fit(config, tmp_path / "run", progress=False, after_epoch=lambda rows: seen.append([row["epoch"] for row in rows]))
+    assert seen == [[1], [1, 2]]
+
+
 def test_frozen_language_model_is_bit_identical_then_moves(people, language_model, tmp_path, monkeypatch):
     """Weight decay and a pending optimizer do not touch it while it is frozen; unfrozen, it learns."""
     config = tiny_config(

@@ -21,7 +21,7 @@ Item = str | Image.Image | Path  # a sentence, or a picture or its file
 def rankings(
     queries: Sequence[Item],
     galleries: Sequence[Sequence[Item]],
-    scores: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[float | str]],
     right: Sequence[Sequence[bool]] | None = None,
     ranks: Sequence[str] | None = None,
     references: Sequence[Item] | None = None,
@@ -31,17 +31,19 @@ def rankings(
 
     Args:
         queries: R sentences or pictures.
-        galleries, scores: R rows of pictures or sentences, and of cosine similarities; rows may differ in length.
+        galleries: R rows of pictures or sentences; rows may differ in length.
+        scores: R rows of what stands below the answers: a cosine similarity, or a text that has more to say. A row that
+            is longer by one also has a text for the reference.
         right: whether each answer is relevant; without it nothing is marked.
         ranks: column titles instead of 1, 2, ...
         references: R right answers, shown in a last column.
         titles: R titles above the queries.
     """
     k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
-    query_width, width = (1.1, 2.0) if sentences else (2.6, 1.1)
+    query_width, width = (1.2, 2.0) if sentences else (2.6, 1.25)
     widths = [query_width, *[width] * (k + (references is not None))]
     figure, axes = plt.subplots(
-        len(queries), len(widths), figsize=(sum(widths), 2.5 * len(queries)), squeeze=False, layout="constrained",
+        len(queries), len(widths), figsize=(sum(widths), 2.6 * len(queries)), squeeze=False, layout="constrained",
         gridspec_kw={"width_ratios": widths},
     )  # fmt: skip
     for axis in axes.flat:
@@ -49,14 +51,22 @@ def rankings(
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
         _show(row[0], query, 30, 11, align="left")
         if titles is not None:
-            row[0].set_title(titles[number], fontsize=12, fontweight="bold", loc="left", parse_math=False)
+            row[0].set_title(
+                textwrap.fill(titles[number], 24), fontsize=12, fontweight="bold", loc="left", parse_math=False
+            )
         for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False)):
             title = str(rank + 1) if ranks is None else ranks[rank]
             _answer(axis, answer, title, None if right is None else right[number][rank])
-            axis.set_xlabel(f"{score:.2f}", fontsize=11)
+            _below(axis, score)
         if references is not None:
             _answer(row[-1], references[number], f"right {'sentence' if sentences else 'picture'}", None)
+            for score in scores[number][len(galleries[number]) :]:
+                _below(row[-1], score)
     return figure
+
+
+def _below(axis: Axes, score: float | str) -> None:
+    axis.set_xlabel(score if isinstance(score, str) else f"{score:.2f}", fontsize=9.5, parse_math=False)
 
 
 def _answer(axis: Axes, answer: Item, title: str, hit: bool | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +41,13 @@ from timam.run import Run, RunError
 from timam.stores import StoredSplit, open_block_outputs, open_pixels, open_word_states
 
 
-def fit(config: Config, output: Path | str, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+def fit(
+    config: Config,
+    output: Path | str,
+    resume: bool = False,
+    progress: bool = True,
+    after_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> dict[str, Any]:
     """Trains, selects on validation, tests once, and leaves a complete run directory.
 
     Args:
@@ -48,6 +55,7 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         output: the run directory. A finished run of the same config is returned without work.
         resume: continues an interrupted run, or starts one where there is none.
         progress: shows progress bars and a line for each epoch.
+        after_epoch: called on the main process after each epoch, with the rows of history.csv so far.
 
     Returns:
         The content of OUTPUT/metrics.json.
@@ -73,6 +81,8 @@ def fit(config: Config, output: Path | str, resume: bool = False, progress: bool
         job.start_tracking(run.folder.name, settings)
         while not learner.progress.is_over(config.train):
             training.epoch(learner, data)
+            if after_epoch is not None and job.is_main:
+                after_epoch(learner.progress.history)
         return job.on_main(lambda: training.finish(learner, data))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,11 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
-from PIL import Image
-from torch import Tensor
 
 from timam import config as configs
 from timam.config import Config, LossConfig
@@ -23,6 +23,8 @@ from timam.data import Split
 from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam.plots import rankings
+from timam_lab import plots
+from timam_lab.failures import PedestrianTruth, readable
 from timam_lab.oracle import oracle
 from timam_lab.statistics import mean_intervals, plus_minus
 
@@ -71,18 +73,57 @@ def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Co
 
 
 def settings_table(config: Config) -> HTML:
-    """The settings of a config that its preset does not have, and below them all settings, folded."""
-    sections = ("model", "loss", "train")
+    """What will be trained in five lines; folded below, what differs from the preset, and all settings."""
+    data, model, loss, train = config.data, config.model, config.loss, config.train
+    frozen = "frozen" if train.unfreeze_epoch is train.unfreeze_patience is None else "frozen at first, trained later"
+    words = f"{Path(model.language_model).name}, {frozen}"
+    terms = {loss.matching: loss.matching_weight, "identification": loss.identification_weight}
+    lines = {
+        "data": f"{data.dataset} in {data.root}",
+        "pictures": f"{model.backbone}, {model.image_height} x {model.image_width} pixels; "
+        f"its first {train.frozen_blocks} blocks frozen",
+        "sentences": f"{'learned word embeddings' if model.language_model == 'none' else words}; "
+        + (f"LSTM of {model.lstm_hidden} units a direction" if model.text_head == "lstm" else "its own pooling"),
+        "losses": " + ".join(f"{w:g} {name}" for name, w in terms.items() if w) + f"; {game(loss)}",
+        "training": f"{train.epochs} epochs in batches of {data.batch_size} pictures, seed {train.seed}",
+    }
+    every, preset = (
+        pd.Series({key: str(value) for key, value in configs.flat(of).items()}, name="setting")
+        for of in (config, configs.PRESETS[config.preset])
+    )
+    changed = every[every != preset].drop(["data.root", "data.dataset", "train.seed"], errors="ignore")
+    short = "".join(
+        f"<tr><th>{name}</th><td style='text-align: left'>{html.escape(text)}</td>" for name, text in lines.items()
+    )
+    departures = folded(changed.to_frame(), f"{len(changed)} settings differ from the preset {config.preset}")
+    return HTML(f"<table>{short}</table>{departures}{folded(every.to_frame(), 'all settings')}")
 
-    def rows(of: Config) -> dict[str, str]:
-        return {f"{s}.{key}": str(value) for s in sections for key, value in configs.to_dict(of)[s].items()}
 
-    every = pd.Series(rows(config), name="setting")
-    preset = pd.Series(rows(configs.PRESETS[config.preset]))
-    changed = every[every != preset].drop("train.seed", errors="ignore")
-    first = changed.to_frame().to_html() if len(changed) else ""
-    text = f"{len(changed)} settings differ from the preset <code>{config.preset}</code>."
-    return HTML(f"{text}{first}<details><summary>all settings</summary>{every.to_frame().to_html()}</details>")
+def folded(table: pd.DataFrame | Styler, title: str) -> str:
+    """A long table as HTML that a click on its title opens."""
+    return f"<details><summary>{html.escape(title)}</summary>{table.to_html()}</details>"
+
+
+def live_curves(chance: float) -> Callable[..., Figure]:
+    """One figure below the cell, for `fit(..., after_epoch=...)`: drawn again after each epoch, and it stays.
+
+    Args:
+        chance: as `plots.training_curves`.
+
+    Returns:
+        A function of the history (rows or a frame) and the chosen epoch, if it is known, that draws the figure.
+    """
+    shown = display(HTML("The curves appear after the first epoch."), display_id=True)
+
+    def draw(history: list[dict] | pd.DataFrame, best_epoch: int | None = None) -> Figure:
+        figure = plots.training_curves(pd.DataFrame(history), best_epoch, chance)
+        data, metadata = plots.thumbnail(figure)
+        if shown is not None:  # outside of a notebook there is nothing to draw on
+            shown.update(data, metadata=metadata, raw=True)
+        plots.plt.close(figure)
+        return figure
+
+    return draw
 
 
 def choose(names: str, known: Mapping[str, T]) -> dict[str, T]:
@@ -170,31 +211,44 @@ def percents(
     return shown.join(table[list(more)]).style.format(precision=2, na_rep="")
 
 
-def ranked(split: Split, embeddings: Embeddings, queries: Sequence[int], k: int = 8) -> Figure:
+def ranked(split: Split, embeddings: Embeddings, queries: Sequence[int], k: int = 5) -> Figure:
     """The k best pictures for some captions of a split, with the best-ranked right picture in the last column.
+
+    Each row is titled as a success (the right picture is first), a near miss (among the first five) or a failure. For
+    rendered pedestrians, whose truth is known, up to three attributes that contradict the sentence are named.
 
     Args:
         embeddings: of the split.
-        queries: indices of captions. Each row's title says at which rank the first right picture is.
+        queries: indices of captions.
     """
     texts, labels = embeddings.texts[list(queries)], embeddings.text_labels[list(queries)]
     similarity = F.normalize(texts, dim=1) @ F.normalize(embeddings.images, dim=1).T
     relevant = labels[:, None] == embeddings.image_labels[None, :]
-    top = similarity.topk(min(k, similarity.shape[1]))
+    top = similarity.topk(min(k, similarity.shape[1])).indices
     best, right = similarity.masked_fill(~relevant, -torch.inf).max(dim=1)
     ranks = 1 + (similarity.masked_fill(relevant, -torch.inf) >= best[:, None]).sum(dim=1)  # ties count against it
+    roots = (folder for folder in list(split.image_paths[0].parents)[:3] if (folder / "attributes.json").exists())
+    truth = next((PedestrianTruth(root, split) for root in roots), None)
 
-    def pictures(indices: Tensor) -> list[Image.Image]:
-        return [read_image(split.image_paths[i]) for i in indices.tolist()]
+    def below(row: int, picture: int) -> str:
+        against = truth.contradicted(queries[row], picture) if truth is not None else []
+        named = ", ".join(map(readable, against[:3])) + (f" and {len(against) - 3} more" if len(against) > 3 else "")
+        return f"{similarity[row, picture]:.2f}\n{textwrap.fill(f'≠ {named}', 16) if against else ''}".strip()
 
+    shown = [[*row, last] for row, last in zip(top.tolist(), right.tolist(), strict=True)]
+    pictures = [[read_image(split.image_paths[i]) for i in row] for row in shown]
     return rankings(
         [split.captions[i] for i in queries],
-        [pictures(row) for row in top.indices],
-        top.values.tolist(),
-        relevant.gather(1, top.indices).tolist(),
-        references=pictures(right),
-        titles=[f"right picture at rank {rank}" for rank in ranks.tolist()],
+        [row[:-1] for row in pictures],
+        [[below(number, i) for i in row] for number, row in enumerate(shown)],
+        relevant.gather(1, top).tolist(),
+        references=[row[-1] for row in pictures],
+        titles=[f"{_kind(rank)}: right picture at rank {rank}" for rank in ranks.tolist()],
     )
+
+
+def _kind(rank: int) -> str:
+    return "Success" if rank == 1 else "Near miss" if rank <= 5 else "Failure"
 
 
 def one_of_each(ranks: np.ndarray, rng: np.random.Generator) -> list[int]:

@@ -1,7 +1,12 @@
-"""Figures of notebooks and studies: arrays in, matplotlib figures out. Only `save` writes, nothing is shown."""
+"""Figures of notebooks and studies: arrays in, matplotlib figures out. Only `save` writes, and shows in a notebook.
+
+Importing this module sets matplotlib's style: no background, and text in a grey that can be read on white and on black.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
@@ -24,12 +32,38 @@ from timam.plots import rankings as rankings  # beside the other figures of the 
 from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
+TEXT = "#777777"  # a contrast of more than 4 to 1 both with white and with JupyterLab's dark theme
+_TEXTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+plt.rcParams.update(
+    {"figure.facecolor": "none", "axes.facecolor": "none", "legend.framealpha": 0, **dict.fromkeys(_TEXTS, TEXT)}
+)
+# Seaborn's palette for the colour-blind, without the two that are too pale on white.
+PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind")) if i not in (6, 8)]
+MAIN = PALETTE[0]  # of what has no name of its own
+KNOWN = {  # what occurs in several notebooks has the same colour in all of them
+    "text_to_image": 0, "image_to_text": 1, "pictures": 0, "captions": 1, "train": 0, "val": 1, "test": 2,
+    "no adversary": 6, "without adversarial loss": 6, "regularised game": 2, "with adversarial loss": 2,
+    "unregularised game": 3, "adversarial, frozen language model": 3, "adversarial loss": 3, "full method": 4,
+    "matching": 6, "matching + identification": 1, "identification": 1, "with the frozen language model": 0,
+    "frozen language model": 0, "with the fine-tuned language model": 7,
+}  # fmt: skip
+
 
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
-    """(name, colour, marker) for each distinct name: colours for the colour-blind up to ten names, markers always."""
+    """(name, colour, marker) for each distinct name: the colour of `KNOWN`, else a free one; markers always differ."""
     unique = list(dict.fromkeys(names))
-    colours = sns.color_palette("colorblind" if len(unique) <= 10 else "husl", len(unique))
-    return zip(unique, colours, itertools.cycle("osD^vP*X<>dph"), strict=False)
+    fixed = {name: PALETTE[KNOWN[name]] for name in unique if name in KNOWN}
+    free = [colour for colour in PALETTE if colour not in fixed.values()]
+    if len(unique) - len(fixed) > len(free):  # more than the palette has
+        fixed, free = {}, sns.color_palette("husl", len(unique))
+    colours = iter(free)
+    each = [fixed[name] if name in fixed else next(colours) for name in unique]
+    return zip(unique, each, itertools.cycle("osD^vP*X<>dph"), strict=False)
+
+
+def colours(names: Iterable[Any]) -> dict[Any, Any]:
+    """Name to colour, the same in every notebook; for figures that seaborn draws."""
+    return {name: colour for name, colour, _ in _styles(names)}
 
 
 def _panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -64,14 +98,60 @@ def _percent_interval(values: pd.Series) -> tuple[float, list[list[float]] | Non
     return mean, None if np.isnan(low) else [[mean - low], [high - mean]]
 
 
-def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None) -> None:
-    """Writes FOLDER/NAME.png and .pdf (vectors, for a paper), and FOLDER/NAME.csv with the numbers that it shows."""
+def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None, show: bool = True) -> None:
+    """Writes FOLDER/NAME.png and .pdf (vectors, black text for a paper), and FOLDER/NAME.csv with the numbers it shows.
+
+    In a notebook the figure is closed, and with `show` it stands below the cell.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-    figure.savefig(folder / f"{name}.pdf", dpi=110, bbox_inches="tight", metadata={"CreationDate": None})
     if numbers is not None:
         numbers.to_csv(folder / f"{name}.csv", index=False)
+    if get_ipython() is not None:
+        if show:
+            data, metadata = thumbnail(figure)
+            display(data, metadata=metadata, raw=True)
+        plt.close(figure)  # else it would be shown again at the end of the cell
+    for text in figure.findobj(Text):
+        if text.get_color() == TEXT:
+            text.set_color("black")
+    figure.savefig(folder / f"{name}.pdf", dpi=110, bbox_inches="tight", metadata={"CreationDate": None})
+
+
+def thumbnail(figure: Figure) -> tuple[dict[str, str], dict[str, Any]]:
+    """A figure as the data and metadata of a notebook's output: a PNG of few colours, and what it shows in words.
+
+    256 colours take a fifth of the room, so that a code host still draws a notebook with ten rows of photographs.
+    """
+    photos = any(axis.images for axis in figure.axes)
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80 if photos else 160, bbox_inches="tight")
+    drawn = Image.open(buffer).quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    drawn.save(small, "png", optimize=True)
+    words = described(figure)
+    size = {"width": drawn.width if photos else drawn.width // 2, "alt": words}
+    data = {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": words}
+    return data, {"image/png": size}
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, for those who do not see it: titles, axes, the names of rows and lines, texts."""
+    panels = []
+    for axis in figure.axes:
+        texts = [axis.get_title(loc="left"), axis.get_title(), *(text.get_text() for text in axis.texts)]
+        for name, label in (("x", axis.get_xlabel()), ("y", axis.get_ylabel())):
+            texts.append(f"{name}: {label}" if label and not axis.images else label)
+        ticks = [text.get_text() for text in axis.get_yticklabels()]
+        texts += [text for text in ticks if text.lower() != text.upper()]  # names, not numbers
+        panels.append("; ".join(filter(None, texts)))
+    lines = dict.fromkeys(text.get_text() for of in (*figure.axes, figure) for text in _legend_texts(of))
+    return " ".join(" | ".join(filter(None, [*panels, ", ".join(lines)])).split())
+
+
+def _legend_texts(of: Axes | Figure) -> list[Text]:
+    legends = of.legends if isinstance(of, Figure) else [of.get_legend()]
+    return [text for legend in legends if legend is not None for text in legend.get_texts()]
 
 
 def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Figure:
@@ -102,9 +182,12 @@ def histograms(columns: dict[str, pd.DataFrame]) -> Figure:
     for axis, (label, frame) in zip(axes.flat, columns.items(), strict=True):
         sns.histplot(
             frame, x="value", hue="split", stat="proportion", common_norm=False, element="step", fill=False,
-            discrete=True, palette="colorblind", ax=axis,
+            discrete=True, palette=colours(frame["split"]), ax=axis,
         )  # fmt: skip
         axis.set(xlabel=label, ylabel="share of the split")
+        axis.get_legend().set(title="", frame_on=False)
+        for text in axis.get_legend().get_texts():
+            text.set_text(f"{text.get_text()}, n = {(frame['split'] == text.get_text()).sum():,}")
     return figure
 
 
@@ -117,43 +200,46 @@ def shares(frame: pd.DataFrame, x: str, y: str, label: str) -> Figure:
     """
     figure, axes = _panels(1, 1, 7, 0.8 + 0.34 * len(frame))
     axis = axes[0, 0]
-    sns.barplot(frame, x=x, y=y, color=sns.color_palette("colorblind")[0], ax=axis)
+    sns.barplot(frame, x=x, y=y, color=MAIN, ax=axis)
     axis.bar_label(cast(BarContainer, axis.containers[0]), labels=[f"{v:.1%}" for v in frame[x]], padding=3, fontsize=9)
     axis.set(xlabel=label, ylabel="")
     axis.margins(x=0.12)
     return figure
 
 
-def training_curves(history: pd.DataFrame, best_epoch: int, chance: float) -> Figure:
+def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float) -> Figure:
     """Every loss term, the validation scores and the discriminator's accuracy over the epochs.
 
     Args:
-        history: RUN/history.csv.
-        best_epoch: marked by a line; counted from 1.
+        history: RUN/history.csv, or what there is of it while the run goes on.
+        best_epoch: marked by a line; counted from 1. None while the run goes on.
         chance: rank-1 of a random order on the validation split.
     """
-    figure, axes = _panels(1, 3, 14, 4.6)
+    figure, axes = _panels(1, 3, 12, 4.4)
     losses, scores, accuracy = axes[0]
-    epochs = history["epoch"]
+    epochs, style = history["epoch"], {"markersize": 4}
     labels = {"total": "weighted total", **{term.name: term.label for term in TERMS}, "discriminator": "discriminator"}
     for column, colour, marker in _styles(labels):
-        losses.plot(epochs, history[column], marker=marker, markersize=4, color=colour, label=labels[column])
-    losses.set(title="Training losses", ylabel="nats (log scale)", yscale="log")
+        losses.plot(epochs, history[column], marker=marker, color=colour, label=labels[column], **style)
+    losses.set(title="Training losses", ylabel="nats a pair (log scale)", yscale="log")
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
-        values, label = history[f"val_{direction}_rank_1"], readable(direction)
-        scores.plot(epochs, values, marker=marker, markersize=4, color=colour, label=label)
-    scores.axhline(chance, color="grey", linestyle=":", label="chance, text to image")
-    scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
-    scores.set(title="Validation rank-1", ylabel="fraction of queries")
-    scores.set_ylim(bottom=-0.01)
-    accuracy.plot(epochs, history["discriminator_accuracy"], marker="o", markersize=4, label="discriminator")
-    accuracy.axhline(0.5, color="grey", linestyle=":", label="chance")
-    accuracy.set(title="Discriminator's accuracy in training", ylabel="fraction of embeddings", ylim=(-0.03, 1.03))
+        values, label = 100 * history[f"val_{direction}_rank_1"], readable(direction)
+        scores.plot(epochs, values, marker=marker, color=colour, label=label, **style)
+    scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image")
+    if best_epoch is not None:
+        scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
+    scores.set(title="Validation rank-1", ylabel="percent of queries")
+    scores.set_ylim(bottom=-1)
+    accuracy.plot(epochs, 100 * history["discriminator_accuracy"], marker="o", color=MAIN, label="accuracy", **style)
+    accuracy.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
+    accuracy.set(title="Discriminator in training", ylabel="percent of embeddings told right", ylim=(-3, 103))
     unfrozen = history.loc[~history["language_model_frozen"].astype(bool), "epoch"]
     for axis in axes[0]:
         if 0 < len(unfrozen) < len(history):
-            axis.axvspan(unfrozen.min() - 0.5, unfrozen.max(), alpha=0.08, color="black", label="language model trains")
-    _over_epochs(axes[0], 2)
+            label = "language model trains" if axis is losses else None
+            axis.axvspan(unfrozen.min() - 0.5, unfrozen.max(), alpha=0.2, color="grey", label=label)
+    _over_epochs([losses], 2)
+    _over_epochs([scores, accuracy])
     return figure
 
 
@@ -161,7 +247,7 @@ def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
     """Rank-1 with its interval for each method, a panel per direction, chance as a dotted line.
 
     Args:
-        frame: the columns direction, method, rank_1, low, high (fractions).
+        frame: the columns direction, method, rank_1, low, high (fractions), and how many queries and gallery items.
         chances: rank-1 of a random order for each direction.
     """
     directions = list(dict.fromkeys(frame["direction"]))
@@ -169,9 +255,11 @@ def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
     for axis, direction in zip(axes.flat, directions, strict=True):
         rows = frame[frame["direction"] == direction]
         errors = np.stack([rows["rank_1"] - rows["low"], rows["high"] - rows["rank_1"]])
-        axis.errorbar(100 * rows["rank_1"], rows["method"], xerr=100 * errors, fmt="o", capsize=4, color=RIGHT)
+        axis.errorbar(100 * rows["rank_1"], rows["method"], xerr=100 * errors, fmt="o", capsize=4, color=MAIN)
         axis.axvline(100 * chances[direction], color="grey", linestyle=":", label="chance")
-        axis.set(title=readable(direction), xlabel="rank-1 in percent, 95 % interval", xlim=(0, None))
+        counts = f"{rows['queries'].iloc[0]:,.0f} queries, gallery of {rows['gallery'].iloc[0]:,.0f}"
+        axis.set(title=f"{readable(direction)}\n{counts}", xlim=(0, None))
+        axis.set_xlabel("rank-1 in percent, 95 % bootstrap interval over identities")
         axis.margins(y=0.4)
         axis.invert_yaxis()
         axis.legend(fontsize=9, frameon=False)
@@ -187,7 +275,8 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
         order: variants from the top.
         plain: those of the metrics that are no fractions and are shown as they are.
     """
-    figure, axes = _panels(1, len(metrics), 2.2 + 3.4 * len(metrics), 0.9 + 0.36 * len(order), sharey=True)
+    figure, axes = _panels(1, len(metrics), 2.2 + 3.0 * len(metrics), 1.1 + 0.36 * len(order), sharey=True)
+    counts = frame.groupby("variant").size()
     position = {variant: i for i, variant in enumerate(order)}
     for axis, (metric, title) in zip(axes.flat, metrics.items(), strict=True):
         scale = 1 if metric in plain else 100
@@ -195,11 +284,13 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
         axis.scatter(scale * frame[metric], rows + 0.22, s=14, facecolor="none", edgecolor="grey")
         for variant, values in frame.groupby("variant")[metric]:
             mean, error = _percent_interval(values * scale / 100)
-            axis.errorbar(mean, position[str(variant)], xerr=error, fmt="o", capsize=4, color=RIGHT)
-        axis.set(title=title, xlabel="" if metric in plain else "percent", yticks=range(len(order)), yticklabels=order)
+            axis.errorbar(mean, position[str(variant)], xerr=error, fmt="o", capsize=4, color=MAIN)
+        axis.set(title=textwrap.fill(title, 26), xlabel="" if metric in plain else "percent")
+        axis.set_yticks(range(len(order)), [f"{name} (n = {counts.get(name, 0)})" for name in order])
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
         axis.grid(axis="y", alpha=0.25)
     axes.flat[0].set_ylim(len(order) - 0.4, -0.6)
+    figure.supxlabel("dots: mean over n seeds with its 95 % interval; rings: single seeds", fontsize=9)
     return figure
 
 
@@ -212,14 +303,14 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
     """
     figure, axes = _panels(1, 1, 8, 1.4 + 0.46 * len(frame))
     axis, rows = axes[0, 0], np.arange(len(frame))
-    for kind, offset, colour, marker in (("seeds", -0.12, RIGHT, "o"), ("identities", 0.12, WRONG, "s")):
+    for kind, offset, colour, marker in (("seeds", -0.12, PALETTE[0], "o"), ("identities", 0.12, PALETTE[1], "s")):
         errors = np.stack([frame["difference"] - frame[f"{kind}_low"], frame[f"{kind}_high"] - frame["difference"]])
         axis.errorbar(
             100 * frame["difference"], rows + offset, xerr=None if np.isnan(errors).any() else 100 * errors, fmt=marker,
             capsize=4, color=colour, label=f"95 % interval over {kind}",
         )  # fmt: skip
     axis.axvline(0, color="grey", linestyle=":")
-    axis.set(xlabel=label)
+    axis.set(xlabel=f"{label}\n(right of 0 the first named is better)")
     axis.set_yticks(rows, [f"{r.variant}\ncompared with: {r.baseline}" for r in frame.itertuples()], fontsize=9)
     axis.set_ylim(len(frame) - 0.4, -0.6)
     _legend_at(axis, "lower center", 1.0, 2)
@@ -234,7 +325,7 @@ def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, 
         costs: column -> label of its axis; a panel each.
         metrics: column -> title; a row of panels each.
     """
-    width, height = 3.6 * len(costs) + 1.8, 2.9 * len(metrics)
+    width, height = 3.1 * len(costs) + 1.8, 2.9 * len(metrics)
     figure, axes = _panels(len(metrics), len(costs), width, height, sharey="row", sharex="col")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
         for axis, (cost, label) in zip(row, costs.items(), strict=True):
@@ -245,6 +336,7 @@ def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, 
             axis.set(xlabel=label)
             axis.set_xlim(0, 1.08 * frame[cost].max())
         row[0].set(ylabel=f"{title}, percent")
+    figure.supxlabel("mean and 95 % interval over seeds; up and left is better", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
     return figure
 
@@ -256,7 +348,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
         frame: the columns panel, level (numbers), variant, value (fractions), a row per seed.
         panels: value of "panel" -> label of its axis.
     """
-    figure, axes = _panels(1, len(panels), 5 * len(panels), 3.6)
+    figure, axes = _panels(1, len(panels), 5 * len(panels), 4)
     middle = (frame["variant"].nunique() - 1) / 2
     for axis, (panel, label) in zip(axes.flat, panels.items(), strict=True):
         part = frame[frame["panel"] == panel]
@@ -268,7 +360,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
             axis.errorbar(found[:, 0] + width * (i - middle), 100 * found[:, 1], yerr=error, fmt=f"-{marker}",
                           capsize=3, color=colour, label=variant, markersize=5)  # fmt: skip
         axis.set(xlabel=label, xticks=sorted(part["level"].unique()))
-    axes.flat[0].set_ylabel("percent, mean and 95 % interval over seeds")
+    axes.flat[0].set_ylabel(f"percent, mean and 95 % interval\nover {frame['seed'].nunique()} seeds")
     _legend(figure, axes.flat[0], "outside upper center", 2)
     return figure
 
@@ -318,19 +410,18 @@ def tsne(
         shown: identities in the lower row, those with most captions.
     """
     figure, axes = _panels(2, len(maps), 4.1 * len(maps), 7.8)
-    colours = sns.color_palette("colorblind")
     chosen = np.argsort(-np.bincount(text_labels), kind="stable")[:shown]
     for (title, (images, texts)), (above, below) in zip(maps.items(), axes.T, strict=True):
-        above.scatter(*images.T, s=9, marker="o", color=colours[0], alpha=0.6, linewidths=0, label="pictures")
-        above.scatter(*texts.T, s=11, marker="^", color=colours[1], alpha=0.6, linewidths=0, label="captions")
-        above.set_title(title)
-        below.scatter(*np.concatenate([images, texts]).T, s=3, color="0.9", linewidths=0)
+        above.scatter(*images.T, s=9, marker="o", color=PALETTE[0], alpha=0.6, linewidths=0, label="pictures")
+        above.scatter(*texts.T, s=11, marker="^", color=PALETTE[1], alpha=0.6, linewidths=0, label="captions")
+        above.set_title(f"{title}\n({len(images)} pictures, {len(texts)} captions)", fontsize=10)
+        below.scatter(*np.concatenate([images, texts]).T, s=3, color="grey", alpha=0.25, linewidths=0)
         for identity, colour, _ in _styles(chosen.tolist()):
             own = np.flatnonzero(text_labels == identity)
             for caption in own:
                 below.plot(*np.stack([texts[caption], images[caption_image[caption]]]).T, color=colour, linewidth=0.7)
             below.scatter(*images[image_labels == identity].T, s=34, marker="o", color=[colour])
-            below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors="black", linewidths=0.4)
+            below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors=TEXT, linewidths=0.4)
         for axis in (above, below):
             axis.set(xticks=[], yticks=[])
     axes[0, 0].legend(fontsize=9, loc="upper left")
@@ -346,7 +437,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
         frame: a row per variant, with "variant" and, of each measure, NAME, NAME_low and NAME_high.
         measures: column -> title; where it ends in "; NUMBER", that value is marked.
     """
-    columns = min(4, len(measures))
+    columns = min(3, len(measures))
     rows = -(-len(measures) // columns)
     figure, axes = _panels(rows, columns, 3.4 * columns + 1.2, (1.1 + 0.3 * len(frame)) * rows, sharey=True)
     for axis in axes.flat[len(measures) :]:
@@ -354,7 +445,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
     for axis, (measure, title) in zip(axes.flat, measures.items(), strict=False):
         low, high = frame[f"{measure}_low"], frame[f"{measure}_high"]
         errors = np.clip(np.stack([frame[measure] - low, high - frame[measure]]), 0, None)
-        axis.errorbar(frame[measure], range(len(frame)), xerr=errors, fmt="o", capsize=4, color=RIGHT)
+        axis.errorbar(frame[measure], range(len(frame)), xerr=errors, fmt="o", capsize=4, color=MAIN)
         text, _, none = title.rpartition("; ")
         if none.replace(".", "").lstrip("-").isdigit():
             axis.axvline(float(none), color="grey", linestyle=":")
@@ -362,6 +453,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
         axis.set_yticks(range(len(frame)), frame["variant"])
         axis.margins(x=0.15)
     axes.flat[0].set_ylim(len(frame) - 0.5, -0.5)
+    figure.supxlabel("bars: 95 % bootstrap interval over identities; dotted: no gap", fontsize=9)
     return figure
 
 
@@ -371,19 +463,20 @@ def gap_over_training(histories: dict[str, pd.DataFrame]) -> Figure:
     Args:
         histories: name -> RUN/history.csv.
     """
-    figure, axes = _panels(1, 3, 14, 4)
+    figure, axes = _panels(1, 3, 12, 4.6)
     told, distance, score = axes[0]
-    for name, colour, _ in _styles(histories):
-        history, style = histories[name], {"markersize": 4, "color": colour}
+    for name, colour, marker in _styles(histories):
+        history, style = histories[name], {"markersize": 4, "color": colour, "marker": marker}
         epochs = history["epoch"]
-        told.plot(epochs, history["val_probe_accuracy"], "-o", label=f"{name}: fresh probe, validation", **style)
-        told.plot(epochs, history["discriminator_accuracy"], "--s", label=f"{name}: discriminator, training", **style)
-        distance.plot(epochs, history["val_centroid_distance"], "-o", label=name, **style)
-        score.plot(epochs, 100 * history["val_text_to_image_rank_1"], "-o", label=name, **style)
-    told.axhline(0.5, color="grey", linestyle=":", label="chance")
-    told.set(title="accuracy at telling the modalities apart", ylim=(-0.03, 1.03))
-    distance.set(title="distance of the centroids", ylim=(0, None))
-    score.set(title="validation rank-1, percent", ylim=(0, None))
+        told.plot(epochs, 100 * history["val_probe_accuracy"], label=f"{name}: fresh probe, validation", **style)
+        told.plot(epochs, 100 * history["discriminator_accuracy"], linestyle="--", fillstyle="none",
+                  label=f"{name}: discriminator, training", **style)  # fmt: skip
+        distance.plot(epochs, history["val_centroid_distance"], label=name, **style)
+        score.plot(epochs, 100 * history["val_text_to_image_rank_1"], label=name, **style)
+    told.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
+    told.set(title="Telling the modalities apart", ylabel="percent right", ylim=(-3, 103))
+    distance.set(title="Distance of the centroids", ylabel="of unit-length embeddings, 0 to 2", ylim=(0, None))
+    score.set(title="Text to image, validation", ylabel="rank-1, percent", ylim=(0, None))
     _over_epochs(axes[0])
     return figure
 
@@ -395,13 +488,14 @@ def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: st
         frame: a row per run, with "variant", the columns and the metric (a fraction).
         columns: column -> label of its axis.
     """
-    figure, axes = _panels(1, len(columns), 4.2 * len(columns) + 2.4, 3.6, sharey=True)
+    figure, axes = _panels(1, len(columns), 3.2 * len(columns) + 2.4, 3.6, sharey=True)
     for axis, (column, title) in zip(axes.flat, columns.items(), strict=True):
         for variant, colour, marker in _styles(frame["variant"]):
             part = frame[frame["variant"] == variant]
             axis.scatter(part[column], 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
         axis.set_xlabel(title)
     axes.flat[0].set_ylabel(label)
+    figure.supxlabel(f"a dot is a run, n = {len(frame)}", fontsize=9)
     _legend(figure, axes.flat[0], "outside right upper")
     return figure
 
@@ -414,7 +508,7 @@ def confusions(frame: pd.DataFrame) -> Figure:
     """
     figure, axes = _panels(1, 1, 8, 1.2 + 0.3 * len(frame))
     axis, rows = axes[0, 0], np.arange(len(frame))
-    axis.hlines(rows, 100 * frame["retrieved"], 100 * frame["chance"], color="0.8", zorder=1)
+    axis.hlines(rows, 100 * frame["retrieved"], 100 * frame["chance"], color="grey", alpha=0.5, zorder=1)
     axis.scatter(100 * frame["chance"], rows, marker="|", s=90, color="grey", label="a random picture")
     axis.scatter(100 * frame["retrieved"], rows, marker="o", color=WRONG, label="the picture that came first")
     names = zip(frame["attribute"], frame["stated"], strict=True)
@@ -437,14 +531,14 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.set_xticks(range(len(frame)), frame["word"], rotation=40, ha="right", fontsize=9, parse_math=False)
         axis.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axis.set_ylabel("change of the\nsimilarity", fontsize=9)
+        axis.set_ylabel("cosine similarity\nlost without it", fontsize=9)
     return figure
 
 
 def heat_maps(
     images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], sentences: Sequence[str] = ()
 ) -> Figure:
-    """Pictures with each region's contribution laid over them: green for the sentence, red against it.
+    """Pictures with each region's contribution laid over them: green for the sentence, pink against it.
 
     Args:
         images: of any sizes.
@@ -463,5 +557,5 @@ def heat_maps(
         axis.set_title(textwrap.fill(title, 26), fontsize=10, parse_math=False)
     for axis, sentence in zip(axes.flat, sentences, strict=False):
         axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9, parse_math=False)
-    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="change of the similarity")
+    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="cosine similarity lost without the region")
     return figure
