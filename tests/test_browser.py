@@ -87,10 +87,10 @@ def execute(page, command: str, **arguments):
                          [command, arguments])  # fmt: skip
 
 
-def open_and_run(browser, address: str, timeout: int = 600):
-    """A page with a notebook whose cells were told to run. Nothing there waits longer than `timeout` seconds."""
+def open_and_run(browser, address: str):
+    """A page with a notebook whose cells were told to run."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(timeout * 1000)
+    page.set_default_timeout(600_000)
     page.goto(f"{address}?reset")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
@@ -195,7 +195,7 @@ def searching(lab, browser, workplace):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PANEL)], metadata={"kernelspec": kernel})
     nbformat.write(notebook, workplace / "notebooks/panel.ipynb")
-    page = open_and_run(browser, f"{lab}/tree/notebooks/panel.ipynb", 90)
+    page = open_and_run(browser, f"{lab}/tree/notebooks/panel.ipynb")
     panel = Panel(page)
     panel.wait("found for: a first sentence")
     yield panel
