@@ -10,10 +10,11 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = {path.name: path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("reports/*/*.ipynb"))}
+OTHERS = [f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb") if path.name not in EXECUTED]
 
 project = html_title = "TIMAM"
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md"]
+include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md", *OTHERS]
 exclude_patterns = ["docs/site"]
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
@@ -28,7 +29,8 @@ apidoc_modules = [
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True  # an attribute that a docstring describes is not described twice
 default_role = "literal"  # `name` in a docstring
-suppress_warnings = ["docutils", "mystnb.unknown_mime_type", "myst.header"]  # docstrings are no reStructuredText
+# Docstrings are no reStructuredText, and name what two modules export. Links are what must hold.
+suppress_warnings = ["docutils", "ref.python", "misc.highlighting_failure", "mystnb.unknown_mime_type", "myst.header"]
 
 
 def setup(app: Sphinx) -> None:
@@ -39,7 +41,7 @@ def setup(app: Sphinx) -> None:
         source[0] = re.sub(
             r"\]\((?:\.\./)*notebooks/([\w.]+\.ipynb)\)",
             lambda link: f"]({up}{EXECUTED[link[1]]})" if link[1] in EXECUTED else link[0],
-            source[0],
+            source[0].replace("](../reports/", "](/reports/"),  # of a notebook, from its folder
         )
 
     def open_with_readme(app: Sphinx, error: Exception | None) -> None:
