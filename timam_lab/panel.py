@@ -35,7 +35,7 @@ class SearchPanel(anywidget.AnyWidget):
     status = traitlets.Unicode().tag(sync=True)
     busy = traitlets.Bool().tag(sync=True)
     threshold = traitlets.Float().tag(sync=True)
-    answers = traitlets.List().tag(sync=True)  # {"name", "score", "source": the thumbnail as data: URL}
+    answers: traitlets.List[Any] = traitlets.List().tag(sync=True)  # {"name", "score", "source": a data: URL}
 
     def __init__(self, search: Search, sentence: str = "", threshold: float = -1.0) -> None:
         super().__init__(sentence=sentence, threshold=threshold)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -136,22 +137,9 @@ def thumbnail(figure: Figure) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def described(figure: Figure) -> str:
-    """What a figure shows, for those who do not see it: titles, axes, the names of rows and lines, texts."""
-    panels = []
-    for axis in figure.axes:
-        texts = [axis.get_title(loc="left"), axis.get_title(), *(text.get_text() for text in axis.texts)]
-        for name, label in (("x", axis.get_xlabel()), ("y", axis.get_ylabel())):
-            texts.append(f"{name}: {label}" if label and not axis.images else label)
-        ticks = [text.get_text() for text in axis.get_yticklabels()]
-        texts += [text for text in ticks if text.lower() != text.upper()]  # names, not numbers
-        panels.append("; ".join(filter(None, texts)))
-    lines = dict.fromkeys(text.get_text() for of in (*figure.axes, figure) for text in _legend_texts(of))
-    return " ".join(" | ".join(filter(None, [*panels, ", ".join(lines)])).split())
-
-
-def _legend_texts(of: Axes | Figure) -> list[Text]:
-    legends = of.legends if isinstance(of, Figure) else [of.get_legend()]
-    return [text for legend in legends if legend is not None for text in legend.get_texts()]
+    """All words of a drawn figure, for those who do not see it: titles, axes, rows, lines and marks, but no ticks."""
+    texts = [" ".join(text.get_text().split()) for text in figure.findobj(Text) if text.get_visible()]
+    return "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text))
 
 
 def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Figure:
