@@ -34,7 +34,7 @@ suppress_warnings = ["docutils", "ref.python", "misc.highlighting_failure", "mys
 
 
 def setup(app: Sphinx) -> None:
-    """A link to a notebook leads to its executed copy, and the site opens with the README."""
+    """Links to a notebook lead to its executed copy, tables in docstrings stay as they are, the README comes first."""
 
     def to_executed(app: Sphinx, page: str, source: list[str]) -> None:
         up = "../" * page.count("/")
@@ -48,5 +48,12 @@ def setup(app: Sphinx) -> None:
         page = '<meta http-equiv="refresh" content="0; url=README.html"><a href="README.html">TIMAM</a>\n'
         Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
 
+    def tables_as_written(app: Sphinx, kind: str, name: str, of: object, options: object, lines: list[str]) -> None:
+        table = [line.startswith("|") for line in lines]
+        for i in reversed(range(len(lines))):
+            if table[i]:
+                lines[i : i + 1] = [f"    {lines[i]}"] if i and table[i - 1] else ["::", "", f"    {lines[i]}"]
+
     app.connect("source-read", to_executed)
+    app.connect("autodoc-process-docstring", tables_as_written)
     app.connect("build-finished", open_with_readme)
