@@ -52,7 +52,7 @@ def lab(workplace):
     with log.open("w") as stream:
         server = subprocess.Popen(command, stderr=stream, stdout=stream, env={**os.environ, "HOME": str(workplace)})
     try:
-        for _ in range(120):
+        for _ in range(600):
             if found := re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text()):
                 break
             time.sleep(1)
