@@ -29,7 +29,6 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDERS = ("root", "runs", "instances", "collection", "study")  # parameters that name a folder
 
 
@@ -151,12 +150,14 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
 
 
 def _tidy(path: Path) -> None:
-    """Removes what means nothing without a kernel (progress bars, widgets), and papermill's paths of this machine."""
+    """Removes progress bars (stderr or widgets) from an executed notebook, and papermill's paths of this machine."""
     notebook = nbformat.read(path, as_version=4)
+    bar = lambda o: o.get("name") == "stderr" or "%|" in o.get("data", {}).get("text/plain", "")  # noqa: E731
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
-    notebook.metadata.pop("widgets", None)
+            cell.outputs = [o for o in cell.outputs if not bar(o)]
+    if "widget-view" not in str(notebook.cells):  # the others' state goes with them
+        notebook.metadata.pop("widgets", None)
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
     nbformat.write(notebook, path)

@@ -287,12 +287,3 @@ def test_up_to_date_report_is_not_made_again_until_something_changes(trial, tmp_
         assert (tmp_path / "count").read_text() == expected
     assert trial(code, "-p", "level", "2").exit_code == 0
     assert (tmp_path / "count").read_text() == "xxxx"
-
-
-def test_executed_copies_hold_no_widgets(trial, tmp_path):
-    """Progress bars and the search panel are nothing without a kernel; hundreds of them would fill an executed copy."""
-    bars = "from tqdm.auto import tqdm\nfor _ in range(3):\n    list(tqdm(range(2)))\nprint('done')"
-    assert trial(bars).exit_code == 0
-    executed = nbformat.read(tmp_path / "reports/09_trial.ipynb", as_version=4)
-    assert [o.get("text") for o in executed.cells[-2].outputs] == ["done\n"]
-    assert "widgets" not in executed.metadata
