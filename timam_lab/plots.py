@@ -34,10 +34,10 @@ from timam_lab.failures import readable
 from timam_lab.statistics import mean_interval
 
 TEXT = "#777777"  # a contrast of more than 4 to 1 both with white and with JupyterLab's dark theme
-_TEXTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-plt.rcParams.update(
-    {"figure.facecolor": "none", "axes.facecolor": "none", "legend.framealpha": 0, **dict.fromkeys(_TEXTS, TEXT)}
-)
+plt.rcParams.update({
+    "figure.facecolor": "none", "axes.facecolor": "none", "legend.framealpha": 0, "text.color": TEXT,
+    "axes.labelcolor": TEXT, "axes.edgecolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT,
+})  # fmt: skip
 # Seaborn's palette for the colour-blind, without the two that are too pale on white.
 PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind")) if i not in (6, 8)]
 MAIN = PALETTE[0]  # of what has no name of its own
@@ -224,8 +224,8 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
     unfrozen = history.loc[~history["language_model_frozen"].astype(bool), "epoch"]
     for axis in axes[0]:
         if 0 < len(unfrozen) < len(history):
-            label = "language model trains" if axis is losses else None
-            axis.axvspan(unfrozen.min() - 0.5, unfrozen.max(), alpha=0.2, color="grey", label=label)
+            named = "language model trains" if axis is losses else None
+            axis.axvspan(unfrozen.min() - 0.5, unfrozen.max(), alpha=0.2, color="grey", label=named)
     _over_epochs([losses], 2)
     _over_epochs([scores, accuracy])
     return figure
