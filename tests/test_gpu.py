@@ -68,6 +68,7 @@ def test_what_fails_is_named_and_the_next_goes_on_and_a_second_call_measures_onl
     assert "| value | other |\n| --- | --- |\n| 1.235 |  |\n| 7 |  |\n|  | 3 |" in text
     assert "- Table: second: RuntimeError: out of luck" in text
     assert f"torch {torch.__version__}" in text
+    assert "its numbers mean nothing" in text
     run_part("some", part_of(calls, first=fails, second=lambda: [{"value": 2}], third=fails), lab)
     assert calls == ["first", "second", "third", "second"]
     assert [error for _, error in read(lab).values()] == [None, None, None]
@@ -205,7 +206,7 @@ def test_what_travels_is_counted_and_too_much_refused(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     found = carry.sizes(tmp_path, tmp_path / "carried")
     assert found == {"code.py": 1000, "carried": 2000, ".gitignore": 16}
-    assert "0.0 of 0.0 MiB" in carry.check_size(tmp_path, tmp_path / "carried", 3016)
+    assert carry.check_size(tmp_path, tmp_path / "carried", 3016).startswith("0.0 of 0 MiB: carried")
     with pytest.raises(click.ClickException, match="sparse-checkout"):
         carry.check_size(tmp_path, tmp_path / "carried", 3015)
 

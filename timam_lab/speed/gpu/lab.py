@@ -7,7 +7,6 @@ import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +25,9 @@ class Record:
     Results of another commit or device are not taken over.
     """
 
-    def __init__(self, output: Path, name: str, part: Part) -> None:
-        self.file, self.part = output / f"{name}.json", part
+    def __init__(self, lab: Lab, name: str, part: Part) -> None:
+        self.file, self.title = lab.output / f"{name}.json", part.title
+        self.text = "A rehearsal at small sizes: its numbers mean nothing." if lab.rehearsal else part.text
         cuda = {"cuda": torch.version.cuda} if DEVICE.type == "cuda" else {}
         self.made = provenance(DEVICE) | cuda
         self.items: dict[str, dict[str, Any]] = {}
@@ -62,7 +62,7 @@ class Record:
         content = {"made": self.made, "items": self.items}
         write_text(self.file, json.dumps(content, indent=1, default=float) + "\n")
         versions = ", ".join(f"{k} {v}" for k, v in self.made.items() if k not in ("device", "commit", "threads"))
-        made = document("gpu", self.part.title, f"{versions}. {self.part.text}", *self._tables())
+        made = document("gpu", self.title, f"{versions}. {self.text}", *self._tables())
         write_text(self.file.with_suffix(".md"), made)
 
     def _tables(self) -> Iterator[list[dict[str, str]] | str]:
@@ -85,7 +85,7 @@ def _text(value: Any) -> str:
 
 def run_part(name: str, part: Part, lab: Lab) -> None:
     """Measures the items of a part in order. SIGTERM ends it; what was measured by then is written."""
-    record = Record(lab.output, name, part)
+    record = Record(lab, name, part)
     record.items.pop("Preparation: between two items", None)
     with interruptible():
         try:
