@@ -32,7 +32,7 @@ WHEELS = """
     papermill nbclient nbformat jsonschema jsonschema-specifications referencing rpds-py fastjsonschema tenacity
     entrypoints ipykernel ipython ipython-pygments-lexers jupyter-client jupyter-core platformdirs pyzmq tornado comm
     traitlets matplotlib-inline nest-asyncio2 prompt-toolkit wcwidth pexpect ptyprocess stack-data executing asttokens
-    pure-eval parso decorator
+    pure-eval
 """
 
 
