@@ -8,11 +8,13 @@ import functools
 import string
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 
 from timam.config import ModelConfig
 
@@ -20,6 +22,12 @@ if device := os.environ.get("TIMAM_TEST_DEVICE"):  # set by timam_lab.speed.gpu
     torch.set_default_device(device)
     torch.Generator = functools.partial(torch.Generator, device)
 torch.set_num_threads(1)  # sizes here are too small to gain from more, and the tests may run side by side
+
+# Of generated inputs: the same ones in every run.
+bounded = settings(
+    max_examples=20, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 
 WORDS = "a an and bag black blue boots coat dress green hair hat in jacket man red shirt shoes skirt the white woman"
 
@@ -69,6 +77,41 @@ class Trap:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory) -> Path:
+    """Twelve persons in the layout of CUHK-PEDES; tests only read them."""
+    from layouts import write_person_search
+
+    return write_person_search(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory) -> Path:
+    """A folder with a small BERT that knows the words of `people`."""
+    from layouts import write_language_model
+
+    return write_language_model(tmp_path_factory.mktemp("language_model"))
+
+
+@pytest.fixture
+def call(capsys, monkeypatch) -> Callable:
+    """call(*arguments) -> the exit code, stdout and stderr of `timam ...`, in this process."""
+    from timam import cli
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr("sys.argv", ["timam", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
 
 
 @pytest.fixture

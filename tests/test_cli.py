@@ -31,29 +31,6 @@ from timam.search import Gallery
 SETTINGS = [argument for setting in (*TINY_SETTINGS, "train.epochs=2") for argument in ("--set", setting)]
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """call(*arguments) -> the exit code, stdout and stderr of `timam ...`, in this process."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["timam", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def people(tmp_path_factory) -> Path:
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
-
-
 def train_arguments(root: Path, run: Path, *more: str) -> list[object]:
     return ["train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", root, "--output", run, *SETTINGS, *more]
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search
+from layouts import TINY_SETTINGS, tiny_config, write_language_model
 
 from timam.training import fit
 from timam_lab.studies import Experiment, run_grid
@@ -22,11 +22,6 @@ SETTINGS = (
     "train.epochs=4", "train.unfreeze_epoch=3", "train.early_stop=none", "data.horizontal_flip=true", "data.pad_crop=2",
     "data.random_erasing=0.5",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> Path:
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -132,11 +132,6 @@ def test_parts_of_a_batch_are_the_batch():
 # -- whole runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> Path:
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
-
-
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 

@@ -28,7 +28,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_picture
+from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_picture
 from test_training import assert_same_run, signalled_step
 
 from timam import config as configs
@@ -56,11 +56,6 @@ def table(pytestconfig):
         reporter.write_line("\n\n| fault | tries |\n|---|---|")
         for fault, tries in COUNTS.items():
             reporter.write_line(f"| {fault} | {tries} |")
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> Path:
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_language_model, word_piece_tokenizer
-from hypothesis import HealthCheck, given, settings
+from conftest import bounded, tiny_language_model, word_piece_tokenizer
+from hypothesis import given
 from hypothesis import strategies as st
 from layouts import LAYOUTS, write_person_search, write_picture
 from PIL import Image
@@ -40,11 +40,6 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 import execute  # noqa: E402
-
-bounded = settings(
-    max_examples=20, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
 
 
 def refusal(call, *arguments) -> str | None:

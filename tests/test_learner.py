@@ -30,6 +30,19 @@ def test_waited_counts_from_the_best_epoch_and_from_unfreezing():
     assert progress_of([0.1, 0.3, 0.2, 0.3, 0.4], unfrozen_at=4).waited() == 0
 
 
+@pytest.mark.parametrize(
+    ("scores", "patience", "epochs"),
+    [
+        ([0.3, 0.2, 0.1, 0.9], 2, 3),
+        ([0.3, 0.3, 0.4, 0.1, 0.1, 0.9], 2, 5),  # equal is not better
+        ([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], None, 6),
+    ],
+)
+def test_early_stop(scores, patience, epochs):
+    config = TrainConfig(epochs=6, early_stop=patience)
+    assert next(n for n in range(1, 9) if progress_of(scores[:n]).is_over(config)) == epochs
+
+
 def unfrozen_epochs(scores: list[float], config: TrainConfig) -> list[bool]:
     """Whether each epoch trains the language model, in the order of `fit`: decide, train, add the score."""
     state, found = Progress(), []

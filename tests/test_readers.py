@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from layouts import (
     CLASSES,
@@ -38,10 +39,6 @@ from timam.data.parsing import by_hash
 from timam_lab.check import check_dataset
 
 STAMPS = Path(__file__).parents[2] / "shared" / "data" / "stamps_flickr"
-bounded = settings(
-    max_examples=20, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
 
 
 def problems_of(name: str, root: Path) -> list[str]:

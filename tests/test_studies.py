@@ -35,11 +35,6 @@ from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_g
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> Path:
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
-
-
 @pytest.fixture
 def experiments(people) -> list[Experiment]:
     return grid(tiny_config(people), VARIANTS, range(2))
