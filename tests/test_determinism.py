@@ -6,13 +6,11 @@ import hashlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from layouts import TINY_SETTINGS, tiny_config, write_language_model
+from layouts import tiny_config
+from running import started, train_command, wait_until
 
 from timam.training import fit
 from timam_lab.studies import Experiment, run_grid
@@ -25,24 +23,13 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> list[str]:
-    language_model = write_language_model(tmp_path_factory.mktemp("language_model"))
+def settings(language_model) -> list[str]:
     return [*SETTINGS, f"model.language_model={language_model}"]
 
 
-def started(people: Path, output: Path, settings: list[str], cache: Path, *more: str) -> subprocess.Popen:
+def trained(people: Path, output: Path, settings: list[str], cache: Path) -> None:
     """`timam train` in a process of its own, with stores of its own."""
-    settings = [part for setting in (*TINY_SETTINGS, *settings) for part in ("--set", setting)]
-    environment = os.environ | {"TIMAM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = ["-m", "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people)]
-    return subprocess.Popen(
-        [sys.executable, *command, "--output", str(output), *settings, *more],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def trained(*arguments) -> None:
-    process = started(*arguments)
+    process = started(train_command(people, output, *settings), TIMAM_CACHE=str(cache))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
 
@@ -68,12 +55,6 @@ def first(people, settings, tmp_path_factory) -> dict[str, bytes | str]:
 
 
 @pytest.mark.slow
-def test_a_second_fresh_process_gives_the_same_bytes(people, settings, first, tmp_path):
-    trained(people, tmp_path / "run", settings, tmp_path / "cache")
-    assert content(tmp_path / "run") == first
-
-
-@pytest.mark.slow
 def test_another_seed_gives_others(people, settings, first, tmp_path):
     fit(tiny_config(people, *settings, "train.seed=1"), tmp_path / "run", progress=False)
     assert {name for name, value in content(tmp_path / "run").items() if value != first[name]} == set(first)
@@ -82,17 +63,20 @@ def test_another_seed_gives_others(people, settings, first, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_resumed_run_has_the_same_bytes(people, settings, first, tmp_path, number):
+    """Ended in the second epoch, and resumed, both in processes of their own; a signal is answered by a line."""
     arguments = people, tmp_path / "run", settings, tmp_path / "cache"
-    process, deadline = started(*arguments), time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/last").exists():  # the first epoch is finished
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = started(train_command(people, tmp_path / "run", *settings), TIMAM_CACHE=str(tmp_path / "cache"))
+    wait_until((tmp_path / "run/checkpoints/last").exists, process)
     process.send_signal(number)
-    process.communicate()
-    assert process.returncode in (-number, 128 + number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    if number == signal.SIGTERM:
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith(f"{tmp_path / 'run'}: interrupted ")
+        assert last.endswith(", which is saved; go on with --resume")
+        assert "Traceback" not in errors
     assert not (tmp_path / "run/metrics.json").exists()
-    trained(*arguments, "--resume")
+    trained(*arguments)
     assert content(tmp_path / "run") == first
 
 

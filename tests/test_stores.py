@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import write_picture
+from running import cut, flip_a_bit, forked
 
 from timam import images
 from timam.config import Config, TrainConfig
@@ -111,12 +111,6 @@ def test_unreadable_pictures_are_all_reported_and_nothing_is_stored(paths, own_c
         open_pixels(paths, 24, 12, progress=False)
 
 
-def in_a_process(target, *arguments) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)  # keeps what is patched
-    process.start()
-    return process
-
-
 def test_build_killed_without_a_word_leaves_nothing_that_is_taken_for_a_store(paths, own_cache, monkeypatch):
     def killed(path):
         if path == paths[3]:
@@ -125,7 +119,7 @@ def test_build_killed_without_a_word_leaves_nothing_that_is_taken_for_a_store(pa
 
     with monkeypatch.context() as patched:
         patched.setattr(images, "read_image", killed)
-        process = in_a_process(open_pixels, paths, 24, 12, False)
+        process = forked(open_pixels, paths, 24, 12, False)
         process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert files(own_cache) == []
@@ -149,7 +143,7 @@ def test_two_processes_that_want_one_store_build_it_once(paths, own_cache, monke
         sys.exit(not np.array_equal(open_pixels(paths, 24, 12, progress=False), expected))
 
     monkeypatch.setattr(images, "read_image", slowly)
-    processes = [in_a_process(build) for _ in range(2)]
+    processes = [forked(build) for _ in range(2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
@@ -157,17 +151,7 @@ def test_two_processes_that_want_one_store_build_it_once(paths, own_cache, monke
     assert sorted((tmp_path / "decoded").read_text().split()) == sorted(map(str, paths))
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, lambda path, _: path.unlink()], ids=["bit", "cut", "gone"])
 @pytest.mark.parametrize("name", ["store.npy", "SHA256SUMS"])
 def test_damaged_store_is_named_and_made_again(paths, own_cache, tiny_model, damage, name):
     model = tiny_model()
@@ -178,8 +162,8 @@ def test_damaged_store_is_named_and_made_again(paths, own_cache, tiny_model, dam
 
     first = opened()
     for path in own_cache.rglob(name):
-        damage(path)
-    if (damage, name) == (Path.unlink, "SHA256SUMS"):
+        damage(path, np.random.default_rng(0))
+    if not path.exists() and name == "SHA256SUMS":
         again = opened()  # nothing says what it was
     else:
         with pytest.warns(UserWarning, match=r"pixels/.*(damaged|absent).*the store is built again"):

@@ -7,10 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,7 +17,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from filelock import FileLock
-from layouts import TINY_SETTINGS, person_search_records, tiny_config, write_person_search
+from layouts import person_search_records, tiny_config, write_person_search
+from running import forked, wait_until
 
 from timam import config as configs
 from timam.cli import cli
@@ -30,7 +28,7 @@ from timam.provenance import code_fingerprint
 from timam.run import BusyError, Run, RunError
 from timam.training import fit
 from timam_lab import studies
-from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_grid, table, versions
+from timam_lab.studies import Experiment, Resources, StudyError, grid, hits, results, run_grid, table, versions
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 
@@ -288,48 +286,18 @@ def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
 
 # -- several processes ------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import sys, torch
-from timam import config as configs
-from timam_lab import studies
-if __name__ == "__main__":
-    root, runs, workers = sys.argv[1:4]
-    torch.set_num_threads(1)
-    base = configs.override(configs.PRESETS["smoke"], ["data.dataset=cuhk-pedes", f"data.root={root}", *sys.argv[4:]])
-    experiments = studies.grid(base, {"full": "", "alone": "loss.adversarial_weight=0"}, range(2))
-    try:
-        studies.run_grid(experiments, runs, int(workers), progress=False)
-    except studies.StudyError as error:
-        sys.exit(str(error))
-"""
-
-
-def start(people, runs, workers=1, *settings):
-    script = runs.parent / "script.py"  # a file, as spawned processes import it
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, people, runs, workers, *TINY_SETTINGS, *settings]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, process=None):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None
-        time.sleep(0.01)
-
 
 def trained_epochs(runs: Path) -> list[int]:
     return [len(h.read_text().splitlines()) - 1 for h in sorted(runs.glob("*/history.csv"))]
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_grid(people, experiments, tmp_path):
-    runs = tmp_path / "runs"
-    processes = [start(people, runs) for _ in range(2)]
-    assert [(p.communicate(timeout=240)[1], p.returncode) for p in processes] == [("", 0)] * 2
-    assert all(e.folder(runs).joinpath("metrics.json").exists() for e in experiments)
+def test_two_processes_share_a_grid(experiments, tmp_path):
+    processes = [forked(run_grid, experiments, tmp_path / "runs", 1, "local", False, Resources(), False) for _ in "12"]
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert all(e.folder(tmp_path / "runs").joinpath("metrics.json").exists() for e in experiments)
 
 
 @pytest.mark.slow
@@ -340,7 +308,7 @@ def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_p
     killed = []
 
     def kill_one():
-        wait_for(lambda: list(runs.glob("*/checkpoints/last")))
+        wait_until(lambda: list(runs.glob("*/checkpoints/last")))
         killed.append(multiprocessing.active_children()[0].pid)
         os.kill(killed[0], signal.SIGKILL)
 
@@ -353,31 +321,11 @@ def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_batch_is_resumed_to_the_same_result(people, tmp_path):
-    """Killed when the first run is finished and the second on its way: the first is not done again."""
-    runs, (first, second, *_) = tmp_path / "runs", grid(tiny_config(people, "train.epochs=6"), VARIANTS, range(2))
-    process = start(people, runs, 1, "train.epochs=6")
-    wait_for((second.folder(runs) / "checkpoints/last").exists, process)
-    process.kill()
-    process.communicate()
-    finished = (first.folder(runs) / "metrics.json").stat().st_mtime_ns
-    assert not (second.folder(runs) / "metrics.json").exists()
-    process = start(people, runs, 1, "train.epochs=6")
-    assert process.communicate(timeout=240)[1] == ""
-    assert trained_epochs(runs) == [6] * 4
-    assert (first.folder(runs) / "metrics.json").stat().st_mtime_ns == finished
-    undisturbed = fit(second.config, tmp_path / "undisturbed", progress=False)
-    resumed = json.loads((second.folder(runs) / "metrics.json").read_text())
-    assert resumed["text_to_image"] == undisturbed["text_to_image"]
-
-
-@pytest.mark.slow
-def test_workers_say_which_run_failed_and_the_command_exits_non_zero(people, tmp_path):
-    process = start(people, tmp_path / "runs", 2, "model.backbone=no_such_net")
-    stderr = process.communicate(timeout=240)[1]
-    assert process.returncode == 1
-    assert "4 of 4 runs did not finish" in stderr
-    assert "no_such_net" in stderr
+def test_workers_say_which_run_failed(people, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    experiments = grid(tiny_config(people, "model.backbone=no_such_net"), VARIANTS, range(2))
+    with pytest.raises(StudyError, match=r"(?s)4 of 4 runs did not finish.*no_such_net"):
+        run_grid(experiments, tmp_path / "runs", workers=2, progress=False)
 
 
 @pytest.mark.slow
@@ -398,7 +346,7 @@ def test_ray_cluster_of_two_nodes_one_of_them_killed(people, experiments, tmp_pa
         killed = []
 
         def kill_second():
-            wait_for(lambda: len(list(runs.glob("*/checkpoints/last"))) >= 2)  # both nodes are in the middle of a run
+            wait_until(lambda: len(list(runs.glob("*/checkpoints/last"))) >= 2)  # both nodes are in the middle of a run
             cluster.remove_node(second, allow_graceful=False)
             killed.append(len(list(runs.glob("*/metrics.json"))))
 

@@ -25,6 +25,7 @@ import transformers
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from layouts import tiny_config, write_person_search
+from running import assert_same_best, assert_same_history, assert_same_run, interrupted, signalled_step
 from safetensors.torch import load_file
 
 from timam import config as configs
@@ -277,10 +278,7 @@ def test_frozen_blocks_are_stored_unless_pictures_are_augmented(people, tmp_path
     found = gap(run.val_embeddings("best"))
     assert found["centroid_distance"] == pytest.approx(row["val_centroid_distance"], abs=1e-2)
     before = load_file(run.last / "model.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        signalled_step(patch, 4)
-        with pytest.raises(Interrupted):
-            quiet_fit(config, tmp_path / "again")
+    interrupted(config, tmp_path / "again", steps=4)
     quiet_fit(config, tmp_path / "again", resume=True)
     after = load_file(Run(tmp_path / "again").last / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -325,28 +323,6 @@ def test_a_run_goes_on_without_the_model_that_it_started_from(people, tmp_path, 
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------
-
-
-def assert_same_history(first: Path, second: Path) -> None:
-    a, b = (pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (first, second))
-    pd.testing.assert_frame_equal(a, b, check_exact=True)
-
-
-def assert_same_best(first: Path, second: Path) -> None:
-    a, b = (load_file(run / "checkpoints" / "best" / "model.safetensors") for run in (first, second))
-    assert a.keys() == b.keys()
-    assert [n for n in a if not torch.equal(a[n], b[n])] == []
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    a, b = (json.loads((run / "metrics.json").read_text()) for run in (first, second))
-    for key in ("best_epoch", "text_to_image", "image_to_text", "modality_gap"):
-        assert a[key] == b[key], key
-    assert_same_history(first, second)
-    assert_same_best(first, second)
-    left, right = (sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (first, second))
-    # A real kill may leave a temporary file; folders of a killed writer are replaced by the next one.
-    assert left == [name for name in right if not name.endswith(".tmp")]
 
 
 SCHEDULES = {
@@ -444,20 +420,6 @@ def test_killed_and_resumed_equals_undisturbed(
     assert_same_run(expected, tmp_path / "run")
 
 
-def signalled_step(monkeypatch, nth: int, number: int = signal.SIGTERM) -> list[int]:
-    """The signal comes within the nth step from here; the list grows by one for each step."""
-    original, steps = training.train_step, []
-
-    def wrapped(*args, **kwargs):
-        steps.append(len(steps) + 1)
-        if len(steps) == nth:
-            os.kill(os.getpid(), number)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(training, "train_step", wrapped)
-    return steps
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "every"), [("cosine", 1), ("plateau", 5)])
 def test_interrupted_after_every_few_steps_equals_undisturbed(
@@ -503,10 +465,7 @@ def test_data_that_moved_do_not_stop_a_run(people, tmp_path):
     """The fingerprint of the data decides, not their place."""
     moved = shutil.copytree(people, tmp_path / "elsewhere")
     run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        signalled_step(patch, 5)
-        with pytest.raises(Interrupted):
-            quiet_fit(tiny_config(people), run)
+    interrupted(tiny_config(people), run, steps=5)
     quiet_fit(tiny_config(moved), run, resume=True)
     assert Run(run).config().data.root == str(moved)
     quiet_fit(tiny_config(people), tmp_path / "undisturbed")

@@ -1,0 +1,131 @@
+"""Processes that train, signals at named events, and comparing two runs to the last bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from layouts import TINY_SETTINGS
+from safetensors.torch import load_file
+
+from timam import training
+from timam.interruption import Interrupted
+from timam.run import BusyError
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def train_command(people: Path, run: Path, *settings: str, processes: int = 1) -> list[str]:
+    """`timam train ... --resume` of a tiny model. Several processes: the command of docs/gpu.md."""
+    start = [sys.executable, "-m"]
+    if processes > 1:  # with --cpu in place of --multi_gpu, Accelerate starts one process only
+        start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+                  "--main_process_port", free_port(), "-m"]  # fmt: skip
+    pairs = [part for setting in (*TINY_SETTINGS, *settings) for part in ("--set", setting)]
+    data = ["--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people), "--output", str(run), "--resume"]
+    return [*start, "timam", "train", *data, *pairs]
+
+
+def started(command: list[Any], **variables: str) -> subprocess.Popen:
+    """The command in a process of its own, with these environment variables added."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT | variables, **pipes)
+
+
+def forked(target: Callable, *arguments: Any) -> multiprocessing.Process:
+    """The call in a forked process, which keeps what is imported and patched. It exits with 3 for a busy run."""
+
+    def run() -> None:
+        try:
+            target(*arguments)
+        except Interrupted as error:
+            sys.exit(error.exit_code)
+        except BusyError:
+            sys.exit(3)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "too slow"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def signalled_step(monkeypatch: pytest.MonkeyPatch, nth: int, number: int = signal.SIGTERM) -> list[int]:
+    """The signal comes within the nth training step from here; the list grows by one for each step."""
+    original, steps = training.train_step, []
+
+    def wrapped(*args, **kwargs):
+        steps.append(len(steps) + 1)
+        if len(steps) == nth:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", wrapped)
+    return steps
+
+
+def interrupted(config: Any, run: Path, steps: int) -> Path:
+    """A run that a signal ended in its nth step."""
+    with pytest.MonkeyPatch.context() as patch:
+        signalled_step(patch, steps)
+        with pytest.raises(Interrupted):
+            training.fit(config, run, progress=False)
+    return run
+
+
+def flip_a_bit(path: Path, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def cut(path: Path, rng: np.random.Generator) -> None:
+    path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+
+
+def assert_same_history(first: Path, second: Path) -> None:
+    a, b = (pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (first, second))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def assert_same_best(first: Path, second: Path) -> None:
+    a, b = (load_file(run / "checkpoints" / "best" / "model.safetensors") for run in (first, second))
+    assert a.keys() == b.keys()
+    assert [n for n in a if not torch.equal(a[n], b[n])] == []
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    a, b = (json.loads((run / "metrics.json").read_text()) for run in (first, second))
+    for key in ("best_epoch", "text_to_image", "image_to_text", "modality_gap"):
+        assert a[key] == b[key], key
+    assert_same_history(first, second)
+    assert_same_best(first, second)
+    left, right = (sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (first, second))
+    # A real kill may leave a temporary file; folders of a killed writer are replaced by the next one.
+    assert left == [name for name in right if not name.endswith(".tmp")]
