@@ -131,7 +131,7 @@ def tiny_model(tokenizer) -> Callable:
 
     def build(num_identities: int = 4, seed: int = 0, captions: list[str] | None = None, **fields) -> TIMAM:
         values = {
-            "backbone": "resnet18", "backbone_weights": "none", "image_height": 64, "image_width": 32,
+            "backbone": "shufflenet_v2_x0_5", "backbone_weights": "none", "image_height": 64, "image_width": 32,
             "language_model": "tiny-bert", "max_tokens": 16, "word_embedding_dim": 12, "lstm_hidden": 8,
             "embedding_dim": 16, "discriminator_hidden": 8, **fields,
         }  # fmt: skip

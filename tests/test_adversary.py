@@ -16,6 +16,7 @@ def test_forms_are_settings_and_all_different():
     assert override(quick, FORMS["regularised game"].split()) == quick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "low", "high"), [("regularised game", 0, 0.35), ("unregularised game", 1.0, 100)])
 def test_two_halves_of_one_cloud_meet_only_in_the_regularised_game(form, low, high):
     images = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) + 2

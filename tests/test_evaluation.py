@@ -1,29 +1,26 @@
 """A split's embeddings in both directions, and chance level against a closed form and a simulation."""
 
-import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from layouts import karpathy_images, write_karpathy, write_reed
 
-from timam import cli, evaluation, stores, training
-from timam.config import Config
-from timam.data import Split
+from timam import cli, evaluation
+from timam.data import Split, load_dataset
 from timam.evaluation import (
     Embeddings,
     chance,
     embed_split,
     evaluate,
     evaluate_folds,
+    evaluate_model,
     gap,
     per_query,
 )
-from timam.learner import Progress
 from timam.metrics import class_retrieval_metrics
-from timam.run import Run
 from timam.stores import StoredSplit
 from timam_lab.baselines import frozen_features
 
@@ -214,33 +211,16 @@ def test_folds_that_cannot_be(embeddings, image_labels, text_labels, folds, foun
         evaluate_folds(Embeddings(embeddings.images, embeddings.texts, *sides), folds)
 
 
-@pytest.mark.parametrize(("kind", "key"), [("class", "class_level"), ("instance", "folds"), ("identity", None)])
-def test_a_runs_test_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, kind, key):
-    monkeypatch.setattr(Run, "best_model", lambda *_: torch.nn.Identity())
-    monkeypatch.setattr(training, "embed_split", lambda *_, **__: instances)
-    dataset = SimpleNamespace(kind=kind, folds=2 if key == "folds" else 1, notes=())
-    stored = SimpleNamespace(split=None, pixels=None)
-    data = training._Data(dataset, stored, stored, stored)
-    progress = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}])
-    run = Run(tmp_path)
-    fit = training._Training(Config(), run, SimpleNamespace(device=torch.device("cpu")), show=False)
-    found = fit.finish(SimpleNamespace(progress=progress), data)
-    assert {"class_level", "folds"} & set(found) == {key} - {None}
-    assert run.metrics() == found
-
-
-@pytest.mark.parametrize(("split", "expected"), [("test", {"class_level", "folds"}), ("val", {"class_level"})])
-def test_the_command_follows_the_data_sets_protocol(instances, tmp_path, monkeypatch, capsys, split, expected):
-    dataset = SimpleNamespace(name="d", kind="class", folds=2, split=lambda _: SimpleNamespace(image_paths=[]))
-    model = SimpleNamespace(model_config=SimpleNamespace(image_height=1, image_width=1))
-    for name, value in {"config": Config(), "require_best": None, "best_model": model}.items():
-        monkeypatch.setattr(Run, name, lambda _, value=value: value)
-    monkeypatch.setattr(cli, "load_dataset", lambda *_, **__: dataset)
-    monkeypatch.setattr(stores, "open_pixels", lambda *_: None)
-    monkeypatch.setattr(evaluation, "embed_split", lambda *_, **__: instances)
-    monkeypatch.setattr(evaluation, "gap", lambda _: {})
-    cli.cli(["evaluate", str(tmp_path), "--split", split, "--json"], standalone_mode=False)
-    assert {"class_level", "folds"} & set(json.loads(capsys.readouterr().out)) == expected
+def test_a_split_is_evaluated_by_its_data_sets_protocol(tiny_model, tmp_path):
+    coco = write_karpathy(tmp_path / "coco", karpathy_images(train=1, val=6, test=6), ".", "coco")
+    birds = write_reed(tmp_path / "cub", {"train": ["1.A"], "val": ["2.B", "3.C"], "test": ["4.D", "5.E"]}, captions=2)
+    found = {
+        (name, split): {"class_level", "folds"} & set(evaluate_model(tiny_model(), load_dataset(name, root), split))
+        for name, root in (("coco", coco), ("cub", birds))
+        for split in ("val", "test")
+    }
+    expected = {("coco", "val"): set(), ("coco", "test"): {"folds"}}
+    assert found == expected | {("cub", split): {"class_level"} for split in ("val", "test")}
 
 
 def test_the_table_shows_classes_and_folds(instances):
@@ -295,7 +275,7 @@ def test_frozen_features_are_means_over_real_words(tiny_model, split):
     model = tiny_model()
     data, pixels = split
     images, texts = frozen_features(model, data, pixels, batch_size=2)
-    assert images.shape == (3, 512)  # ResNet-18's channels
+    assert images.shape == (3, 1024)  # ShuffleNet's channels
     assert texts.shape == (4, 16)  # the language model's width
     model.eval()
     for caption, found in zip(CAPTIONS, texts, strict=True):  # one at a time: no padding at all

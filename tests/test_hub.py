@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import huggingface_hub
 import numpy as np
@@ -11,7 +10,7 @@ from hub import TOKEN, Repository, pretend_online, running_hub
 from huggingface_hub import ModelCard
 from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_person_search, write_reed
 
-from timam import TIMAM, cli
+from timam import TIMAM
 from timam.config import PRESETS, override
 from timam.evaluation import Embeddings, per_query
 from timam.metrics import RETRIEVAL_METRICS
@@ -43,19 +42,9 @@ def hub(monkeypatch, tmp_path):
         yield found
 
 
-def push(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["timam", "push", *map(str, arguments)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, capsys.readouterr()
-
-
-def test_pushed_model_is_private_and_comes_back(run, hub, monkeypatch, capsys):
-    code, printed = push(monkeypatch, capsys, run, "somebody/people")
-    assert code == 0, printed.err
+def test_pushed_model_is_private_and_comes_back(run, hub, call):
+    printed = call("push", run, "somebody/people")
+    assert printed.code == 0, printed.err
     assert printed.out.startswith(f"{hub.url}/somebody/people/commit/")
     assert hub.repositories["somebody/people"].private
     assert any(r.startswith("PUT /lfs/") for r in hub.requests)  # the weights, as the real hub takes them
@@ -63,9 +52,9 @@ def test_pushed_model_is_private_and_comes_back(run, hub, monkeypatch, capsys):
     assert found.equal(expected)
 
 
-def test_push_sends_a_model_with_its_card_and_nothing_of_this_machine(run, hub, monkeypatch, capsys):
-    code, printed = push(monkeypatch, capsys, run, "somebody/people", "--public")
-    assert code == 0, printed.err
+def test_push_sends_a_model_with_its_card_and_nothing_of_this_machine(run, hub, call):
+    printed = call("push", run, "somebody/people", "--public")
+    assert printed.code == 0, printed.err
     repository = hub.repositories["somebody/people"]
     assert not repository.private
     tokenizer = {f"tokenizer/{p.name}" for p in (Run(run).best / "tokenizer").iterdir()}
@@ -124,13 +113,15 @@ def test_card_says_what_the_threshold_achieved(run, monkeypatch):
     assert "threshold" not in str(TIMAM.from_pretrained(Run(run).best).generate_model_card(**card.of_run(run)))
 
 
-def test_card_of_a_class_benchmark_has_its_protocol(tmp_path):
+@pytest.mark.slow
+def test_card_of_a_class_benchmark_has_its_protocol(tmp_path, call):
     lists = {"trainval": [f"class_{i:05d}" for i in range(1, 21)], "test": ["class_00021", "class_00022"]}
     root = write_reed(tmp_path / "data", lists, flat=True)
     settings = ["data.dataset=flowers", f"data.root={root}", *TINY_SETTINGS, "epochs=1"]
     metrics = fit(override(PRESETS["smoke"], settings), tmp_path / "run", progress=False)
     model = TIMAM.from_pretrained(Run(tmp_path / "run").best)
     text = str(model.generate_model_card(**card.of_run(tmp_path / "run")))
+    assert json.loads(call("evaluate", tmp_path / "run", "--json").out)["class_level"] == metrics["class_level"]
     assert f"image-to-text rank-1 {100 * metrics['class_level']['image_to_text_rank_1']:.1f}" in text
     assert metrics["provenance"]["data_notes"][0] in text  # the held-out validation classes
     assert "the tokenizer lists the words" in text  # learned word embeddings
@@ -140,7 +131,7 @@ def test_card_of_a_class_benchmark_has_its_protocol(tmp_path):
 def test_a_model_without_a_run_says_its_use_and_limits_and_no_results(tiny_model):
     text = str(tiny_model().generate_model_card())
     assert "## Limits and risks" in text
-    assert "The image encoder is resnet18; the text encoder is tiny-bert with" in text
+    assert "The image encoder is shufflenet_v2_x0_5; the text encoder is tiny-bert with" in text
     for absent in ("## Results", "## Data", "of 100 sentences", "None", "Undefined"):
         assert absent not in text
 
@@ -156,7 +147,7 @@ def unfinished(run, folder):
     [("unfinished", "run is not finished"), ("no login", "hf auth login"), ("no connection", "error: "),
      ("disk full", "model.safetensors"), ("no such thing", ""), ("a/b/c", ""), ("-x/y", "")],
 )  # fmt: skip
-def test_failed_push_is_a_message_and_changes_nothing(run, hub, tmp_path, monkeypatch, capsys, cause, expected):
+def test_failed_push_is_a_message_and_changes_nothing(run, hub, tmp_path, monkeypatch, call, cause, expected):
     name, old = "somebody/people", {"README.md": b"the old model"}
     hub.repositories[name] = Repository(files=dict(old))
     if cause == "unfinished":
@@ -169,8 +160,8 @@ def test_failed_push_is_a_message_and_changes_nothing(run, hub, tmp_path, monkey
         hub.full = True
     else:
         name = cause
-    code, printed = push(monkeypatch, capsys, run, name)
-    assert code in (1, 2)
+    printed = call("push", run, name)
+    assert printed.code in (1, 2)
     assert expected in printed.err
     assert "Traceback" not in printed.err
     assert ("401" in printed.err) == (cause == "no login")

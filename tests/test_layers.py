@@ -100,10 +100,3 @@ def test_package_never_imports_what_stands_on_it(outside):
 
 def test_progress_bars_are_those_of_a_notebook_in_a_notebook():
     assert {module for module, names in IMPORTS.items() if "tqdm.tqdm" in names} == set()
-
-
-def test_relative_imports_are_resolved(tmp_path):  # of this test itself: a relative import must not slip through
-    path = tmp_path / "joint.py"
-    path.write_text("from . import training\nfrom ..data import readers\nfrom .weights import load_backbone\n")
-    found = imports("timam.models.joint", path)
-    assert {"timam.models.training", "timam.data.readers", "timam.models.weights.load_backbone"} <= found

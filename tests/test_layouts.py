@@ -18,7 +18,6 @@ from layouts import (
     LAYOUTS,
     picture_bytes,
     write_coco_captions,
-    write_flickr_token,
     write_imagefolder,
     write_parquet,
     write_picture,
@@ -53,17 +52,32 @@ def problems_of(name: str, root: Path, **columns: str) -> list[str]:
 # -- what each layout gives -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["parquet", "imagefolder", "imagefolder csv", "webdataset"])
-def test_splits_come_from_the_names_of_files_and_folders(tmp_path, layout):
+# layout: (what is relevant, pictures of train, val and test, the first picture, its last caption)
+GIVES = {
+    "rstp-reid": ("identity", [6, 2, 2], "cam_a/p1_0.png", "trousers and a"),
+    "ufine6926": ("identity", [8, 2, 4], "images/1.jpg", "trousers and a"),
+    "coco-captions": ("instance", [4, 2, 2], "train2014/COCO_train2014_000000000010.jpg", "picture 10, 1"),
+    "flickr30k-token": ("instance", [8, 1, 1], "1000.jpg", "Picture 0 , sentence 4 ."),
+    "sidecar": ("instance", [8, 1, 1], "0/0.png", "in red"),
+    "parquet": ("instance", [4, 2, 2], "data/test-00000-of-00001.parquet#image:0", "in red"),
+    "imagefolder": ("instance", [4, 2, 2], "test/0.png", "in red"),
+    "imagefolder csv": ("instance", [4, 2, 2], "test/0.png", "in red"),
+    "webdataset": ("instance", [4, 2, 2], "test/0.tar#00000.jpg", "in red"),
+}
+
+
+@pytest.mark.parametrize("layout", GIVES)
+def test_what_a_layout_gives(tmp_path, layout):
     name, write, _ = LAYOUTS[layout]
+    kind, sizes, image, caption = GIVES[layout]
     dataset = load_dataset(name, write(tmp_path))
-    assert (dataset.kind, counts(dataset)) == ("instance", [4, 2, 2])
-    assert load_dataset("hf", tmp_path).records == dataset.records  # finds the form by itself
-    first = {"parquet": ("picture 0", "in red")}.get(layout, ("train 0", "in red"))
-    assert captions(dataset, "train")[0] == first
-    assert not any("SHA-256" in note for note in dataset.notes)
-    assert len({read_image(p).tobytes() for p in dataset.split("train").image_paths}) == 4
+    assert (dataset.kind, counts(dataset)) == (kind, sizes)
+    assert (dataset.records[0].image, caption in dataset.records[0].captions[-1]) == (image, True)
+    assert len({read_image(p).tobytes() for p in dataset.split("train").image_paths}) == sizes[0]
     assert check_dataset(name, tmp_path)["problems"] == []
+    if name in ("parquet", "imagefolder", "webdataset"):
+        assert load_dataset("hf", tmp_path).records == dataset.records  # finds the form by itself
+        assert not any("SHA-256" in note for note in dataset.notes)  # splits are those of the names
 
 
 def test_several_columns_and_renamed_ones_are_read_and_said(tmp_path):
@@ -154,11 +168,7 @@ def test_linked_folders_are_read_and_linked_text_outside_is_not(tmp_path):
 
 
 def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):
-    dataset = load_dataset("coco-captions", write_coco_captions(tmp_path))
-    assert counts(dataset) == [4, 2, 2]
-    assert dataset.records[0].captions == ("picture 10, 0", "picture 10, 1")
-    assert dataset.split("train").image_paths[0] == tmp_path / "train2014" / "COCO_train2014_000000000010.jpg"
-    (note,) = dataset.notes
+    (note,) = load_dataset("coco-captions", write_coco_captions(tmp_path)).notes
     assert "no test split: 2 of 4 val identities were made the test split" in note
     (tmp_path / "annotations/captions_train2014.json").unlink()  # torchvision's example has val2014 alone
     assert problems_of("coco-captions", tmp_path) == []
@@ -169,18 +179,8 @@ def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):
     assert problem == "annotations/captions_val2014.json annotation 1: image_id 5 is not among the images"
 
 
-def test_flickr30k_token_file(tmp_path):
-    root = write_flickr_token(tmp_path)
-    dataset = load_dataset("flickr30k-token", root)
-    assert counts(dataset) == [8, 1, 1]
-    assert dataset.records[2].captions[4] == "Picture 2 , sentence 4 ."
-
-
 def test_ufine_has_one_annotation_file_of_any_name(tmp_path):
-    dataset = load_dataset("ufine6926", write_ufine(tmp_path))
-    assert dataset.kind == "identity"
-    assert dataset.split("test").image_paths[0] == tmp_path / "images/11.jpg"
-    assert "1 of 5 training identities are held out" in dataset.notes[0]
+    assert "1 of 5 training identities are held out" in load_dataset("ufine6926", write_ufine(tmp_path)).notes[0]
     (tmp_path / "b.json").write_text("[]")
     assert (
         "expected one annotation file *.json; found annotations.json, b.json" in problems_of("ufine6926", tmp_path)[0]

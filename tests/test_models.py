@@ -241,27 +241,6 @@ def test_frozen_language_model_has_no_dropout_whatever_train_says():
     assert not any(m.training for m in encoder.modules())
 
 
-def test_frozen_parameters_do_not_move_and_unfrozen_ones_do():
-    encoder = text_encoder().train()
-    encoder.freeze()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, weight_decay=0.5)
-
-    def step() -> dict[str, bool]:
-        before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
-        optimizer.zero_grad()
-        loss_of(encoder).backward()
-        optimizer.step()
-        return {name: not torch.equal(before[name], p) for name, p in encoder.named_parameters()}
-
-    moved = step()
-    assert not any(m for name, m in moved.items() if name.startswith("language_model."))
-    assert all(m for name, m in moved.items() if not name.startswith("language_model."))
-    encoder.freeze(False)
-    moved = step()
-    assert all(p.grad is not None for p in encoder.language_model.parameters())
-    assert all(m for name, m in moved.items() if name.startswith("language_model.encoder"))
-
-
 def test_learned_words_never_freeze():
     encoder = text_encoder(learned=True)
     encoder.freeze()
@@ -346,11 +325,6 @@ def test_unreadable_pictures_are_an_error_or_passed_over(tiny_model, pictures, t
     assert "nobody" in unreadable[1]
 
 
-def test_classifiers_are_shared_or_one_each(tiny_model):
-    assert tiny_model(num_identities=7).class_weights.shape == (1, 7, 16)
-    assert tiny_model(num_identities=7, shared_classifier=False).class_weights.shape == (2, 7, 16)
-
-
 def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model, pictures):
     model = tiny_model()
     for texts, message in [
@@ -388,15 +362,6 @@ def test_saved_model_gives_the_same_bits(tiny_model, pictures, tmp_path, monkeyp
     assert torch.equal(again.encode_images(pictures), model.encode_images(pictures))
     assert torch.equal(again.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS))
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
-
-
-def test_saved_files_hold_no_pickle(tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    files = {str(p.relative_to(tmp_path)): p.read_bytes()[:8] for p in tmp_path.rglob("*") if p.is_file()}
-    assert set(files) == {
-        "README.md", "config.json", "model.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
-    }  # fmt: skip
-    assert not [name for name, start in files.items() if start[:1] == b"\x80" or start[:2] == b"PK"]
 
 
 @pytest.mark.parametrize("name", ["runs/mine/checkpoints/bset", "/nowhere/run", "~/nowhere", "./nowhere"])

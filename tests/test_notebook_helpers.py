@@ -201,6 +201,7 @@ def test_published_results_and_ours_have_the_same_columns():
     assert not pd.read_csv(results.PUBLISHED).duplicated(["dataset", "method", "metric"]).any()
 
 
+@pytest.mark.slow
 def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatch):
     monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
     other, third = write_person_search(tmp_path / "other"), write_person_search(tmp_path / "third", test=5)

@@ -86,6 +86,7 @@ def test_number_of_images_is_exact(mean):
     assert len(set(counts)) > 1 or mean in (1.0, 2.0)  # with nothing to share out there is nothing to vary
 
 
+@pytest.mark.slow
 def test_same_bytes_from_other_processes_and_other_bytes_for_another_seed(rendered, tmp_path):
     render_pedestrians(tmp_path / "two", SPEC, workers=2, progress=False)  # each with its own global generator
     render_pedestrians(tmp_path / "other", replace(SPEC, seed=4), workers=1, progress=False)
@@ -335,7 +336,7 @@ def test_other_sizes(size):
 
 def test_what_is_hidden_follows_the_picture():
     seen = []
-    for k, person in enumerate(dataset._draw_people(PedestrianSpec(100, 1, 1))):
+    for k, person in enumerate(dataset._draw_people(PedestrianSpec(60, 1, 1))):
         camera = places.CAMERAS[k % len(places.CAMERAS)]
         seen.append(truth := render_image(np.random.default_rng(k), person.identity, k, camera, CONDITIONS)[1])
         hidden = set(truth["hidden"])

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,8 +37,6 @@ from timam.data.datasets import PROTOCOLS
 from timam.data.parsing import by_hash
 from timam_lab.check import check_dataset
 
-STAMPS = Path(__file__).parents[2] / "shared" / "data" / "stamps_flickr"
-
 
 def problems_of(name: str, root: Path) -> list[str]:
     with pytest.raises(DataError) as caught:
@@ -64,18 +61,23 @@ def small(root: Path, records: list | None = None) -> Path:
 
 @pytest.mark.parametrize("name", ["pedestrians", "cuhk-pedes"])
 def test_person_search_layout(tmp_path, name):
-    """What the real file holds: ids from 1, ragged captions, an id with one picture, an extra key."""
+    """What the real file holds: ids from 1, ragged captions, an id with one picture, an extra key.
+
+    Labels follow the identities, which need not ascend in the file.
+    """
     records = person_search_records(train=4, val=2, test=2)
     records[0]["captions"] = ["first caption", "second caption", "third caption", "fourth caption"]
     records[3]["captions"] = ["the only caption"]
     del records[7]  # identity 4 keeps one picture
+    for record in records[4:7]:  # 30, which comes before 4
+        record["id"] = {3: 30, 4: 4}[record["id"]]
     for record in records:
         record["processed_tokens"] = [caption.split() for caption in record["captions"]]
     dataset = load_dataset(name, write_person_search(tmp_path, records))
     assert dataset.kind == "identity"
     train, val, test = (dataset.split(s) for s in SPLITS)
-    assert train.image_labels.tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert train.identities.tolist() == [1, 2, 3, 4]
+    assert train.image_labels.tolist() == [0, 0, 1, 1, 3, 3, 2]
+    assert train.identities.tolist() == [1, 2, 4, 30]
     assert val.image_labels.tolist() == test.image_labels.tolist() == [0, 0, 1, 1]  # contiguous in every split
     assert (val.identities.tolist(), test.identities.tolist()) == ([5, 6], [7, 8])
     assert train.image_paths[0] == tmp_path / "imgs" / "cam_a" / "p1_0.png"
@@ -86,16 +88,7 @@ def test_person_search_layout(tmp_path, name):
         [0, 1, 2, 3], [4, 5], [6, 7], [8], [9, 10], [11, 12], [13, 14],
     ]  # fmt: skip
     assert train.captions[8] == "the only caption"
-    assert train.caption_labels.tolist() == [0] * 6 + [1] * 3 + [2] * 4 + [3] * 2
-
-
-def test_labels_follow_the_identities_not_the_order_of_the_records(tmp_path):
-    records = person_search_records(train=3, val=1, test=1, images=1)
-    for record, identity in zip(records, (30, 10, 20, 5, 7), strict=True):
-        record["id"] = identity
-    train = load_dataset("cuhk-pedes", write_person_search(tmp_path, records[::-1])).split("train")
-    assert train.identities.tolist() == [10, 20, 30]
-    assert train.image_labels.tolist() == [1, 0, 2]  # read in the order 20, 10, 30
+    assert train.caption_labels.tolist() == [0] * 6 + [1] * 3 + [3] * 4 + [2] * 2
 
 
 def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_path):
@@ -121,12 +114,6 @@ def test_empty_split_of_a_benchmark_is_a_problem_unless_it_is_not_required(tmp_p
     dataset = load_dataset("cuhk-pedes", root, required_splits=tuple(set(SPLITS) - {empty}))
     with pytest.raises(ValueError, match=f"no pictures in its {empty} split"):
         dataset.split(empty)
-
-
-def test_rstp_names_its_pictures_img_path(tmp_path):
-    root = write_variant(tmp_path, "data_captions.json", path_key="img_path")
-    dataset = load_dataset("rstp-reid", root)
-    assert dataset.split("train").image_paths[1] == root / "imgs" / "cam_a" / "p1_1.png"
 
 
 def members(records: list[dict], key: str | None = None) -> dict[str, list]:
@@ -179,13 +166,12 @@ def test_karpathy_layout(tmp_path, name, folder):
     images = karpathy_images()
     images[3]["sentences"] = images[0]["sentences"]  # two pictures may share sentences
     dataset = load_dataset(name, write_karpathy(tmp_path, images, folder, name))
-    train = dataset.split("train")
+    train, test = dataset.split("train"), dataset.split("test")
     assert (dataset.kind, dataset.folds) == ("instance", 1)
-    assert train.image_labels.tolist() == [0, 1, 2]  # every picture is its own identity
+    assert (train.image_labels.tolist(), test.image_labels.tolist()) == ([0, 1, 2], [0, 1])  # each its own identity
     assert train.caption_image.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert train.captions[6] == "Picture 1, sentence 1."  # the raw sentence, not its tokens
     assert train.image_paths[2] == tmp_path / folder / "1002.jpg"
-    assert dataset.split("test").image_labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("folder", [".", "images"])
@@ -200,14 +186,6 @@ def test_coco_has_two_folders_restval_and_folds(tmp_path, folder):
     assert dataset.split("train").image_paths[2].relative_to(tmp_path / folder).as_posix() == "val2014/1002.jpg"
 
 
-@pytest.mark.skipif(not STAMPS.is_dir(), reason=f"needs {STAMPS}")
-def test_real_pictures_in_karpathys_form():
-    dataset = load_dataset("flickr30k", STAMPS)
-    assert [len(dataset.split(s).image_paths) for s in SPLITS] == [628, 79, 78]
-    images = json.loads((STAMPS / "dataset_flickr30k.json").read_text(encoding="utf-8"))["images"]
-    assert [r.captions for r in dataset.records] == [tuple(s["raw"] for s in image["sentences"]) for image in images]
-
-
 # -- Reed's captions --------------------------------------------------------------------------------------------
 
 CUB = {
@@ -220,19 +198,17 @@ FLOWERS = {"trainval": [f"class_{i:05d}" for i in range(3, 23)], "test": ["class
 
 
 def test_cub_reads_text_files_only_and_numbers_classes(tmp_path):
-    dataset = load_dataset("cub", write_reed(tmp_path, CUB))
+    dataset = load_dataset("cub", write_reed(tmp_path / "a", CUB))
     assert dataset.kind == "class"
     assert identities(dataset) == {"train": {1, 14}, "val": {3}, "test": {2, 200}}
     train = dataset.split("train")
     assert (len(train.image_paths), len(train.captions)) == (6, 60)
     assert train.image_paths[0] == (
-        tmp_path / "CUB_200_2011/images/001.Black_footed_Albatross/Black_footed_Albatross_0000.jpg"
+        tmp_path / "a/CUB_200_2011/images/001.Black_footed_Albatross/Black_footed_Albatross_0000.jpg"
     )
     assert train.captions[1].endswith("said 1.")
-
-
-def test_cub_pictures_may_lie_in_images_and_text_in_the_archives_folder(tmp_path):
-    root = write_reed(tmp_path / "cvpr2016_cub", CUB).parent
+    # The pictures may lie in images, and the text in the archive's folder.
+    root = write_reed(tmp_path / "b/cvpr2016_cub", CUB).parent
     (root / "cvpr2016_cub/CUB_200_2011/images").rename(root / "images")
     assert load_dataset("cub", root).image_root == root / "images"
 
@@ -261,22 +237,19 @@ def test_flowers_hold_out_classes_unless_validation_classes_are_published(tmp_pa
     assert dataset.notes == ()
 
 
-def test_class_in_two_lists_and_two_classes_of_one_number_are_named(tmp_path):
-    root = write_reed(tmp_path / "a", {"trainval": CUB["trainval"], "test": [*CUB["test"], "014.Indigo_Bunting"]})
-    (problem,) = problems_of("cub", root)
-    assert "testclasses.txt: 014.Indigo_Bunting also stands in the train split" in problem
-    assert "Xian" in problem
-    root = write_reed(tmp_path / "b", {**CLASSES, "test": ["004.D", "04.E"]}, images=1, captions=2)
-    assert read_dataset("cub", root)[1][0] == "class 04.E (test split): its number, 04, is that of 004.D"
-
-
-def test_class_without_captions_and_class_in_no_list(tmp_path):
-    root = write_reed(tmp_path, CUB)
+def test_odd_classes(tmp_path):
+    """Without captions, in no list, in two lists, and of one number."""
+    root = write_reed(tmp_path / "a", CUB)
     shutil.rmtree(root / "text_c10/003.Sooty_Albatross")
     (root / "text_c10/099.Ovenbird").mkdir()
     dataset, problems = read_dataset("cub", root)
     assert "class 003.Sooty_Albatross (val split): expected captions (*.txt) in text_c10" in problems
     assert dataset.warnings == ("1 classes stand in no list and are not used: 099.Ovenbird",)
+    root = write_reed(tmp_path / "b", {**CLASSES, "test": ["004.D", "04.E", "002.B"]}, images=1, captions=2)
+    twice, alike = read_dataset("cub", root)[1][:2]
+    assert "testclasses.txt: 002.B also stands in the train split" in twice
+    assert "Xian" in twice
+    assert alike == "class 04.E (test split): its number, 04, is that of 004.D"
 
 
 def test_odd_caption_files(tmp_path):
@@ -298,75 +271,46 @@ def test_odd_caption_files(tmp_path):
 # -- tables -----------------------------------------------------------------------------------------------------
 
 
-def table(count: int = 10, **changes) -> pd.DataFrame:
-    """Two pictures an identity with two captions each; changes replace or (with None) drop columns."""
-    rows = [
-        {"image_path": f"p/{i}_{k}.png", "caption": f"person {i}, view {k}, sentence {j}", "identity": f"id-{i}",
-         "split": "train" if i < 6 else "val" if i < 8 else "test"}
-        for i in range(count) for k in range(2) for j in range(2)
-    ]  # fmt: skip
-    frame = pd.DataFrame(rows)
-    for column, values in changes.items():
-        frame = frame.drop(columns=column) if values is None else frame.assign(**{column: values})
-    return frame
-
-
-def write_frame(root: Path, frame: pd.DataFrame, file: str = "captions.csv") -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    if file.endswith(".csv"):
-        frame.to_csv(root / file, index=False)
-    else:
-        frame.to_parquet(root / file)
-    for path in frame["image_path"]:
-        if path and not (root / path).exists():
-            write_picture(root / path)
-    return root
+HEADER = ["image_path", "caption", "identity", "split"]
 
 
 @pytest.mark.parametrize("file", ["captions.csv", "mine.csv", "captions.parquet"])
 def test_table_becomes_records_by_picture(tmp_path, file):
-    dataset = load_dataset("csv", write_frame(tmp_path, table(), file))
-    assert (dataset.kind, dataset.notes) == ("identity", ())
-    assert len(dataset.records) == 20
-    assert dataset.records[1].captions == ("person 0, view 1, sentence 0", "person 0, view 1, sentence 1")
+    dataset = load_dataset("csv", write_table(tmp_path, file=file))
+    assert (dataset.kind, dataset.notes, len(dataset.records)) == ("identity", (), 6)
+    assert dataset.records[1].captions == ("sentence 0 of 1", "sentence 1 of 1")
     assert dataset.records[1].source == f"{file} row 3"
-    assert {s: len(i) for s, i in identities(dataset).items()} == {"train": 6, "val": 2, "test": 2}
+    assert identities(dataset) == {"train": {0, 1}, "val": {2, 3}, "test": {4, 5}}
 
 
 def test_whole_numbers_stay_identities_and_text_stays_text(tmp_path):
-    numbers = [7 * (i // 4) for i in range(40)]
-    captions = [f"NA {i}" if i else "NA" for i in range(40)]  # what pandas would read as missing
-    frame = table(identity=[str(n) for n in numbers], caption=captions)
-    dataset = load_dataset("csv", write_frame(tmp_path / "a", frame))
-    assert identities(dataset)["test"] == {56, 63}
-    assert dataset.records[0].captions[0] == "NA"
-    dataset = load_dataset("csv", write_frame(tmp_path / "b", table(identity=numbers), "captions.parquet"))
-    assert identities(dataset)["test"] == {56, 63}
+    captions = [f"NA {i}" if i else "NA" for i in range(6)]  # what pandas would read as missing
+    rows = [[f"p/{i}.png", captions[i], str(7 * i), SPLITS[i // 2]] for i in range(6)]
+    dataset = load_dataset("csv", write_table(tmp_path, [HEADER, *rows]))
+    assert [(r.captions, r.identity) for r in dataset.records] == [((c,), 7 * i) for i, c in enumerate(captions)]
 
 
 @pytest.mark.parametrize(("one", "other"), [("7", "07"), ("3", "3.0")])
 def test_identities_that_are_one_number_in_two_forms_stay_apart_with_a_warning(tmp_path, one, other):
-    frame = table(identity=[one if i < 20 else other for i in range(40)], split=["train"] * 40)
-    dataset = load_dataset("csv", write_frame(tmp_path, frame), ("train",))
+    rows = [[f"p/{i}.png", "a man", one if i < 3 else other, "train"] for i in range(6)]
+    dataset = load_dataset("csv", write_table(tmp_path, [HEADER, *rows]), ("train",))
     assert len({r.identity for r in dataset.records}) == 2
     (warning,) = dataset.warnings
     assert f"identities {min(one, other)} and {max(one, other)} are one number and were read as two names" in warning
 
 
 def test_table_without_splits_is_split_by_identity_reproducibly(tmp_path):
-    frame = table(20, split=None)
-    dataset = load_dataset("csv", write_frame(tmp_path / "a", frame))
-    found = identities(dataset)
-    assert {s: len(i) for s, i in found.items()} == {"train": 16, "val": 2, "test": 2}
-    assert len(set.union(*found.values())) == 20
-    assert "16/2/2 identities were made train/val/test" in dataset.notes[0]
-    shuffled = frame.sample(frac=1, random_state=3)
-    assert identities(load_dataset("csv", write_frame(tmp_path / "b", shuffled))) == found
-    # From the definition: by SHA-256 of the name, the first tenth is val, the second test.
-    names = sorted({f"id-{i}" for i in range(20)}, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
-    val = {r.captions[0].split(",")[0] for r in dataset.records if r.split == "val"}
-    assert val == {f"person {n[3:]}" for n in names[:2]}
-    assert by_hash(reversed(names)) == names
+    rows, names = [[f"p/{i}.png", f"person {i}", f"id-{i}"] for i in range(20)], [f"id-{i}" for i in range(20)]
+    for folder, order in (("a", rows), ("b", rows[::-1])):
+        for i in range(20):
+            write_picture(tmp_path / folder / f"p/{i}.png", seed=i)
+        dataset = load_dataset("csv", write_table(tmp_path / folder, [HEADER[:3], *order]))
+        assert "16/2/2 identities were made train/val/test" in dataset.notes[0]
+        # From the definition: by SHA-256 of the name, the first tenth is val, the second test.
+        expected = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+        split = {r.captions[0].replace("person ", "id-"): r.split for r in dataset.records}
+        assert [split[name] for name in expected] == ["val"] * 2 + ["test"] * 2 + ["train"] * 16
+    assert by_hash(reversed(expected)) == expected
 
 
 def test_folder_with_several_or_no_tables_is_named(tmp_path):
@@ -405,27 +349,19 @@ LONG = "x" * 300 + ".png"  # beyond the 255 bytes of a file name
 FAULTS = {
     "cuhk-pedes": {
         "missing split": (edit(split=...), "no key 'split'; it has ['captions'"),
-        "missing captions": (edit(captions=...), "no key 'captions'"),
-        "missing path": (edit(file_path=...), "no key 'file_path'"),
-        "missing id": (edit(id=...), "no key 'id'"),
         "id float": (edit(id=2.0), "id = 2.0: expected int"),
         "id bool": (edit(id=True), "id = True: expected int"),
-        "id null": (edit(id=None), "id = None: expected int"),
         # NumPy would turn a list of 1 and 2**63 into floats, and so two persons into one.
         "id large": (edit(id=2**63), "id = 9223372036854775808: expected int"),
         "id small": (edit(id=-(2**63) - 1), "id = -9223372036854775809: expected int"),
         "captions string": (edit(captions="a man"), "captions = 'a man': expected list"),
-        "path number": (edit(file_path=7), "file_path = 7: expected str"),
-        "split number": (edit(split=1), "split = 1: expected str"),
         "no captions": (edit(captions=[]), "no captions"),
-        "empty caption": (edit(captions=["fine", ""]), "caption 1 = ''"),
         "blank caption": (edit(captions=[" \n\t"]), "caption 0 = ' \\n\\t'"),
         "caption number": (edit(captions=["fine", 3]), "caption 1 = 3"),
         "half a character": (edit(captions=["cut \ud83d"]), "caption 0 = 'cut \\ud83d'"),  # no tokenizer reads it
         "unknown split": (edit(split="training"), "unknown split 'training': expected train, val, test"),
         "record a list": (lambda records: records.__setitem__(2, ["train"]), "expected an object, found list"),
         "missing picture": (edit(file_path="cam_a/none.png"), "no such picture: "),
-        "a folder": (edit(file_path="cam_a"), "no such picture"),
         "empty path": (edit(file_path=""), "no such picture"),
         "path upwards": (edit(file_path="../outside.png"), "path '../outside.png' leaves the data root"),
         "path absolute": (edit(file_path="/etc/hostname"), "path '/etc/hostname' leaves the data root"),
@@ -443,8 +379,6 @@ FAULTS = {
         "key twice": (b'[{"a": 1, "b": 2, "a": 3}]', "key 'a' stands twice"),  # parsers read it differently
         "key twice of many": (json.dumps(dict.fromkeys(range(200_000)))[:-1] + ', "7": 1}', "'7' stands twice"),
         "NaN": (b"[NaN]", "NaN is no finite number"),
-        "overflow": (b"[1e999]", "1e999 is no finite number"),
-        "rest": (b"[] []", "Extra data"),
         "no records": (b"[]", "holds no records"),
         "object": (b"{}", "expected a list, found dict"),
     },
@@ -462,21 +396,14 @@ FAULTS = {
     "flickr30k": {
         "missing filename": (edit(filename=...), "no key 'filename'"),
         "sentences string": (edit(sentences="a dog"), "sentences = 'a dog'"),
-        "no sentences": (edit(sentences=[]), "no captions"),
         "sentence string": (edit(sentences=["a dog"]), "expected an object, found str"),
         "missing raw": (edit(sentence=True, raw=...), "no key 'raw'"),
-        "raw blank": (edit(sentence=True, raw=" "), "caption 2 = ' '"),
-        "unknown split": (edit(split="dev"), "unknown split 'dev'"),
-        "filename upwards": (edit(filename="../x.jpg"), "leaves the data root"),
         "filepath upwards": (edit(filepath="../.."), "leaves the data root"),
         "filepath absolute": (edit(filepath="/etc"), "leaves the data root"),
         "filepath wrong": (edit(filepath="val2014"), "no such picture"),
-        "filepath number": (edit(filepath=7), "filepath = 7"),
-        "listed twice": (edit(filename="1000.jpg"), "also stands in dataset_flickr30k.json image 0"),
         "a list": (b"[]", "dataset_flickr30k.json: expected an object, found list"),
         "no images": (b"{}", "dataset_flickr30k.json: no key 'images'"),
         "images an object": (b'{"images": {}}', "dataset_flickr30k.json: images = {}: expected list"),
-        "no image": (b'{"images": []}', "dataset_flickr30k.json: it holds no records"),
     },
     "csv": {
         "no caption column": ("image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
@@ -494,7 +421,6 @@ FAULTS = {
         "too few": ("image_path,caption\np/0.png\n", "row 1: expected 2 values"),
         "column twice": ("image_path,caption, caption\np/0.png,a,b\n", "two columns caption"),
         "nan": ("image_path,caption,identity\np/0.png,a,nan\n", "row 1: identity = 'nan': expected a name or a whole"),
-        "None": ("image_path,caption,identity\np/0.png,a,None\n", "row 1: identity = 'None'"),
         "rounded": ("image_path,caption,identity\np/0.png,a,1.23457E+11\n", "row 1: identity = '1.23457E+11': a"),
         "NA": ("image_path,caption,identity\np/0.png,a,NA\n", "row 1: identity = 'NA'"),  # as R writes it
         "quotes": ('image_path,caption\np/0.png,"a" b\n', "line 2: "),
@@ -507,7 +433,6 @@ FAULTS = {
         "NaN": (parquet(identity=[0.0, math.nan, 2.0, 3.0, 4.0, 5.0]), "row 2: identity is empty"),
         "infinity": (parquet(identity=[0.0, math.inf, 2.0, 3.0, 4.0, 5.0]), "row 2: identity = inf"),
         "fraction": (parquet(identity=[0.0, 1.5, 2.0, 3.0, 4.0, 5.0]), "row 2: identity = 1.5"),
-        "truth": (parquet(identity=[True] * 6), "row 1: identity = True"),
         "lists in lists": (parquet(caption=[[["a man"]]] * 6), "row 1: caption 0 = ['a man']"),
         "bytes": (parquet(caption=[b"a man"] * 6), "row 1: caption 0 = b'a man'"),
         "numbers": (parquet(caption=[1.5] * 6), "row 1: caption 0 = 1.5"),
@@ -704,23 +629,22 @@ def test_damaged_parquet_is_refused(layouts, data):
     read_hostile("csv parquet", layouts("csv parquet"), content)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_is_no_regular_file_is_refused_and_never_waited_for(layouts, tmp_path, name, kind):
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(layouts, tmp_path, name):
     reader, _, file = LAYOUTS[name]
     root = shutil.copytree(layouts(name), tmp_path / "root")
     (root / file).unlink()
-    if kind == "pipe":
-        os.mkfifo(root / file)
-    elif kind == "folder":
-        (root / file).mkdir()
-    else:
-        (root / file).symlink_to("/dev/zero")  # reading it never ends
+    (root / file).mkdir()
     dataset, problems = read_dataset(reader, root)
-    if kind == "folder" and reader in ("parquet", "imagefolder", "webdataset"):  # which list files, not folders
+    if reader in ("parquet", "imagefolder", "webdataset"):  # which list files, not folders
         assert not any(r.source.startswith(file) for r in dataset.records)
     else:
         assert Path(file).name in problems[0]
+    (root / file).rmdir()
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):  # reading it never ends
+        make(root / file)
+        assert Path(file).name in read_dataset(reader, root)[1][0]
+        (root / file).unlink()
 
 
 def test_ten_megabytes_of_caption_are_refused_in_a_short_message(tmp_path):
@@ -834,13 +758,10 @@ def test_fingerprint_depends_on_content_only(tmp_path):
     assert first.fingerprint() != before
 
 
-def test_message_of_many_problems_stays_readable():
-    error = DataError("data", [f"problem {i}" for i in range(60)])
-    assert len(error.problems) == 60
-    assert str(error).endswith("problem 49\n  ... and 10 more")
-
-
-def test_unknown_split_is_refused():
+def test_unknown_split_is_refused_and_a_message_of_many_problems_stays_readable():
     dataset = Dataset("d", "identity", Path("."), (Record("a.png", ("c",), 0, "train", "s"),))
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         dataset.split("dev")
+    error = DataError("data", [f"problem {i}" for i in range(60)])
+    assert len(error.problems) == 60
+    assert str(error).endswith("problem 49\n  ... and 10 more")

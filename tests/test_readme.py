@@ -35,6 +35,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -143,7 +144,7 @@ def test_worked_examples_apply_to_the_code():
 
 def test_conda_gets_the_pythons_of_pyproject_and_all_extras():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    oldest = re.search(r'^requires-python = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    oldest = re.search(r'^requires-python = "(.*)"$', PROJECT, re.M)[1]
     assert dependencies[0].startswith(f"python {oldest}")
     assert dependencies[-1] == {"pip": ['-e ".[dev]"']}
 
@@ -194,6 +195,7 @@ def test_site_builds_with_every_page_notebook_and_module(tmp_path):
     assert "searchindex.js" in {path.name for path in (tmp_path / "site").iterdir()}
 
 
+@pytest.mark.slow
 def test_estimated_cost_follows_from_its_derivation():
     """FLOPs by torch's counter on shapes alone; pictures from what is published; hours as docs/gpu.md derives them."""
 
@@ -233,3 +235,29 @@ def test_estimated_cost_follows_from_its_derivation():
         assert count == train, name
         expected = [count * 60 * flops * 1e9 / 30e12 / 3600 for flops in (step, clip_step)]
         assert [float(h) for h in hours] == pytest.approx(expected, abs=0.051), name
+
+
+# -- versions that several files name ---------------------------------------------------------------------------
+
+
+def test_workflow_runs_make_test_on_every_python_with_the_oldest_and_the_newest_torch():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+    oldest = {name: re.search(rf'"{name}>=([\d.]+)"', PROJECT)[1] for name in ("torch", "torchvision")}
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix == {"python": ["3.10", "3.11", "3.12", "3.13"], "torch": ["newest", "oldest"]}
+    assert re.search(r'^requires-python = ">=(.*)"$', PROJECT, re.M)[1] == matrix["python"][0]
+    steps = [step.get("run", "") for step in workflow["jobs"]["test"]["steps"]]
+    assert steps[-1] == "make test PYTHON=python"
+    assert steps[-2].split()[-2:] == [f"{name}=={version}.0" for name, version in oldest.items()]
+    assert workflow["jobs"]["lowest"]["steps"][1]["with"]["python-version"] == matrix["python"][0]
+
+
+def test_hooks_lint_with_the_locked_ruff_and_keep_the_ids_of_cells():
+    locked = re.search(r"^ruff==.*$", (ROOT / "requirements/lock.txt").read_text(encoding="utf-8"), re.M)[0]
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = {hook["id"]: hook for hook in repositories[0]["hooks"]}
+    assert hooks["ruff-check"]["additional_dependencies"] == hooks["ruff-format"]["additional_dependencies"] == [locked]
+    assert hooks["nbstripout"]["entry"] == "nbstripout --keep-id"  # else it renames every cell
+    strips = re.compile(hooks["nbstripout"]["files"])
+    assert strips.search("notebooks/02_training.ipynb")
+    assert not strips.search("reports/quick/02_training.ipynb")  # executed ones are evidence
