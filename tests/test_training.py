@@ -312,10 +312,7 @@ def test_a_run_goes_on_without_the_model_that_it_started_from(people, tmp_path, 
         with pytest.raises(FileNotFoundError, match="first: no such folder"):
             quiet_fit(config, tmp_path / "run")
     quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1"), first)
-    with monkeypatch.context() as patch:
-        signalled_step(patch, 4)
-        with pytest.raises(Interrupted):
-            quiet_fit(config, tmp_path / "run")
+    interrupted(config, tmp_path / "run", steps=4)
     quiet_fit(config, tmp_path / "undisturbed")
     shutil.rmtree(first)
     quiet_fit(config, tmp_path / "run", resume=True)
