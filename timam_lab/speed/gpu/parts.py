@@ -403,7 +403,7 @@ def modules(lab: Lab) -> Any:
     cells = json.loads((REPOSITORY / "notebooks/03_ablation_modules.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next(text for cell in cells if "MODULES = {" in (text := "".join(cell["source"])))
     names = {"pd": pd, "notebook": notebook, "variants": "", **vars(notebook)}
-    exec(compile(source, "notebook 03", "exec"), names)
+    exec(compile(source, "notebook 03", "exec"), names)  # noqa: S102 - a cell of this repository
     size = lab.size(
         "image_height=128 image_width=64 batch_size=64 epochs=8 unfreeze_epoch=8",
         f"{TINY} batch_size=8 epochs=1 max_steps=2 unfreeze_epoch=1 lstm_hidden=16",
