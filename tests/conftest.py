@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import
 
-import functools
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,13 @@ from timam.config import ModelConfig
 
 if device := os.environ.get("TIMAM_TEST_DEVICE"):  # set by timam_lab.speed.gpu
     torch.set_default_device(device)
-    torch.Generator = functools.partial(torch.Generator, device)
+    generator = torch.Generator
+
+    class Generator:  # a class, as transformers names `torch.Generator | None` when it is imported
+        def __new__(cls, device=device):
+            return generator(device)
+
+    torch.Generator = Generator
 torch.set_num_threads(1)  # sizes here are too small to gain from more, and the tests may run side by side
 
 # Of generated inputs: the same ones in every run.

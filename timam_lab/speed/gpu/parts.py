@@ -231,6 +231,8 @@ def pytest_rows(arguments: list[str], environment: dict[str, str]) -> Iterator[R
         [*command, *arguments], cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True
     )
     lines = done.stdout.strip().splitlines() or [done.stderr]
+    if done.returncode not in (0, 1):  # neither passed nor failed: not run
+        raise RuntimeError(" ".join(lines[-3:]))
     called = " ".join([*(f"{k}={v}" for k, v in environment.items()), *arguments])
     yield {"tests": called, "outcome": lines[-1]}
     for line in [line for line in lines if line.startswith(("FAILED", "ERROR"))][:60]:
