@@ -162,6 +162,17 @@ def test_summaries_by_hand():
             torch.testing.assert_close(encoder.summarize(states, mask), encoder.projection(pooled))
 
 
+@both_summaries
+def test_packed_and_padded_sentences_give_the_same_states(summary):
+    # A GPU reads packed sentences, a CPU padded ones.
+    encoder, (_, mask) = text_encoder(summary), ids_and_mask(3, 9, 1, 6)
+    states = torch.randn(4, 9, 16, generator=torch.Generator().manual_seed(0))
+    results = [encoder._packed(states, mask, None), encoder._padded(states, mask)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.square().sum(), list(encoder.lstm.parameters())) for result in results]
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_batch_of_one_keeps_its_axis():
     image = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 5).eval()(torch.randn(1, 3, 64, 32))
     texts = [text_encoder(summary)(*ids_and_mask(1)) for summary in ("max", "last")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -184,8 +185,13 @@ def test_a_step_reads_nothing_back_from_the_device(stored, tiny_model, monkeypat
     for name in ("cpu", "item", "tolist", "numpy"):
         monkeypatch.setattr(Tensor, name, None)
     train_step(learner, Inputs(images, text, LABELS), config, job)
+    # On a GPU the text encoder packs the sentences, which takes their lengths.
+    pack = model.text_encoder._packed
+    monkeypatch.setattr(model.text_encoder, "_padded", functools.partial(pack, lengths=text["lengths"]))
+    train_step(learner, Inputs(images, text, LABELS), config, job)
+    monkeypatch.setattr(model.text_encoder, "_padded", functools.partial(pack, lengths=None))
     with pytest.raises(TypeError, match="not callable"):  # the test notices a read: without the lengths there is one
-        train_step(learner, Inputs(images, {**text, "lengths": None}, LABELS), config, job)
+        train_step(learner, Inputs(images, text, LABELS), config, job)
 
 
 # -- the declaration of the terms ------------------------------------------------------------------------------------
