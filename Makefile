@@ -25,12 +25,12 @@ INSTANCES ?=
 MINUTES ?= 8
 REPORT := $(PY) notebooks/execute.py --report
 
-# Stores stay inside the clone. Torch's idle threads spin for long, which is slow as soon as another process wants a
-# core; not at all (OMP_WAIT_POLICY=PASSIVE) is slow on a quiet machine. A quick training step on 2 cores took, in
-# seconds, quiet / beside a busy process: by default 0.26 / 1.29, this count 0.35 / 0.61, PASSIVE 0.49 / 0.60.
+# Stores stay inside the clone.
 export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
-export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
+# Torch's idle threads spin for long. That is fast on a quiet machine and slow as soon as another process wants a core, as
+# where runs or tests share the cores: a training step of quick took 0.13 s alone on 2 cores, and 0.38 s with this count.
+studies adversary check test: export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: env data reproduce studies adversary performance gpu lint check test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import pickle
 import shutil
@@ -224,6 +225,16 @@ def test_plateau_is_one_of_the_validation_score(people, tmp_path, monkeypatch):
     config = tiny_config(people, "train.epochs=4", "train.schedule=plateau", "train.plateau_patience=1")
     quiet_fit(config, tmp_path / "run")
     assert pd.read_csv(tmp_path / "run" / "history.csv")["image_lr"].tolist() == [config.train.image_lr] * 4
+
+
+@pytest.mark.parametrize("max_steps", [2, 5])
+def test_too_few_pictures_for_the_recipe_are_told(people, tmp_path, capsys, max_steps):
+    config = tiny_config(people, "train.epochs=1", f"train.max_steps={max_steps}")
+    fit(config, tmp_path / "run")
+    steps = len(load_dataset("cuhk-pedes", people).split("train").image_paths) // config.data.batch_size
+    assert 2 <= steps < 5
+    told = f"{steps} steps in all, as there are few pictures; the preset is made for 5, which --set train.epochs="
+    assert (f"{told}{math.ceil(5 / steps)} gives" in capsys.readouterr().out) == (max_steps > steps)
 
 
 @pytest.mark.slow

@@ -139,7 +139,9 @@ class _Training:
         model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
         if init:
             warm_start(model, init, self.show)
-        learner = Learner.build(model, self.config, self.epoch_steps(data))
+        steps = self.epoch_steps(data)
+        self.warn_of_few_steps(steps)
+        learner = Learner.build(model, self.config, steps)
         if self.job.is_main:
             self.run.create(self.config)
         # Asked on the main process only: one that could not see the checkpoint would start anew beside the others.
@@ -166,6 +168,16 @@ class _Training:
     def epoch_steps(self, data: _Data) -> int:
         steps = steps_per_epoch(len(data.train.split.image_paths), self.config.data.batch_size)
         return min(steps, self.config.train.max_steps or steps)
+
+    def warn_of_few_steps(self, steps: int) -> None:
+        """`train.max_steps` is what the recipe counts on; with fewer pictures it ends before it has learned much."""
+        train = self.config.train
+        if self.show and train.max_steps and steps < train.max_steps:
+            enough = math.ceil(train.epochs * train.max_steps / steps)
+            tqdm.write(
+                f"warning: {steps * train.epochs} steps in all, as there are few pictures; the preset is made for "
+                f"{train.max_steps * train.epochs}, which --set train.epochs={enough} gives"
+            )
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 

@@ -213,10 +213,13 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
         values, label = 100 * history[f"val_{direction}_rank_1"], readable(direction)
         scores.plot(epochs, values, marker=marker, color=colour, label=label, **style)
+    if "train_text_to_image_rank_1" in history:  # histories of older versions have none
+        known = 100 * history["train_text_to_image_rank_1"]
+        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, training identities")
     scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image")
     if best_epoch is not None:
         scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
-    scores.set(title="Validation rank-1", ylabel="percent of queries")
+    scores.set(title="Rank-1 on validation", ylabel="percent of queries")
     scores.set_ylim(bottom=-1)
     accuracy.plot(epochs, 100 * history["discriminator_accuracy"], marker="o", color=MAIN, label="accuracy", **style)
     accuracy.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
