@@ -42,6 +42,7 @@ BOUNDS = {key: values for keys, values in {
         ([1, 2**16], [0, 2**16 + 1]),
     "model.max_tokens": ([4, 512], [3, 513]),
     "model.lstm_summary": (["max", "last"], ["mean", ""]),
+    "model.normalize_words": ([True, False], ["yes", 1]),
     "model.text_head": (["lstm", "pooled"], ["mean", ""]),
     "model.projection": (["new", "pretrained"], ["old", ""]),
     "loss.identification_weight loss.matching_weight loss.adversarial_weight loss.gradient_penalty": ZERO_OR_MORE,

@@ -173,6 +173,19 @@ def test_packed_and_padded_sentences_give_the_same_states(summary):
     torch.testing.assert_close(*gradients)
 
 
+def test_normalised_words_have_no_scale_and_no_shift():
+    encoder, (_, mask) = text_encoder("max"), ids_and_mask(3, 5)
+    states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    plain = encoder.summarize(states, mask)
+    assert not torch.allclose(plain, encoder.summarize(3 * states + 1, mask), atol=1e-3)
+    encoder.normalizes_words = True
+    expected = encoder.summarize(3 * states + 1, mask)
+    torch.testing.assert_close(encoder.summarize(states, mask), expected, rtol=1e-3, atol=1e-4)
+    states = (states - states.mean(dim=2, keepdim=True)) / states.std(dim=2, correction=0, keepdim=True)
+    encoder.normalizes_words = False
+    torch.testing.assert_close(encoder.summarize(states, mask), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_batch_of_one_keeps_its_axis():
     image = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 5).eval()(torch.randn(1, 3, 64, 32))
     texts = [text_encoder(summary)(*ids_and_mask(1)) for summary in ("max", "last")]

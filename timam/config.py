@@ -119,6 +119,7 @@ class ModelConfig:
     language_model_weights: bool = True  # False: the architecture with random weights
     max_tokens: Annotated[int, Field(ge=4, le=512)] = 64  # word pieces of a caption, special tokens included [ours]
     word_embedding_dim: Width = 300  # only with language_model = "none" [ours]
+    normalize_words: bool = False  # word states get mean 0 and variance 1 each before the LSTM [ours]
     lstm_hidden: Width = 512  # per direction [ours]
     lstm_summary: Literal["max", "last"] = "max"  # masked maximum over time, or each direction's last state [ours]
     text_head: Literal["lstm", "pooled"] = "lstm"  # "pooled": the language model's own pooling, no LSTM [paper: LSTM]
@@ -207,6 +208,7 @@ NEW_SETTINGS = (
     "train.init",
     "train.new_layers_factor",
     "train.tracker",
+    "model.normalize_words",
     "model.text_head",
     "model.projection",
     "data.columns",

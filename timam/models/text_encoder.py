@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tokenizers
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -56,6 +57,9 @@ class TextEncoder(nn.Module):
         summary: how T states become one vector. By the LSTM: "max" over time, or "last", each direction's last state.
             Without an LSTM: "pooled mean" of the states, or "pooled last", the state of the last token.
         own_projection: the pretrained last layer; a new linear layer where it is None.
+
+    Attributes:
+        normalizes_words: whether each word state is brought to mean 0 and variance 1 before the LSTM [ours].
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class TextEncoder(nn.Module):
         self.new_projection = own_projection is None
         self.summary, self.input_width = summary, input_width
         self.learns_words = isinstance(language_model, WordEmbeddings)
-        self.frozen = False
+        self.frozen = self.normalizes_words = False
 
     def freeze(self, frozen: bool = True) -> None:
         """Freezes or unfreezes the language model. Learned word embeddings start random and never freeze."""
@@ -105,6 +109,8 @@ class TextEncoder(nn.Module):
         """
         if self.pooled:
             return self.projection(self._pool(word_states, attention_mask))
+        if self.normalizes_words:
+            word_states = F.layer_norm(word_states, word_states.shape[-1:])
         if word_states.is_cuda:
             return self.projection(self._packed(word_states, attention_mask, lengths))
         return self.projection(self._padded(word_states, attention_mask))
