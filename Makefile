@@ -50,7 +50,7 @@ data: env
 	$(REPORT) quick --data-only
 
 reproduce: env
-	$(REPORT) quick -p workers $(WORKERS)
+	$(REPORT) quick
 
 studies: env
 	$(REPORT) studies -p workers $(WORKERS)
