@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from layouts import write_picture
 from PIL import Image
 
-from timam import nearest, search
-from timam.images import PictureFile
+from timam import search
 from timam.models import TIMAM
-from timam.search import Gallery, open_gallery
+from timam.search import Gallery, PictureFile, open_gallery
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def by_brute_force(embeddings, queries, k):
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_exact_search_agrees_with_brute_force_over_many_blocks(k, monkeypatch):
-    monkeypatch.setattr(nearest, "_ROWS", 64)
+    monkeypatch.setattr(search, "_ROWS", 64)
     embeddings, queries = points(500), points(300, seed=1)
     scores, rows = Gallery(embeddings, [str(i) for i in range(500)]).search(7 * queries, k)
     expected, _ = by_brute_force(embeddings, queries, k)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from timam.embedded import open_picture
-from timam.files import files_below
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,11 +28,7 @@ _TURNS = {  # values of EXIF's orientation tag, and what makes such a picture up
 # Pillow reads 40 more. Some start a program (PostScript), others have decoders that few have checked for safety.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a row of 90 million pixels would take gigabytes
-# What Pillow registers for these formats.
-SUFFIXES = (
-    ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-    ".webp",
-)  # fmt: skip
+SUFFIXES = tuple(sorted(s for s, kind in Image.registered_extensions().items() if kind in FORMATS and s != ".pfm"))
 
 
 class ImageError(ValueError):
@@ -142,35 +137,6 @@ def prefetch(
                 yield waiting.popleft().result()
         for future in waiting:
             yield future.result()
-
-
-class PictureFile(NamedTuple):
-    """A picture file, and what changes when another takes its place."""
-
-    path: str  # relative to its folder
-    bytes: int
-    changed_ns: int  # the last change of content or status; cameras and archives set the time of modification
-
-    @classmethod
-    def of(cls, folder: Path, path: str) -> PictureFile:
-        stat = os.stat(folder / path)
-        return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
-
-
-def picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
-    """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile.
-
-    Raises FileNotFoundError where there is no such folder.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    files, problems = [], []
-    for path in sorted(p.relative_to(folder).as_posix() for p in files_below(folder, SUFFIXES) if p.is_file()):
-        try:
-            files.append(PictureFile.of(folder, path))
-        except OSError as error:
-            problems.append(f"{folder / path}: {error.strerror}")
-    return files, problems
 
 
 def find_unreadable(

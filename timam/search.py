@@ -6,6 +6,7 @@ is a task.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +27,27 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from timam.cluster import map_on_ray
-from timam.files import read_json, recover_folder, replacing_folder
-from timam.images import SUFFIXES, PictureFile, picture_files
+from timam.files import files_below, read_json, recover_folder, replacing_folder
+from timam.images import SUFFIXES
 from timam.models import TIMAM
 from timam.models.batching import slices
-from timam.nearest import faiss, make_index, nearest, nearest_by_index
 
 _SHARD = 1024  # pictures in a shard
+_ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
+_CANDIDATES = 8  # of an index for each answer; their similarities are then computed exactly
+
+
+class PictureFile(NamedTuple):
+    """A picture file, and what changes when another takes its place."""
+
+    path: str  # relative to its folder
+    bytes: int
+    changed_ns: int  # the last change of content or status; cameras and archives set the time of modification
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> PictureFile:
+        stat = os.stat(folder / path)
+        return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
 
 
 @dataclass
@@ -70,29 +84,23 @@ class Gallery:
             engine: "local", or "ray": on all machines of a Ray cluster, which must all see `folder` and `shards`.
             gpus: of each task on Ray. A task without GPUs has one CPU core.
 
-        Raises:
-            FileNotFoundError: no such folder, or no readable picture in it.
-            ValueError: another engine, or Ray without `shards`.
-            RuntimeError: Ray is not installed.
+        Raises FileNotFoundError where no readable picture is, ValueError for Ray without `shards`, and RuntimeError
+        where Ray is not installed.
         """
         if engine not in ("local", "ray") or (engine == "ray" and shards is None):
             raise ValueError(f"engine = {engine!r}, shards = {shards}: expected 'local', or 'ray' with a folder")
         folder, fingerprint = Path(folder).resolve(), model_fingerprint(model)
-        pictures, problems = picture_files(folder)
+        pictures, problems = _picture_files(folder)
         rows = _rows([known, *_shards(shards)], folder, fingerprint)
         new = [picture for picture in pictures if picture not in rows]
         if engine == "ray" and shards is not None and new:
-            kept = shards.resolve()
-            encode = lambda model, part: _encode(model, folder, [PictureFile(*picture) for picture in part], kept)  # noqa: E731
-            map_on_ray(encode, model, slices(new, _SHARD), gpus, progress)
+            _encode_on_ray(model, folder, slices(new, _SHARD), shards.resolve(), gpus, progress)
             rows = _rows([known, *_shards(shards)], folder, fingerprint)
         left = [picture for picture in new if picture not in rows]  # after Ray, only the unreadable ones
-        with tqdm(total=len(left), desc="encoding", unit="picture", disable=not progress) as bar:
-            for part in slices(left, _SHARD):
-                shard = _encode(model, folder, part, shards)
-                rows |= _rows([shard], folder, fingerprint)
-                problems += shard.problems
-                bar.update(len(part))
+        for part in tqdm(slices(left, _SHARD), desc="encoding", unit="shard", disable=not progress):
+            shard = _encode(model, folder, part, shards)
+            rows |= _rows([shard], folder, fingerprint)
+            problems += shard.problems
         readable = [picture for picture in pictures if picture in rows]
         if not readable:
             reasons = "\n  ".join(["", *problems[:10]])
@@ -101,8 +109,7 @@ class Gallery:
         if known is not None and not encoded and readable == list(_rows([known], folder, fingerprint)):
             return dataclasses.replace(known, problems=problems, encoded=0)  # its embeddings are still on disk
         embeddings = np.empty((len(readable), model.model_config.embedding_dim), np.float32)
-        for position, picture in enumerate(readable):
-            shard, row = rows[picture]
+        for position, (shard, row) in enumerate(rows[picture] for picture in readable):
             embeddings[position] = shard.embeddings[row]
         return _gallery(embeddings, readable, folder, fingerprint, problems, encoded)
 
@@ -114,21 +121,17 @@ class Gallery:
         """Writes embeddings.npy, pictures.parquet, gallery.json and, with an index, index.faiss; all or nothing."""
         with replacing_folder(Path(folder)) as new:
             np.save(new / "embeddings.npy", self.embeddings)
-            # Paths as bytes: a file's name need not be UTF-8.
-            columns = {"path": pa.array([os.fsencode(p) for p in self.paths], pa.binary()),
-                       "bytes": self.stamps[:, 0], "changed_ns": self.stamps[:, 1]}  # fmt: skip
+            paths = pa.array(map(os.fsencode, self.paths), pa.binary())  # a file's name need not be UTF-8
+            columns = {"path": paths, "bytes": self.stamps[:, 0], "changed_ns": self.stamps[:, 1]}
             pq.write_table(pa.table(columns), new / "pictures.parquet")
             content = {"folder": os.fsencode(self.folder).decode("utf-8", "surrogateescape"), "model": self.model}
             (new / "gallery.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
             if self.index is not None:
-                faiss().write_index(self.index, str(new / "index.faiss"))
+                _faiss().write_index(self.index, str(new / "index.faiss"))
 
     @classmethod
     def load(cls, folder: Path | str) -> Gallery:
-        """The inverse of `save`; the embeddings are memory-mapped.
-
-        Raises FileNotFoundError where no gallery is, and ValueError for a damaged one.
-        """
+        """The inverse of `save`, memory-mapped. FileNotFoundError: no gallery there; ValueError: a damaged one."""
         folder = Path(folder)
         recover_folder(folder)
         try:
@@ -137,7 +140,7 @@ class Gallery:
             embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
             paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
             stamps = np.stack([table["bytes"].to_numpy(), table["changed_ns"].to_numpy()], axis=1)
-            index = faiss().read_index(str(folder / "index.faiss")) if (folder / "index.faiss").exists() else None
+            index = _faiss().read_index(str(folder / "index.faiss")) if (folder / "index.faiss").exists() else None
             return cls(embeddings, paths, Path(content["folder"]), stamps, content["model"], index=index)
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder}: no gallery there") from None
@@ -148,9 +151,7 @@ class Gallery:
     def from_parquet(cls, file: Path | str) -> Gallery:
         """A gallery that another program wrote: columns `path` (relative to the file) and `embedding` (lists of D).
 
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a Parquet file, a column that is not there, or embeddings that are not N x D numbers.
+        Raises FileNotFoundError, and ValueError for other columns or embeddings that are not N x D numbers.
         """
         file = Path(file)
         try:
@@ -167,18 +168,13 @@ class Gallery:
     def search(
         self, queries: Tensor | np.ndarray, k: int = 10, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest pictures of each query; at most N.
+        """The k nearest pictures of each query (Q, D) of any norm; at most N.
 
-        Args:
-            queries: (Q, D) of any norm, for example from `TIMAM.encode_texts` or `encode_images`.
-            exact: True compares every picture, False the candidates of the index; by default False where there is one.
+        Returns (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k)
+        int64 positions in `paths`. Where an index finds fewer than k, the rest is -inf and -1.
 
-        Returns:
-            (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k) int64
-            positions in `paths`. Where an index finds fewer than k, the rest is -inf and -1.
-
-        Raises:
-            ValueError: queries of another width or not finite, k below 1, or exact=False without an index.
+        `exact` compares every picture, otherwise the candidates of the index; by default, where there is one. Raises
+        ValueError: queries of another width or not finite, k below 1, or exact=False without an index.
         """
         queries = torch.as_tensor(queries, dtype=torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1] or not queries.isfinite().all():
@@ -188,39 +184,52 @@ class Gallery:
         if exact is False and self.index is None:
             raise ValueError("exact=False needs an index: call add_index first")
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
-        found = [
-            nearest(self.embeddings, part, k)
-            if exact or self.index is None
-            else nearest_by_index(self.index, self.embeddings, part, k)
-            for part in queries.split(256)
-        ]
+        rank = self._nearest if exact or self.index is None else self._nearest_by_index
+        found = [rank(part, k) for part in queries.split(256)]
         scores, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         if np.isnan(scores).any():
             raise ValueError(f"the gallery of {self.folder} holds embeddings that are no numbers; remove it")
         return scores, rows
+
+    def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        for start in range(0, len(self), _ROWS):
+            block = self.embeddings[start : start + _ROWS]  # NumPy's product: torch needs writable memory
+            scores, found = torch.from_numpy(queries.numpy() @ block.T).topk(min(k, len(block)), dim=1)
+            scores, rows = torch.cat([best, scores], dim=1), torch.cat([rows, found + start], dim=1)
+            best, order = scores.topk(min(k, scores.shape[1]), dim=1)
+            rows = rows.gather(1, order)
+        return _ordered(best.numpy(), rows.numpy())
+
+    def _nearest_by_index(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        _, rows = self.index.search(queries.numpy(), min(_CANDIDATES * k, len(self)))
+        scores = np.einsum("qd,qcd->qc", queries.numpy(), self.embeddings[np.maximum(rows, 0)])
+        scores, rows = _ordered(np.where(rows < 0, -np.inf, scores).astype(np.float32), rows)
+        return scores[:, :k], rows[:, :k]
 
     def add_index(
         self, queries: Tensor | np.ndarray | None = None, recall: float = 0.95, probes: int = 16, seed: int = 0
     ) -> None:
         """Adds a faiss index for approximate search, which pays from some 100,000 pictures on.
 
-        The lists that a query visits are doubled until the index finds the wanted share of the exact answers.
-
-        Args:
-            queries: (Q, D) to measure with, best real sentences; by default 100 rows of the gallery.
-            recall: the wanted share of the exact first 10, in [0, 1].
-            probes: lists to visit at first, of about 4 sqrt(N). More find more and take longer.
-
-        Raises:
-            RuntimeError: faiss is not installed.
+        It has about 4 sqrt(N) inverted lists of rows in 8 bits a dimension. A query visits `probes` of them, doubled
+        until the index finds the share `recall` of the exact first 10 answers to `queries` (Q, D), best real sentences,
+        by default 100 rows of the gallery. Raises RuntimeError where faiss is not installed.
         """
-        self.index = make_index(self.embeddings, probes, seed)
+        count, width = self.embeddings.shape
+        lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss asks for 39 rows a list to learn from
+        self.index = _faiss().index_factory(width, f"IVF{lists},SQ8", _faiss().METRIC_INNER_PRODUCT)
+        self.index.cp.seed = seed + 1  # faiss takes 0 for the clock
+        order = np.random.default_rng(seed).permutation(count)
+        self.index.train(np.ascontiguousarray(self.embeddings[np.sort(order[: 64 * lists])]))
+        for start in range(0, count, _ROWS):
+            self.index.add(np.ascontiguousarray(self.embeddings[start : start + _ROWS]))
+        self.index.nprobe = min(probes, lists)
         if queries is None:
-            rows = np.random.default_rng(seed).permutation(len(self))[:100]
-            queries = np.array(self.embeddings[np.sort(rows)])
+            queries = np.array(self.embeddings[np.sort(order[:100])])
         exact = self.search(queries, exact=True)[1]
-        while self.index.nprobe < self.index.nlist and self._share_found(exact, queries) < recall:
-            self.index.nprobe = min(2 * self.index.nprobe, self.index.nlist)
+        while self.index.nprobe < lists and self._share_found(exact, queries) < recall:
+            self.index.nprobe = min(2 * self.index.nprobe, lists)
 
     def recall(self, queries: Tensor | np.ndarray, k: int = 10) -> float:
         """Share of the k exact answers that the index finds, in [0, 1], averaged over the queries (Q, D)."""
@@ -251,14 +260,8 @@ def open_gallery(
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
     A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
-    nothing can be written, the gallery is not kept, and a line in `problems` says so.
-
-    Args:
-        approximate: adds an index with `Gallery.add_index` where there is none.
-        engine, gpus: as `Gallery.build`.
-
-    Raises:
-        FileNotFoundError, RuntimeError, ValueError: as `Gallery.build` and `Gallery.add_index`.
+    nothing can be written, the gallery is not kept, and a line in `problems` says so. `approximate` adds an index where
+    there is none; the rest, and what is raised, as `Gallery.build`.
     """
     shards: Path | None = kept.with_name(f"{kept.name}.shards")
     lock, obstacle, known = FileLock(kept.with_name(f".{kept.name}.lock")), None, None
@@ -284,6 +287,22 @@ def open_gallery(
         return gallery
     finally:
         lock.release()
+
+
+# -- parts of a gallery ------------------------------------------------------------------------------------------------
+
+
+def _picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
+    """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files, problems = [], []
+    for path in sorted(p.relative_to(folder).as_posix() for p in files_below(folder, SUFFIXES) if p.is_file()):
+        try:
+            files.append(PictureFile.of(folder, path))
+        except OSError as error:
+            problems.append(f"{folder / path}: {error.strerror}")
+    return files, problems
 
 
 def _gallery(
@@ -331,3 +350,39 @@ def _encode(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | 
         if len(shard):
             shard.save(shards / name)
         return shard
+
+
+def _encode_on_ray(
+    model: TIMAM, folder: Path, parts: list[list[PictureFile]], shards: Path, gpus: float, progress: bool
+) -> None:
+    """Makes the shard of each part as a task of Ray, which tries the tasks of a lost machine again."""
+    try:
+        import ray
+    except ImportError:
+        raise RuntimeError("engine = 'ray' needs Ray: pip install ray") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
+
+    @ray.remote(num_cpus=1, num_gpus=gpus)
+    def task(model: TIMAM, part: list[PictureFile]) -> None:
+        _encode(model.to("cuda" if gpus else "cpu"), folder, part, shards)
+
+    shared = ray.put(copy.deepcopy(model).cpu())
+    tasks = [task.remote(shared, part) for part in parts]
+    for done in tqdm(tasks, desc="encoding", unit="shard", disable=not progress):
+        ray.get(done)
+
+
+def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best first, ties by row."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def _faiss() -> Any:
+    """The module. Raises RuntimeError where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise RuntimeError("approximate search needs faiss: pip install faiss-cpu") from None
+    return faiss
