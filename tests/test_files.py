@@ -199,7 +199,7 @@ def test_sums_find_every_damage_and_are_those_of_sha256sum(tmp_path):
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "run", check=True)
     (tmp_path / "run" / "model").write_text("olt")
     (tmp_path / "run" / "deep" / "only_old").unlink()
-    with pytest.raises(ValueError, match=r"deep/only_old is absent; .*run/model is damaged: its SHA-256 is "):
+    with pytest.raises(ValueError, match=r"deep/only_old is absent; .*run/model is damaged"):
         check_sums(tmp_path / "run")
     write_sums(tmp_path / "run", [tmp_path / "run" / "only_old"])  # of one file: the others are free
     check_sums(tmp_path / "run")

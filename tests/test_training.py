@@ -489,8 +489,8 @@ def test_a_run_of_one_step_and_the_largest_seed_in_the_working_folder_or_under_2
     quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1", f"train.seed={2**32 - 1}"), Path(name))
     run = Run(tmp_path / name)
     assert (run.finished, steps) == (True, [1])
-    run.failure_file.write_text("why")  # of a study
-    run.failure_file.unlink()
+    run.beside("{}.failed.txt").write_text("why")  # of a study
+    run.beside("{}.failed.txt").unlink()
 
 
 def test_surroundings_change_nothing(people, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,26 +36,27 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(paths)
 
 
-def read_json(path: Path, finite: bool = True) -> Any:
-    """The content of a JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
+def read_json(path: Path) -> Any:
+    """The content of a stranger's JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
 
-    `finite=False` allows NaN and infinity, which Python writes into our own files. ValueError, naming the file: not
-    UTF-8, not JSON, or nested too deeply; OSError: no regular file (reading a pipe or a device might never end).
+    Raises ValueError, naming the file: not UTF-8, not JSON, or nested too deeply; OSError: no regular file (reading a
+    pipe might never end).
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
-    numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    checks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_float": _finite, "parse_constant": _finite}
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys, **numbers)
+        return json.loads(path.read_text(encoding="utf-8-sig"), **checks)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {key[:80]!r} stands twice in one object")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"key {key[:80]!r} stands twice in one object")
+        content[key] = value
     return content
 
 
@@ -74,10 +74,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; the file written there replaces `path` at the end, unless an exception is raised.
-
-    Raises OSError, naming `path`, if the disk is full or cannot be written to.
-    """
+    """Yields a temporary path; the file written there replaces `path` at the end, unless an exception is raised."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _disk_errors_naming(path):
@@ -143,17 +140,12 @@ def _disk_errors_naming(path: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk.
-
-    Without this the system may rename before it writes the content, and a power cut in between leaves an empty file.
-    """
+    """Waits until a file, or a folder's list of names, is on the disk: a power cut must not leave a new empty file."""
     if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
@@ -178,12 +170,8 @@ def check_sums(folder: Path) -> None:
     """Raises ValueError with every file that is missing or differs from SHA256SUMS; a folder without one passes."""
     listed = folder / SUMS
     lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
-    damaged = []
-    for expected, _, name in (line.partition("  ") for line in lines):
-        path = folder / name
-        if not path.is_file():
-            damaged.append(f"{path} is absent")
-        elif (found := sha256(path)) != expected:
-            damaged.append(f"{path} is damaged: its SHA-256 is {found}, was {expected}")
+    files = [(folder / name, digest) for digest, _, name in (line.partition("  ") for line in lines)]
+    damaged = [f"{path} is absent" for path, _ in files if not path.is_file()]
+    damaged += [f"{path} is damaged" for path, digest in files if path.is_file() and sha256(path) != digest]
     if damaged:
         raise ValueError("; ".join(damaged))

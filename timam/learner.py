@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from timam.config import Config, TrainConfig
-from timam.files import check_sums, read_json, replacing_folder, write_sums
+from timam.files import check_sums, replacing_folder, write_sums
 from timam.models import TIMAM
 
 
@@ -31,7 +31,6 @@ class Progress:
     unfrozen_at: int | None = None  # the first epoch that trained the language model
     data_fingerprint: str = ""  # of the data set
     code: list[str] = field(default_factory=list)  # fingerprint of each version of the code that trained a part of it
-    config: dict[str, Any] = field(default_factory=dict)  # a second copy, for a damaged config.json
     kept: dict[str, str] = field(default_factory=dict)  # moment -> SHA-256 of its validation embeddings
     # Of an epoch that a signal interrupted: finished steps, the sums of their loss terms, and their seconds.
     step: int = 0
@@ -68,28 +67,18 @@ class Progress:
 
 @dataclass
 class Learner:
-    """The model in training.
-
-    Attributes:
-        optimizers: "image" for the image encoder, "text" for the text encoder and the identity classifier, and
-            "discriminator".
-        schedulers: one for each optimizer.
-        log_temperature: scalar, the natural logarithm of InfoNCE's temperature. No model needs it after training.
-    """
+    """The model in training."""
 
     model: TIMAM
-    optimizers: dict[str, Optimizer]
-    schedulers: dict[str, Any]
+    optimizers: dict[str, Optimizer]  # "image", "text" (with the identity classifier) and "discriminator"
+    schedulers: dict[str, Any]  # one for each optimizer
     progress: Progress = field(default_factory=Progress)
+    # Scalar: InfoNCE's temperature, which no model needs after training.
     log_temperature: nn.Parameter = field(default_factory=lambda: nn.Parameter(torch.zeros(())))
 
     @classmethod
     def build(cls, model: TIMAM, config: Config, epoch_steps: int) -> Learner:
-        """A learner that starts to train this model.
-
-        Args:
-            epoch_steps: steps in an epoch, for the schedules.
-        """
+        """A learner that starts to train this model; `epoch_steps`, the steps in an epoch, are for the schedules."""
         optimizers = build_optimizers(model, config.train)
         log_temperature = nn.Parameter(torch.tensor(math.log(config.loss.temperature), device=model.device))
         if config.loss.matching == "infonce":  # the other losses keep their temperature
@@ -139,7 +128,7 @@ class Learner:
     def load(self, folder: Path) -> None:
         """The inverse of `save`. Raises ValueError where a file differs from its checksum."""
         check_sums(folder)
-        state = read_json(folder / "training_state.json", finite=False)
+        state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         slots_of: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
         for key, value in load_file(folder / "optimizers.safetensors").items():
@@ -147,20 +136,15 @@ class Learner:
             slots_of[name].setdefault(int(index), {})[slot] = value
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict({"state": slots_of[name], "param_groups": state["param_groups"][name]})
-            _match_memory_format(optimizer)
+            for parameter, slots in optimizer.state.items():  # fused optimizers need both in the same memory format
+                for slot, value in slots.items():
+                    if slot != "step" and value.shape == parameter.shape:
+                        slots[slot] = torch.empty_like(parameter).copy_(value)
             self.schedulers[name].load_state_dict(state["schedulers"][name])
         with torch.no_grad():
             self.log_temperature.fill_(state.get("log_temperature", 0.0))
         known = {f.name for f in fields(Progress)}  # checkpoints of older versions hold more
         self.progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
-
-
-def _match_memory_format(optimizer: Optimizer) -> None:
-    """Fused optimizers need a parameter and its state in the same memory format (channels-last, say)."""
-    for parameter, slots in optimizer.state.items():
-        for slot, value in slots.items():
-            if slot != "step" and value.shape == parameter.shape:
-                slots[slot] = torch.empty_like(parameter).copy_(value)
 
 
 # -- optimizers and schedules -----------------------------------------------------------------------------------------
@@ -179,27 +163,19 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     # Learned word embeddings start from random values, so they need the rate of the other new layers.
     new_lr = config.text_lr * config.new_layers_factor
     language_lr = new_lr if model.text_encoder.learns_words else config.language_model_lr
-    image, discriminator = list(model.image_encoder.parameters()), list(model.discriminator.parameters())
+    images = _groups(list(model.image_encoder.parameters()), config.image_lr, new, config)
+    texts = [*_groups(text, config.text_lr, new, config), {"params": language_model, "lr": language_lr}]
+    discriminator = [{"params": list(model.discriminator.parameters()), "lr": config.discriminator_lr}]
     decay, momentum = config.weight_decay, config.discriminator_momentum
     return {
-        "image": _optimizer(config.image_optimizer, _groups(image, config.image_lr, new, config), 0.9, decay),
-        "text": _optimizer(
-            config.text_optimizer,
-            [*_groups(text, config.text_lr, new, config), {"params": language_model, "lr": language_lr}],
-            0.9,
-            decay,
-        ),
-        "discriminator": _optimizer(
-            config.discriminator_optimizer,
-            [{"params": discriminator, "lr": config.discriminator_lr}],
-            momentum,
-            decay,
-        ),
+        "image": _optimizer(config.image_optimizer, images, 0.9, decay),
+        "text": _optimizer(config.text_optimizer, texts, 0.9, decay),
+        "discriminator": _optimizer(config.discriminator_optimizer, discriminator, momentum, decay),
     }
 
 
 def _new_layers(model: TIMAM) -> list[nn.Parameter]:
-    """The parameters beside the encoders' own that start from random values, without the discriminator's."""
+    """What starts from random values beside the encoders, without the discriminator."""
     parameters = [model.class_weights, model.class_bias]
     for encoder in (model.image_encoder, model.text_encoder):
         parameters += encoder.projection.parameters() if encoder.new_projection else []

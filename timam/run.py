@@ -10,7 +10,7 @@
     RUN/metrics.json                        the results. It is written last: a run that has it is complete.
     RUN/SHA256SUMS                          checksums of the files above
     RUN/galleries/                          folders of pictures that were searched with this run
-    .NAME.lock, NAME.failed.txt             beside RUN: held by the process that trains it; why a study's run failed
+    .NAME.lock                              beside RUN: held by the process that trains it
 
 This module loads no torch until a model or embeddings are asked for, so a mistake in a call is reported at once.
 """
@@ -20,10 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from timam import config as configs
 from timam.config import Config
-from timam.files import check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
+from timam.files import check_sums, recover_folder, replacing_folder, sha256, write_sums, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,18 +50,14 @@ class BusyError(RunError):
     """Another process is training this run."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """One run directory.
+    """One run directory, RUN, which need not exist yet; `~` stands for the home folder."""
 
-    Args:
-        folder: RUN; `~` stands for the home folder. It need not exist yet.
-    """
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder).expanduser())
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.last, self.best = (self.folder / "checkpoints" / name for name in ("last", "best"))
+        self._config_file, self._metrics_file = self.folder / "config.json", self.folder / "metrics.json"
+        self._test_file = self.folder / "test_embeddings.safetensors"
 
     @classmethod
     def named(cls, runs: Path | str, config: Config) -> Run:
@@ -82,16 +76,11 @@ class Run:
         return configs.load(self._config_file)
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json.
-
-        Raises:
-            FileNotFoundError: the run is not finished.
-            ValueError: a file differs from its checksum; the message names it.
-        """
+        """The content of metrics.json. Raises FileNotFoundError for an unfinished run, ValueError for a damaged one."""
         if not self.finished:
             raise FileNotFoundError(f"{self.folder} is not finished: it has no {self._metrics_file.name}")
         check_sums(self.folder)
-        return read_json(self._metrics_file, finite=False)  # a measure of the modality gap may be NaN
+        return json.loads(self._metrics_file.read_text(encoding="utf-8"))
 
     def history(self) -> pd.DataFrame:
         """One row for each finished epoch. Raises FileNotFoundError before the first."""
@@ -100,14 +89,9 @@ class Run:
         return pd.read_csv(self.folder / "history.csv")
 
     def best_model(self, device: torch.device | None = None) -> TIMAM:
-        """The model of the best epoch, in eval mode.
+        """The model of the best epoch, in eval mode; by default on the GPU if there is one.
 
-        Args:
-            device: by default the GPU if there is one.
-
-        Raises:
-            FileNotFoundError: no epoch is finished.
-            ValueError: a file differs from its checksum; the message names it.
+        Raises FileNotFoundError where no epoch is finished, and ValueError, naming a damaged file.
         """
         self.require_best()
         import torch
@@ -117,16 +101,21 @@ class Run:
         return TIMAM.from_pretrained(self.best).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def require_best(self) -> None:
-        """Raises FileNotFoundError where no epoch is finished, before anything is imported or downloaded."""
+        """Raises FileNotFoundError where no epoch is finished."""
         if not self.best.is_dir():
             raise FileNotFoundError(f"{self.best}: no such folder; {self.folder} is not a run with a finished epoch")
 
     def test_embeddings(self) -> Embeddings:
-        return self._embeddings(self.folder / "test_embeddings.safetensors")
+        return self._embeddings(self._test_file)
 
     def val_embeddings(self, moment: str) -> Embeddings:
         """The validation split at one of `MOMENTS`. Raises FileNotFoundError where the run has no such moment."""
         return self._embeddings(self._val_file(moment))
+
+    def _embeddings(self, path: Path) -> Embeddings:
+        from timam.evaluation import Embeddings
+
+        return Embeddings.load(path)
 
     def moments(self) -> list[str]:
         """Those of `MOMENTS` whose validation embeddings are there."""
@@ -143,38 +132,26 @@ class Run:
 
     @contextmanager
     def claimed(self, writes: bool = True) -> Iterator[None]:
-        """Inside, this process is the only one that trains the run. The system frees the lock when a process dies.
+        """Inside, this process is the only one that trains the run, else BusyError. A dead process has no lock.
 
-        Args:
-            writes: False for a process that leaves the writing to the main process of its job.
-
-        Raises:
-            BusyError: another process has the run.
+        `writes` is False for a process that leaves the writing to the main process of its job.
         """
         if not writes or self.finished:  # a finished run is only read, perhaps from a read-only disk
             yield
             return
-        path = self._beside(".{}.lock")
+        path = self.beside(".{}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
         try:
-            lock.acquire()
+            with FileLock(path, timeout=0):
+                yield
         except Timeout:
             message = f"{self.folder}: another process is at this run; wait for it or give a new folder"
             raise BusyError(message) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def check(self, config: Config, resume: bool) -> dict[str, Any] | None:
-        """Checks that this directory may hold a run of this config; writes nothing.
+        """The metrics of a finished run of this config; None where there is something to train. Writes nothing.
 
-        Returns:
-            The metrics of a finished run; None where there is something to train.
-
-        Raises:
-            RunError: the directory holds something else, an interrupted run without `resume`, or damaged files.
+        Raises RunError: the directory holds something else, an interrupted run without `resume`, or damaged files.
         """
         if not self._config_file.exists() and not self.last.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -199,7 +176,10 @@ class Run:
 
     def _check_config(self, config: Config) -> None:
         """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
-        known, asked = configs.to_dict(self._known_config()), configs.to_dict(config)
+        try:
+            known, asked = configs.to_dict(self.config()), configs.to_dict(config)
+        except (FileNotFoundError, ValueError) as error:
+            raise RunError(f"{error}; remove {self.folder} and train again") from error
         changed = [
             f"{section}.{key}: {known[section][key]!r} there, {asked[section][key]!r} asked for"
             for section in configs.SECTIONS
@@ -208,17 +188,6 @@ class Run:
         ]
         if changed:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
-
-    def _known_config(self) -> Config:
-        """The config by config.json or, where that is damaged, by the last checkpoint."""
-        try:
-            return self.config()
-        except (FileNotFoundError, ValueError) as error:
-            try:
-                state = read_json(self.last / "training_state.json", finite=False)
-                return configs.from_dict(state["progress"]["config"])
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
-                raise RunError(f"{error}; remove {self.folder} and train again") from error
 
     def restore(self, learner: Learner) -> None:
         """Loads the last checkpoint into the learner. Raises RunError for a damaged one."""
@@ -261,51 +230,18 @@ class Run:
 
     def complete(self, learner: Learner, test: Embeddings, metrics: dict[str, Any]) -> None:
         """Writes the results, metrics.json last."""
-        test.save(self.folder / "test_embeddings.safetensors")
+        test.save(self._test_file)
         self.write_history(learner)  # it may have been damaged since the last epoch
         write_text(self._metrics_file, json.dumps(metrics, indent=2) + "\n")
         files = [p for p in self.folder.glob("*") if p.suffix in (".json", ".csv", ".safetensors")]
         write_sums(self.folder, files + [self._val_file(moment) for moment in self.moments()])
 
-    def remove_checkpoints(self) -> None:
-        """Frees the space of a finished run's weights; its results stay."""
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-
-    # -- names ----------------------------------------------------------------------------------------------------
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "checkpoints" / "last"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "checkpoints" / "best"
-
-    @property
-    def failure_file(self) -> Path:
-        """Beside the run: why a study's run failed."""
-        return self._beside("{}.failed.txt")
-
-    def _beside(self, form: str) -> Path:
+    def beside(self, form: str) -> Path:
         """A file beside the run, named by it. File systems allow 255 bytes, so a long name is cut."""
         folder = self.folder.resolve()  # "." has no name
         name = os.fsencode(folder.name)
         cut = f"{os.fsdecode(name[:200])}-{hashlib.sha256(name).hexdigest()[:8]}"
         return folder.with_name(form.format(cut if len(name) > 240 else folder.name))
 
-    @property
-    def _config_file(self) -> Path:
-        return self.folder / "config.json"
-
-    @property
-    def _metrics_file(self) -> Path:
-        return self.folder / "metrics.json"
-
     def _val_file(self, moment: str) -> Path:
         return self.folder / "val_embeddings" / f"{moment}.safetensors"
-
-    @staticmethod
-    def _embeddings(path: Path) -> Embeddings:
-        from timam.evaluation import Embeddings
-
-        return Embeddings.load(path)

@@ -48,17 +48,11 @@ def fit(
     progress: bool = True,
     after_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains, selects on validation, tests once, and leaves a complete run directory.
+    """Trains, selects on validation, tests once, leaves a complete run directory, and returns its metrics.json.
 
-    Args:
-        config: every setting; it is written to OUTPUT/config.json.
-        output: the run directory. A finished run of the same config is returned without work.
-        resume: continues an interrupted run, or starts one where there is none.
-        progress: shows progress bars and a line for each epoch.
-        after_epoch: called on the main process after each epoch, with the rows of history.csv so far.
-
-    Returns:
-        The content of OUTPUT/metrics.json.
+    A finished run of the same config is returned without work; `resume` continues an interrupted run, or starts one
+    where there is none; `progress` shows bars and a line for each epoch. The main process calls `after_epoch` with the
+    rows of history.csv so far.
 
     Raises:
         BusyError: another process is training this run.
@@ -76,9 +70,8 @@ def fit(
             return finished
         data = training.open_data()
         learner = training.start(data)
-        settings = configs.flat(config)
-        del settings["data.root"]  # a path on this machine, which a tracker may send elsewhere
-        job.start_tracking(run.folder.name, settings)
+        # Without the data's folder on this machine, as a tracker may send the settings elsewhere.
+        job.start_tracking(run.folder.name, {k: v for k, v in configs.flat(config).items() if k != "data.root"})
         while not learner.progress.is_over(config.train):
             training.epoch(learner, data)
             if after_epoch is not None and job.is_main:
@@ -88,8 +81,6 @@ def fit(
 
 @dataclass
 class _Data:
-    """The data set and its splits, with the pixel store of each."""
-
     dataset: Dataset
     train: StoredSplit
     val: StoredSplit
@@ -150,11 +141,11 @@ class _Training:
         self.job.share_weights(model)
         progress, fingerprint = learner.progress, data.dataset.fingerprint()
         if progress.data_fingerprint not in ("", fingerprint):
+            changed = f"fingerprint {progress.data_fingerprint} then, {fingerprint} now, in {data.dataset.image_root}"
             raise RunError(
-                f"{self.run.folder} was begun on other data: fingerprint {progress.data_fingerprint} then, "
-                f"{fingerprint} now, in {data.dataset.image_root}; put the data back or give a new folder"
+                f"{self.run.folder} was begun on other data: {changed}; put the data back or give a new folder"
             )
-        progress.data_fingerprint, progress.config = fingerprint, configs.to_dict(self.config)
+        progress.data_fingerprint = fingerprint
         if (code := code_fingerprint()) not in progress.code:
             progress.code.append(code)
         model.text_encoder.freeze(progress.unfrozen_at is None)
@@ -231,12 +222,7 @@ class _Training:
             progress.kept["before"] = self.run.keep_embeddings("before", embed_split(model, data.val))
 
     def _train_epoch(self, learner: Learner, data: _Data) -> dict[str, Any] | None:
-        """An epoch, or the rest of an interrupted one.
-
-        Returns:
-            The means of all loss terms and the learning rates at the end; None where a signal stopped it between two
-            steps, which `learner.progress` then describes.
-        """
+        """The means of an epoch's loss terms, and its last rates; None where a signal stopped it between two steps."""
         config, job, progress, steps = self.config, self.job, learner.progress, self.epoch_steps(data)
         learner.model.train()
         first, progress.step = progress.step, 0
@@ -267,7 +253,6 @@ class _Training:
         return {**{name: float(value) / steps for name, value in sums.items()}, **learner.rates()}
 
     def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> Inputs:
-        """A batch on the device, augmented, with stored word states where the language model is frozen."""
         device = self.job.device
         pixels = batch.pixels.to(device, non_blocking=True)
         # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
@@ -310,12 +295,8 @@ class _Training:
 def warm_start(model: TIMAM, source: str, show: bool = True) -> None:
     """Copies a trained model's parameters and statistics of the same name and shape, except the identity classifier.
 
-    Args:
-        source: a run, or a saved TIMAM: a folder or the id of a hub repository.
-        show: prints what was copied and what was not.
-
-    Raises:
-        FileNotFoundError, ValueError: no saved model there, or none of its tensors fits.
+    The source is a run, or a saved TIMAM: a folder or the id of a hub repository. `show` prints what was not copied.
+    Raises FileNotFoundError and ValueError: no saved model there, or none of its tensors fits.
     """
     run = Run(Path(source))
     trained = (run.best_model() if run.best.is_dir() else TIMAM.from_pretrained(source)).state_dict()
@@ -345,8 +326,8 @@ def text_inputs(model: TIMAM, stored: StoredSplit, batch: Batch) -> dict[str, Te
 def _validate(model: TIMAM, data: _Data) -> dict[str, float]:
     """Retrieval, modality gap and mean norms on the validation split, as columns of history.csv.
 
-    `train_text_to_image_rank_1` is rank-1 among as many training identities. Far above the validation rank-1, it shows
-    that the model knows its training identities by heart; where both are low, the model has not learned enough yet.
+    `train_text_to_image_rank_1` is rank-1 among as many training identities: far above the validation rank-1, it shows
+    that the model knows these by heart; where both are low, it has not learned enough yet.
     """
     embeddings = embed_split(model, data.val)
     results = evaluate(embeddings)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -132,6 +133,11 @@ def run_grid(
         raise StudyError("\n  ".join([f"{len(unfinished)} of {len(unique)} runs did not finish:", *unfinished]))
 
 
+def failure_file(run: Run) -> Path:
+    """Beside the run: why it failed."""
+    return run.beside("{}.failed.txt")
+
+
 @dataclass(frozen=True)
 class _Work:
     """One call of `run_grid`, as its processes share it."""
@@ -148,17 +154,18 @@ class _Work:
             return None
         reason = "no reason was left: its process was killed, or the disk was full"
         with suppress(FileNotFoundError):
-            reason = run.failure_file.read_text(encoding="utf-8").strip()
+            reason = failure_file(run).read_text(encoding="utf-8").strip()
         return f"{experiment.variant}, seed {experiment.config.train.seed} ({run.folder}): {reason}"
 
     def settled(self, experiment: Experiment) -> bool:
         """Finished, or failed since the start of this call: an older failure is tried again."""
         run = experiment.run(self.runs)
-        return run.finished or (run.failure_file.exists() and run.failure_file.stat().st_mtime >= self.started)
+        failure = failure_file(run)
+        return run.finished or (failure.exists() and failure.stat().st_mtime >= self.started)
 
     def fail(self, experiment: Experiment, error: Exception) -> None:
         with suppress(OSError):  # a full disk has no room for the message either; the other runs go on
-            write_text(experiment.run(self.runs).failure_file, f"{type(error).__name__}: {error}\n")
+            write_text(failure_file(experiment.run(self.runs)), f"{type(error).__name__}: {error}\n")
 
     def train(self, experiment: Experiment) -> None:
         """Trains or resumes one run; leaves its result or the reason of its failure on disk. Raises BusyError."""
@@ -166,8 +173,8 @@ class _Work:
         try:
             fit(experiment.config, run.folder, resume=True, progress=False)
             if not self.keep_models:
-                run.remove_checkpoints()
-            run.failure_file.unlink(missing_ok=True)
+                shutil.rmtree(run.last.parent, ignore_errors=True)  # frees the space of the weights
+            failure_file(run).unlink(missing_ok=True)
         except BusyError:
             raise
         except Exception as error:  # any error of one run; the other runs go on
