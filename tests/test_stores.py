@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,19 +181,6 @@ def test_store_has_its_room_before_it_is_filled(paths, monkeypatch):
     monkeypatch.setattr(images, "read_image", lambda p: read_image(p) if reserved else pytest.fail("filled first"))
     open_pixels(paths, 24, 12, progress=False)
     assert reserved == [(0, 128 + 5 * 3 * 24 * 12)]
-
-
-def test_too_small_disk_is_refused_before_decoding(paths, own_cache, monkeypatch, tiny_model):
-    decoded = count_decoded(monkeypatch)
-    needed = 5 * 3 * 24 * 12
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(OSError, match=r"4,320 bytes.*4,319.*TIMAM_CACHE"):
-        open_pixels(paths, 24, 12, progress=False)
-    assert (decoded, files(own_cache)) == ([], [])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(OSError, match="TIMAM_CACHE"):
-        open_word_states(tiny_model(), CAPTIONS, progress=False)
-    assert files(own_cache) == []
 
 
 # -- word states ------------------------------------------------------------------------------------------------

@@ -6,14 +6,11 @@ caption or model gives another store. Processes that need the same one wait unti
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,55 +43,30 @@ def _open_store(
 ) -> np.ndarray:
     """The array CACHE/kind/name, read-only memory-mapped. Where it is absent or damaged, `fill` writes its values."""
     folder = cache_folder() / kind / name
-    if (stored := _load(folder)) is not None:
-        return stored
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{name}.lock")):  # another run may be building the same store
-        if (stored := _load(folder, warn=True)) is not None:
-            return stored
+        try:
+            check_sums(folder)
+            return np.load(folder / "store.npy", mmap_mode="r")
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}; the store is built again", stacklevel=3)
         with replacing_folder(folder, durable=False) as new:
-            fill(_new_array(new / "store.npy", dtype, shape))
+            array = np.lib.format.open_memmap(new / "store.npy", "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # later, writing to a page on a full disk would kill the process
+                with (new / "store.npy").open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+            fill(array)
             write_sums(new)
     return np.load(folder / "store.npy", mmap_mode="r")
-
-
-def _load(folder: Path, warn: bool = False) -> np.ndarray | None:
-    """The array of a store; None where it is absent or damaged."""
-    if not folder.exists():
-        return None
-    try:
-        check_sums(folder)
-        return np.load(folder / "store.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
-        if warn:
-            warnings.warn(f"{error}; the store is built again", stacklevel=3)
-        return None
-
-
-def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped array whose disk space is reserved: writing to a page on a full disk would kill the process."""
-    size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
-    try:
-        if size > free:
-            raise OSError(errno.ENOSPC, "too small")
-        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # notices a quota below the free space, too
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return array
-    except OSError as error:
-        reason = f"the store needs {size:,} bytes and the disk has {free:,}; set TIMAM_CACHE to another disk"
-        raise OSError(f"{path.parent}: {reason} ({error.strerror})") from error
 
 
 def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool = True) -> np.ndarray:
     """Decoded and resized pictures, read-only memory-mapped: (N, 3, height, width) uint8 in channels-last memory.
 
-    The first call for these files and this size decodes them, in threads; later calls open the stored array.
-
-    Raises:
-        DataError: naming every picture that cannot be read.
-        OSError: too little space on the disk.
+    The first call for these files and this size decodes them, in threads; later calls open the stored array. Raises
+    DataError, naming every picture that cannot be read, and OSError on a full disk.
     """
     stats = [os.stat(container(p)) for p in paths]
     # With ctime, as tools that copy pictures set mtime back.
@@ -125,14 +97,17 @@ class WordStates:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def _rows(self, captions: np.ndarray) -> list[np.ndarray]:
+        return [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
+
     def select(self, captions: np.ndarray) -> WordStates:
         """A copy of the states of some captions, given by their indices, in that order."""
-        rows = [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
-        return WordStates(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(r) for r in rows])]))
+        rows = self._rows(captions)
+        return WordStates(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
     def gather(self, captions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Caption indices (B,) -> word states (B, T, C) float32, right-padded with zeros, and a mask (B, T)."""
-        rows = [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
+        rows = self._rows(captions)
         states = pad_sequence([torch.from_numpy(r.astype(np.float32)) for r in rows], batch_first=True)
         lengths = torch.tensor([len(r) for r in rows])
         return states, (torch.arange(states.shape[1])[None, :] < lengths[:, None]).long()
@@ -200,13 +175,12 @@ class StoredSplit:
         chosen = np.random.default_rng(0).permutation(len(split.identities))[:identities]
         pictures = np.flatnonzero(np.isin(split.image_labels, chosen))
         captions = np.flatnonzero(np.isin(split.caption_labels, chosen))
-        part = Split(
-            name=split.name,
+        part = replace(
+            split,
             image_paths=[split.image_paths[i] for i in pictures],
             image_labels=split.image_labels[pictures],
             captions=[split.captions[i] for i in captions],
             caption_image=np.searchsorted(pictures, split.caption_image[captions]),
-            identities=split.identities,
         )
         words = None if self.words is None else self.words.select(captions)
         blocks = None if self.blocks is None else self.blocks[pictures]
