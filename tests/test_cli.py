@@ -165,7 +165,7 @@ def test_mistakes_are_told_before_torch_is_imported(people, tmp_path):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/config.json").write_text(json.dumps(to_dict(PRESETS["smoke"])))
     calls = {
-        (*train, str(people), "--set", "train.epochs=many"): (2, "train.epochs = 'many': expected a whole number"),
+        (*train, str(people), "--set", "train.epochs=many"): (2, "train.epochs = 'many': expected a valid integer"),
         (*train, str(people), "--set", "train.epochs"): (2, "expected KEY=VALUE"),
         (*train, str(people), "--set", "train.speed=3"): (2, "unknown setting train.speed"),
         (*train, str(people), "--set", "images_per_identity=3"): (2, "expected a divisor of 32"),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from timam.search import Gallery
 
 MOST_DRAWN = 200  # pictures in a figure; they take some ten seconds
+_IMAGES = "Folder of pictures, or a Parquet file with the columns path and embedding; may be repeated."
+_THRESHOLD = """Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the
+    validation sentences about somebody who was not there got an answer. In a larger gallery it will be more."""
 
 
 class _Commands(click.Group):
@@ -69,10 +72,9 @@ def train(
 ) -> None:
     """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
     given = [f"{name}={value}" for name, value in short.items() if value is not None]  # --seed, --init, --column
+    data = [f"data.dataset={dataset}", f"data.root={root.resolve()}"]
     try:
-        config = configs.override(
-            configs.PRESETS[preset], [f"data.dataset={dataset}", f"data.root={root.resolve()}", *given, *settings]
-        )
+        config = configs.override(configs.PRESETS[preset], [*data, *given, *settings])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _require_data(root)
@@ -132,35 +134,17 @@ def evaluate(
 @cli.command()
 @arguments.run
 @click.argument("sentence", required=False)
-@click.option(
-    "--images",
-    type=arguments.ROOT,
-    multiple=True,
-    required=True,
-    help="Folder of pictures, or a Parquet file with the columns path and embedding; may be repeated.",
-)
-@click.option(
-    "--sentences", type=arguments.EXISTING_FILE, help="File with one sentence on each line, instead of SENTENCE."
-)
+@click.option("--images", "folders", type=arguments.ROOT, multiple=True, required=True, help=_IMAGES)
+@click.option("--sentences", type=arguments.EXISTING_FILE, help="File with a sentence a line, instead of SENTENCE.")
 @click.option("--like", type=arguments.EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of pictures to list.")
 @click.option("--approximate", is_flag=True, help="Use a faiss index, for 100,000 pictures or more.")
-@click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode pictures here, or on a Ray cluster."
-)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode here, or on Ray.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
-@click.option(
-    "--threshold",
-    type=arguments.Threshold(),
-    metavar="auto|X",
-    help="Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the validation "
-    "sentences about somebody who was not there got an answer. In a larger or different gallery it will be more.",
-)
+@click.option("--threshold", type=arguments.Threshold(), metavar="auto|X", help=_THRESHOLD)
 @arguments.json
-@click.option(
-    "--figure", type=arguments.FILE, help=f"Also draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf."
-)
-def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
+@click.option("--figure", type=arguments.FILE, help=f"Draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf.")
+def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
     """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
     A folder with its subfolders is encoded once, into RUN/galleries; later only what is new or changed in it. Without
@@ -172,7 +156,7 @@ def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_j
         raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
     if figure is not None:
         _check_figure(figure, queries, k)
-    for folder in images:
+    for folder in folders:
         _require(folder)
     run.require_best()
     least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
@@ -180,7 +164,7 @@ def search(run: Run, images: tuple[Path, ...], k: int, figure: Path | None, as_j
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
-    galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in images]
+    galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in folders]
     for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import reprlib
 import typing
 from contextlib import suppress
@@ -25,6 +26,16 @@ from timam.files import read_json
 LONGEST_TEXT = 100_000  # characters of a caption or query; captions of the benchmarks have at most about 700
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
+
+def check_sentences(texts: list[Any], name: str) -> None:
+    """ValueError, with its NAME for str.format, for what is no text, blank, no Unicode text, or too long."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip() or re.search(r"[\ud800-\udfff]", text):
+            raise ValueError(f"{name.format(i)} = {reprlib.repr(text)}: expected a sentence")
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"{name.format(i)} has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
+
+
 Pixels = Annotated[int, Field(ge=32, le=1024)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,20 +44,6 @@ Nonnegative = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Optimizer = Literal["sgd", "adam", "adamw"]
 T = TypeVar("T")
-
-
-def _expected(field: Any) -> str:
-    """What a setting accepts, in words, from its type and bounds: "a whole number from 32 to 1,024"."""
-    kind, *others = typing.get_args(field.annotation) or (field.annotation,)
-    if typing.get_origin(field.annotation) is Literal:
-        return "one of " + ", ".join((kind, *others))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    bounds = {k: f"{v:,}" for bound in field.metadata for k, v in dataclasses.asdict(bound).items()}
-    names = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    limits = " and ".join(f"{names[k]} {v}" for k, v in bounds.items())
-    if {"ge", "le"} <= set(bounds):
-        limits = f"from {bounds['ge']} to {bounds['le']}"
-    return f"{words.get(kind, 'an object of settings')} {limits}".strip() + (", or none" if others else "")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -64,7 +61,7 @@ def _settings(cls: type[T]) -> type[T]:
         key = f"{section}.{name}".lstrip(".")
         if name not in fields:
             return f"unknown setting {key}; {section or 'a config'} has: {', '.join(fields)}"
-        return f"{key} = {reprlib.repr(error['input'])}: expected {_expected(fields[name])}"
+        return f"{key} = {reprlib.repr(error['input'])}: {error['msg'].replace('Input should be', 'expected')}"
 
     def checked(self: Any, /, **values: Any) -> None:
         try:
@@ -240,11 +237,7 @@ def _parse(text: str, field: Any) -> Any:
 
 
 def override(config: Config, assignments: list[str]) -> Config:
-    """The config with `SECTION.FIELD=VALUE` (or `FIELD=VALUE`) applied in order.
-
-    Raises:
-        ValueError: an unknown setting, a value of the wrong type or out of bounds, or no "=".
-    """
+    """The config with `SECTION.FIELD=VALUE` (or `FIELD=VALUE`) applied in order. ValueError says what is wrong."""
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
@@ -270,9 +263,8 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def load(path: Path) -> Config:
     """Reads a config.json. Raises ValueError naming the file and what is wrong with it."""
-    values = read_json(path)
     try:
-        return from_dict(values)
+        return from_dict(read_json(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

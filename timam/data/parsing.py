@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from timam.config import LONGEST_TEXT
+from timam.config import check_sentences
 from timam.data.records import SPLITS, Record, show
 from timam.files import read_json
 
@@ -99,11 +99,7 @@ def check_captions(captions: list[Any]) -> tuple[str, ...]:
     """The captions of a picture."""
     if not captions:
         raise ValueError("it has no captions")
-    for i, caption in enumerate(captions):
-        if not isinstance(caption, str) or not caption.strip() or re.search(r"[\ud800-\udfff]", caption):
-            raise ValueError(f"caption {i} = {show.repr(caption)}: expected a sentence")
-        if len(caption) > LONGEST_TEXT:
-            raise ValueError(f"caption {i} has {len(caption):,} characters; expected at most {LONGEST_TEXT:,}")
+    check_sentences(captions, "caption {}")
     return tuple(captions)
 
 
@@ -129,12 +125,9 @@ def split_of_name(path: PurePath) -> str | None:
 def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Parsed:
     """Adds the records of rows to `parsed` and returns it; several rows of a picture become one record.
 
-    Without identities every picture is its own. Identities that are not all whole numbers are numbered in the order
-    of their names. Splits that are missing are made of the identities by `by_hash`, and a note says so.
-
-    Args:
-        rows: (source, {"image_path", "captions": list, and where known "identity", "split"}). Instead of "split",
-            "named_split" is what the name of a file says, or None; only such splits are completed.
+    Rows are (source, {"image_path", "captions": list, and where known "identity", "split"}). Instead of "split",
+    "named_split" is what the name of a file says, or None; only such splits are completed. Without identities every
+    picture is its own.
     """
     pictures: dict[str, dict[str, Any]] = {}
     keys: set[str] = set()
@@ -157,10 +150,8 @@ def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Pars
 def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any]]) -> None:
     row = {k: v.strip() if isinstance(v, str) else v for k, v in row.items()}
     path = row["image_path"]
-    if path in ("", None):
-        raise ValueError("image_path is empty")
-    if not isinstance(path, str):
-        raise ValueError(f"image_path = {show.repr(path)}: expected str")
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"image_path = {show.repr(path)}: expected a path")
     captions = check_captions([c.strip() if isinstance(c, str) else c for c in row["captions"]])
     values: dict[str, Any] = {"identity": _identity(row["identity"])} if "identity" in row else {}
     values["split"] = check_split(row["split"] or "") if "split" in row else row.get("named_split")
@@ -189,15 +180,10 @@ def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:
     """The identities' own numbers, if all are whole and differ (pandas writes 3.0 for 3), else positions by name."""
     whole = all(re.fullmatch(r"-?\d{1,18}(\.0+)?", n) for n in names)
     number = {n: int(n.partition(".")[0]) if whole else i for i, n in enumerate(names)}
-    if len(set(number.values())) == len(names):
-        return number
-    first: dict[int, str] = {}
-    alike = [(first[k], n) for n, k in number.items() if first.setdefault(k, n) != n]
-    parsed.warnings.append(
-        f"{parsed.file}: identities {alike[0][0]} and {alike[0][1]} are one number and were read as two names"
-        + (f"; and {len(alike) - 1} more such pairs" if len(alike) > 1 else "")
-    )
-    return {n: i for i, n in enumerate(names)}
+    if len(set(number.values())) < len(names):  # 3 and 03
+        parsed.warnings.append(f"{parsed.file}: identities are one number in several spellings, and read as names")
+        number = {n: i for i, n in enumerate(names)}
+    return number
 
 
 def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:

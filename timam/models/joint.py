@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import reprlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from timam.config import LONGEST_TEXT, ModelConfig
+from timam.config import ModelConfig, check_sentences
 from timam.images import ImageError, any_to_pixels, normalize
 from timam.models import saving, towers
 from timam.models.batching import encode_batches, slices
@@ -42,17 +41,13 @@ class TIMAM(
     paper_url="https://arxiv.org/abs/1908.10534",
     model_card_template=(Path(__file__).parent / "card.md").read_text(encoding="utf-8"),
 ):
-    """Text-Image Modality Adversarial Matching.
+    """Text-Image Modality Adversarial Matching. Raises ValueError for parts that do not fit each other.
 
     Args:
-        model_config: sizes and names.
         num_identities: classes of the identification loss.
         tokenizer: of the language model, or of the learned word embeddings.
         backbone: a torchvision classification model with its head, or a `timam.models.towers.ImageTower`.
         language_model: a text encoder of transformers, or None for learned word embeddings.
-
-    Raises:
-        ValueError: parts that do not fit each other.
     """
 
     def __init__(
@@ -66,27 +61,22 @@ class TIMAM(
         super().__init__()
         if num_identities < 1:
             raise ValueError(f"num_identities = {num_identities}: expected 1 or more")
-        self.model_config = model_config
-        self.num_identities = num_identities
-        self.tokenizer = tokenizer
+        self.model_config, self.num_identities, self.tokenizer = model_config, num_identities, tokenizer
         self.tokenizer.padding_side = "right"  # packed sequences need their padding at the end
-        dim = model_config.embedding_dim
-        keep = model_config.projection == "pretrained"
+        dim, keep = model_config.embedding_dim, model_config.projection == "pretrained"
         has_own = getattr(backbone, "projection", None) is not None
-        size = model_config.image_height, model_config.image_width
-        self.image_encoder = ImageEncoder(backbone, *size, dim, keep)
+        self.image_encoder = ImageEncoder(backbone, model_config.image_height, model_config.image_width, dim, keep)
         words: Any
-        own_projection = None
+        own_projection: nn.Module | None = None
         if language_model is None:
-            width = model_config.word_embedding_dim
-            words = WordEmbeddings(len(tokenizer), width)
+            width, embeddings = model_config.word_embedding_dim, len(tokenizer)
+            words = WordEmbeddings(embeddings, width)
         else:
             words, own_projection = towers.split_text(language_model)
-            width = int(words.config.hidden_size)
+            width, embeddings = int(words.config.hidden_size), words.get_input_embeddings().num_embeddings
             if (limit := towers.longest_input(words)) < model_config.max_tokens:
                 name = model_config.language_model
                 raise ValueError(f"model.max_tokens = {model_config.max_tokens}: {name} reads at most {limit}")
-        embeddings = (words.embedding if language_model is None else words.get_input_embeddings()).num_embeddings
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token")
         if (highest := max(tokenizer.get_vocab().values(), default=0)) >= embeddings:
@@ -111,12 +101,8 @@ class TIMAM(
     def pretrained(cls, model_config: ModelConfig, num_identities: int, captions: list[str]) -> TIMAM:
         """A model with pretrained backbone and language model; the other layers are random, from torch's seed.
 
-        Args:
-            captions: the training captions. They give the vocabulary where word embeddings are learned.
-
-        Raises:
-            timam.models.WeightsError: pretrained weights that could be neither found nor fetched.
-            ValueError: a backbone, a language model or a size that cannot be used.
+        The training captions give the vocabulary where word embeddings are learned. Raises WeightsError for weights
+        that could be neither found nor fetched, and ValueError for encoders or sizes that cannot be used.
         """
         name = model_config.language_model
         configs = fetch_configs(model_config)
@@ -162,8 +148,7 @@ class TIMAM(
         Args:
             images: (B, 3, H, W) float32, normalised.
             attention_mask: (B, T) of 1 for tokens and 0 for padding.
-            token_ids: (B, T) int64; or, while the language model is frozen,
-            word_states: (B, T, C) its stored outputs for them.
+            token_ids: (B, T) int64; or, while the language model is frozen, `word_states` (B, T, C), its outputs.
             lengths: as `TextEncoder.summarize`.
         """
         if word_states is None:
@@ -179,18 +164,12 @@ class TIMAM(
         progress: bool = False,
         unreadable: dict[int, str] | None = None,
     ) -> Tensor:
-        """Embeds pictures in eval mode. Threads decode the next batch meanwhile.
+        """Embeds pictures in eval mode: (N, D) float32 on the CPU, not unit length; compare by cosine similarity.
 
         Args:
             images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
-            progress: shows a bar.
-            unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then.
-
-        Returns:
-            (N, D) float32 on the CPU, not unit length: compare them by cosine similarity.
-
-        Raises:
-            timam.images.ImageError: an unreadable file, where `unreadable` is not given.
+            unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then. Without
+                it, such a file raises `timam.images.ImageError`.
         """
         images, size = list(images), (self.model_config.image_height, self.model_config.image_width)
 
@@ -242,12 +221,12 @@ class TIMAM(
         """Embeds sentences in eval mode: (N, D) float32 on the CPU, not unit length.
 
         Sentences of similar lengths share a batch, which saves padding. Warns where a sentence is longer than
-        `max_tokens`, as its end is not read.
-
-        Raises:
-            ValueError: a text that is not a string, blank, or longer than `timam.config.LONGEST_TEXT`.
+        `max_tokens`, as its end is not read; ValueError for what is no string, blank, or longer than `LONGEST_TEXT`.
         """
-        texts = _checked(texts)
+        if isinstance(texts, str):
+            raise ValueError(f"texts = {texts!r}: expected a list of strings, found one string")
+        texts = list(texts)  # by position, also of a pandas column with an index of its own
+        check_sentences(texts, "texts[{}]")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         longest = 0
 
@@ -260,20 +239,13 @@ class TIMAM(
         bar = "encoding texts" if progress else None
         encoded = encode_batches(self, slices(order, batch_size), load, self.text_encoder, bar)
         rows = torch.cat([torch.empty(0, self.model_config.embedding_dim), *encoded])
-        if longest >= self.model_config.max_tokens:  # a sentence may have been cut
-            self._warn_of_cut(texts)
-        return torch.empty_like(rows).index_copy_(0, torch.tensor(order, dtype=torch.int64), rows)
-
-    def _warn_of_cut(self, texts: list[str]) -> None:
         limit = self.model_config.max_tokens
-        lengths = map(len, self.tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
-        cut = [text for text, length in zip(texts, lengths, strict=True) if length > limit]
-        if cut:
-            warnings.warn(
-                f"{len(cut)} of {len(texts)} sentences are longer than the {limit} tokens that the model reads; "
-                f"their end is cut off, for example of {reprlib.repr(cut[0])}",
-                stacklevel=3,
-            )
+        if longest >= limit:  # a sentence may have been cut
+            whole = self.tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
+            if cut := [text for text, ids in zip(texts, whole, strict=True) if len(ids) > limit]:
+                read = f"longer than the {limit} tokens that the model reads; their end is cut off, for example of"
+                warnings.warn(f"{len(cut)} of {len(texts)} sentences are {read} {reprlib.repr(cut[0])}", stacklevel=2)
+        return torch.empty_like(rows).index_copy_(0, torch.tensor(order, dtype=torch.int64), rows)
 
     def encode_word_states(self, word_states: Any, batch_size: int = 64) -> Tensor:
         """Embeds captions from a `timam.stores.WordStates`: (M, D) float32 on the CPU, not unit length."""
@@ -303,22 +275,7 @@ class TIMAM(
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
         """Reads a folder that `save_pretrained` wrote, or a hub repository; in eval mode, on the CPU.
 
-        `options` are huggingface_hub's: revision, cache_dir, force_download, local_files_only and token.
-
-        Raises:
-            FileNotFoundError: no such folder, or one that is not a saved model.
-            ValueError: a file that is damaged or does not fit the others, by name.
+        `options` are huggingface_hub's: revision, cache_dir, force_download, local_files_only and token. Raises
+        FileNotFoundError where no saved model is, and ValueError, naming a file that is damaged or does not fit.
         """
         return saving.load(cls, saving.fetched(str(pretrained_model_name_or_path), **options))
-
-
-def _checked(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError(f"texts = {texts!r}: expected a list of strings, found one string")
-    texts = list(texts)  # by position, also of a pandas column with an index of its own
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip() or re.search(r"[\ud800-\udfff]", text):
-            raise ValueError(f"texts[{i}] = {reprlib.repr(text)}: expected a sentence")
-        if len(text) > LONGEST_TEXT:
-            raise ValueError(f"texts[{i}] has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
-    return texts
