@@ -6,6 +6,7 @@ import pytest
 from timam import gap
 from timam.collapse import training_warnings
 from timam.gap import GAP_MEASURES, modality_gap
+from timam_lab.baselines import Centering, center_modalities
 
 
 def two_modalities(shift: float, count: int = 300, dim: int = 8, identities: int = 60, seed: int = 0):
@@ -172,7 +173,7 @@ def test_large_splits_are_measured_on_whole_identities(monkeypatch):
 @pytest.mark.parametrize("standardise", [False, True])
 def test_centring_by_hand(standardise):
     # Unit vectors at 0 and 90 degrees: mean (1/2, 1/2), deviations (1/2, 1/2), whatever the lengths.
-    fitted = gap.Centering.fit(np.array([[3.0, 0], [0, 0.1]]), standardise)
+    fitted = Centering.fit(np.array([[3.0, 0], [0, 0.1]]), standardise)
     # (1, 0) becomes (1/2, -1/2); (0.6, 0.8) becomes (0.1, 0.3). Equal deviations change no direction.
     expected = np.array([[1, -1], [1, 3]]) / np.sqrt([[2], [10]])
     np.testing.assert_allclose(fitted(np.array([[5.0, 0], [6.0, 8.0]])), expected, rtol=1e-12)
@@ -183,9 +184,9 @@ def test_standardising_equals_the_spread_of_the_coordinates():
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = (unit - unit.mean(axis=0)) / unit.std(axis=0)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(gap.Centering.fit(rows, standardise=True)(rows), expected, rtol=1e-12)
+    np.testing.assert_allclose(Centering.fit(rows, standardise=True)(rows), expected, rtol=1e-12)
     same = np.ones((4, 4), np.float32)
-    for centred in gap.center_modalities(same, same, (same, same), standardise=True):  # finite, and of the same dtype
+    for centred in center_modalities(same, same, (same, same), standardise=True):  # finite, and of the same dtype
         assert centred.dtype == np.float32
         np.testing.assert_array_equal(centred, 0)
 
@@ -194,7 +195,7 @@ def test_centring_removes_a_shift_from_other_samples():
     images, texts, labels, _ = two_modalities(shift=6.0, seed=0)
     val_images, val_texts, *_ = two_modalities(shift=6.0, seed=1)
     assert modality_gap(images, texts, labels, labels)["probe_accuracy"] > 0.95
-    after = modality_gap(*gap.center_modalities(images, texts, (val_images, val_texts)), labels, labels)
+    after = modality_gap(*center_modalities(images, texts, (val_images, val_texts)), labels, labels)
     assert after["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
     # Isotropic directions: means of 300, less means of 300, for both modalities: sqrt(4 / 300) = 0.12, by chance.
     assert after["centroid_distance"] < 0.25

@@ -1,8 +1,7 @@
-"""The modality gap: how far apart image and text embeddings are, and its removal after training. NumPy arrays only."""
+"""The modality gap: how far apart image and text embeddings are, in NumPy arrays."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,23 +36,22 @@ def modality_gap(
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Measures how far apart the modalities are, on unit-length embeddings.
+    """Measures how far apart the modalities are, on unit-length embeddings: a number for each of `GAP_MEASURES`.
+
+    Probes: balanced accuracy on identities that they were not fitted on, of a logistic regression and of a support
+    vector machine with a Gaussian kernel. mmd_squared: with the kernel exp(-2 |x - y|^2), unbiased, so it can be
+    slightly negative (Gretton et al., JMLR 2012). cross_modal_neighbours: among a sample's 10 nearest, averaged over
+    the modalities; 0 = separate. alignment: in [0, 4]; NaN without an identity of both modalities. Uniformities: log of
+    the mean of the same kernel over two images, or two texts, in [-8, 0]; lower = more spread out (Wang and Isola,
+    ICML 2020).
 
     Args:
-        image_embeddings: (N, D) of any norm; text_embeddings: (M, D). If there are more than 5,000 images or texts,
+        image_embeddings, text_embeddings: (N, D), (M, D) of any norm. If there are more than 5,000 images or texts,
             randomly drawn identities with at most 5,000 are measured.
-        image_labels: (N,) identities, at least two, else ValueError; text_labels: (M,).
+        image_labels, text_labels: (N,), (M,) identities, at least two, else ValueError.
         nonlinear: also fits a kernel probe, which takes longer.
         resamples: adds NAME_low and NAME_high for each measure: a 95 % percentile bootstrap interval that resamples
             whole identities. The probes are not fitted again.
-
-    Returns:
-        A number for each of `GAP_MEASURES`. Probes: balanced accuracy on identities that they were not fitted on, of a
-        logistic regression and of a support vector machine with a Gaussian kernel. mmd_squared: with the kernel
-        exp(-2 |x - y|^2), unbiased, so it can be slightly negative (Gretton et al., JMLR 2012). cross_modal_neighbours:
-        among a sample's 10 nearest, averaged over the modalities; 0 = separate. alignment: in [0, 4]; NaN without an
-        identity of both modalities. Uniformities: log of the mean of the same kernel over two images, or two texts, in
-        [-8, 0]; lower = more spread out (Wang and Isola, ICML 2020).
     """
     identities, labels = np.unique(np.concatenate([image_labels, text_labels]), return_inverse=True)
     if len(identities) < 2:
@@ -87,10 +85,7 @@ def _draw_identities(labels: np.ndarray, is_image: np.ndarray, seed: int) -> np.
 def _measures(
     embeddings: np.ndarray, identity: np.ndarray, is_image: np.ndarray, weights: np.ndarray, nonlinear: bool
 ) -> dict[str, np.ndarray]:
-    """Each measure (B,), for B weightings of the identities (B, C): how often each of them is counted.
-
-    Embeddings (N, D) are of unit length, images first; identity (N,) is in [0, C).
-    """
+    """Each measure (B,) of unit-length embeddings (N, D), for B weights (B, C) of the identities (N,) in [0, C)."""
     split = np.array([is_image.sum()])
     one_hot = csr_array((np.ones(len(identity)), (identity, np.arange(len(identity)))))  # (C, N)
     sums = one_hot[:, is_image], one_hot[:, ~is_image]  # product with (n, ...): sums by identity
@@ -154,38 +149,6 @@ def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndar
     folds = GroupKFold(min(5, len(np.unique(identities))))
     pipeline = make_pipeline(StandardScaler(), probe)
     return cross_val_predict(pipeline, embeddings, is_image, groups=identities, cv=folds) == is_image
-
-
-@dataclass(frozen=True)
-class Centering:
-    """Maps one modality's embeddings (N, D) of any norm to unit-length ones, centred at the modality's mean."""
-
-    mean: np.ndarray  # (D,) of unit-length embeddings
-    scale: np.ndarray  # (D,) their standard deviations, or ones
-
-    @classmethod
-    def fit(cls, embeddings: np.ndarray, standardise: bool = False) -> Centering:
-        """The means, and with `standardise` the standard deviations, of unit-length embeddings."""
-        unit = _unit_rows(embeddings)
-        scale = unit.std(axis=0) if standardise else np.ones_like(unit[0])
-        return cls(unit.mean(axis=0), np.where(scale > 0, scale, np.ones_like(scale)))
-
-    def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-        return _unit_rows((_unit_rows(embeddings) - self.mean) / self.scale)
-
-
-def center_modalities(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    fitted_on: tuple[np.ndarray, np.ndarray],
-    standardise: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, D) and (M, D) with each modality's mean removed, which closes most of the gap without training.
-
-    `fitted_on`: image and text embeddings of the validation split, never those that are tested.
-    """
-    image_centering, text_centering = (Centering.fit(embeddings, standardise) for embeddings in fitted_on)
-    return image_centering(image_embeddings), text_centering(text_embeddings)
 
 
 def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
