@@ -84,9 +84,9 @@ def test_unknown_backbones_are_refused():
     no_linear.fc, no_pooling.classifier = nn.ReLU(), nn.Linear(3, 10)
     no_pooling.forward = lambda x: x  # as a model of segmentation
     for backbone, message in [
-        (nn.Conv2d(3, 4, 3), "Conv2d has no fc, classifier, heads or head"),
+        (nn.Conv2d(3, 4, 3), "Conv2d has no linear layer to remove in fc, classifier, heads, head"),
         (no_pooling, r"Module gives \(2, 3, 64, 32\)"),
-        (no_linear, "Module.fc holds no linear layer"),
+        (no_linear, "Module has no linear layer to remove"),
         (small_vit(), "VisionTransformer does not take pictures of 64x32 pixels"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -296,7 +296,7 @@ def test_identities_that_are_one_number_in_two_forms_stay_apart_with_a_warning(t
     dataset = load_dataset("csv", write_table(tmp_path, [HEADER, *rows]), ("train",))
     assert len({r.identity for r in dataset.records}) == 2
     (warning,) = dataset.warnings
-    assert f"identities {min(one, other)} and {max(one, other)} are one number and were read as two names" in warning
+    assert "identities are one number in several spellings" in warning
 
 
 def test_table_without_splits_is_split_by_identity_reproducibly(tmp_path):
@@ -408,7 +408,7 @@ FAULTS = {
     "csv": {
         "no caption column": ("image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
         "empty caption": ("image_path,caption\np/0.png, \n", "row 1: caption 0 = ''"),
-        "empty path": ("image_path,caption\n,a man\n", "row 1: image_path is empty"),
+        "empty path": ("image_path,caption\n,a man\n", "row 1: image_path = '': expected a path"),
         "empty identity": ("image_path,caption,identity\np/0.png,a man,\n", "row 1: identity is empty"),
         "unknown split": ("image_path,caption,split\np/0.png,a man,dev\n", "row 1: unknown split 'dev'"),
         "two identities": ("image_path,caption,identity\np/0.png,a,x\np/0.png,b,y\n",
@@ -436,8 +436,8 @@ FAULTS = {
         "lists in lists": (parquet(caption=[[["a man"]]] * 6), "row 1: caption 0 = ['a man']"),
         "bytes": (parquet(caption=[b"a man"] * 6), "row 1: caption 0 = b'a man'"),
         "numbers": (parquet(caption=[1.5] * 6), "row 1: caption 0 = 1.5"),
-        "path a number": (parquet(image_path=list(range(6))), "row 1: image_path = 0: expected str"),
-        "no path": (parquet(image_path=[None] * 6), "row 1: image_path is empty"),
+        "path a number": (parquet(image_path=list(range(6))), "row 1: image_path = 0: expected a path"),
+        "no path": (parquet(image_path=[None] * 6), "row 1: image_path = None: expected a path"),
         "split a number": (parquet(split=[1] * 6), "row 1: unknown split 1"),
         "no rows": (parquet(**dict.fromkeys(("image_path", "caption", "identity", "split"), pa.array([], pa.string()))),
                     "no records"),
@@ -661,7 +661,7 @@ def test_ten_megabytes_of_caption_are_refused_in_a_short_message(tmp_path):
 # -- paths and links --------------------------------------------------------------------------------------------
 
 
-def test_linked_root_picture_folder_and_folders_in_it_are_followed_and_said(tmp_path):
+def test_linked_root_picture_folder_and_folders_in_it_are_followed(tmp_path):
     store = small(tmp_path / "store")
     root = tmp_path / "root"
     root.mkdir()
@@ -669,8 +669,7 @@ def test_linked_root_picture_folder_and_folders_in_it_are_followed_and_said(tmp_
     (root / "imgs").symlink_to(store / "imgs")
     (tmp_path / "link").symlink_to(root)
     for given_root in (root, tmp_path / "link"):
-        dataset = load_dataset("cuhk-pedes", given_root)
-        assert dataset.notes == ("links lead out of the root to the pictures of imgs/cam_a",)
+        assert len(load_dataset("cuhk-pedes", given_root).records) == 10
     (root / "imgs").unlink()
     (root / "imgs").mkdir()
     (root / "imgs/cam_a").symlink_to(store / "imgs/cam_a")

@@ -16,12 +16,9 @@ MAX_ACCURACY, MIN_ACCURACY = 0.98, 0.02
 
 
 def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> list[str]:
-    """What has collapsed in an epoch, and what usually helps; empty if nothing has.
+    """What has collapsed in an epoch, a row of RUN/history.csv, and what usually helps; empty if nothing has.
 
-    Args:
-        row: of RUN/history.csv; missing measures are not checked, nor is the discriminator without an adversarial loss.
-        gradient_penalty: `loss.gradient_penalty` of the run. With it, a discriminator that is always right still has
-            a useful gradient, and there is no warning.
+    With `loss.gradient_penalty`, a discriminator that is always right still has a useful gradient: no warning.
     """
     warnings = []
     for modality in ("image", "text"):

@@ -15,8 +15,7 @@ from pathlib import Path
 from threading import Lock
 
 _BATCH = 16  # rows that are decoded at once
-_KEPT = 8  # batches that are kept, as parallel threads ask for rows not quite in order ...
-_KEPT_BYTES = 1 << 28  # ... and at most this many bytes
+_KEPT = 8  # batches that are kept, as parallel threads ask for rows not quite in order
 
 
 def container(path: Path) -> Path:
@@ -29,12 +28,7 @@ def container(path: Path) -> Path:
 
 
 def open_picture(path: Path) -> Path | io.BytesIO:
-    """What Pillow can open: the path of a picture file, or the bytes of an embedded picture.
-
-    Raises:
-        OSError: no such file.
-        ValueError: no such picture in it.
-    """
+    """What Pillow can open: the path of a picture file, or the bytes of an embedded one. OSError and ValueError."""
     file = container(path)
     if file == path:
         return path
@@ -98,5 +92,3 @@ class _Column:
         values = (column.field("bytes") if self.is_struct else column).to_pylist()
         self.kept.append((self.next, values))
         self.next += len(values)
-        while len(self.kept) > 1 and sum(len(v or b"") for _, batch in self.kept for v in batch) > _KEPT_BYTES:
-            self.kept.popleft()

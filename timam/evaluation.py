@@ -70,16 +70,11 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
 def evaluate(
     embeddings: Embeddings, kind: str = "identity", folds: int = 1, thresholds: Mapping[float, float] | None = None
 ) -> dict[str, Any]:
-    """Everything that is reported of a split.
+    """Everything that is reported of a split; kind and folds are those of the `timam.data.Dataset`.
 
-    Args:
-        kind, folds: of the `timam.data.Dataset`.
-        thresholds: those of `open_set_thresholds` of the validation split.
-
-    Returns:
-        {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}, and
-        "class_level" (`class_retrieval_metrics`) for the kind "class", "folds" (`evaluate_folds`) for several folds of
-        at least one picture each, "open_set" (`evaluate_open_set`) for at least 10 identities.
+    Returns {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}, and
+    "class_level" (`class_retrieval_metrics`) for the kind "class", "folds" (`evaluate_folds`) for several folds of at
+    least one picture each, "open_set" (`evaluate_open_set`, with these thresholds) for at least 10 identities.
     """
     e, results = embeddings, _both_directions(embeddings)
     if kind == "class":
@@ -114,10 +109,9 @@ def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] 
 
     The captions of those identities then have no right answer, and a search should say that nothing fits.
 
-    Returns:
-        {"text_to_image": {"queries", "unknown", "gallery", ...}}: numbers of captions, of those without a right answer
-        and of pictures, and `open_set_metrics` with thresholds chosen on this split, keyed by rates as text. With
-        `thresholds` chosen on another split also {"threshold", "at_threshold": {the rates that they achieve here}}.
+    Returns {"text_to_image": {"queries", "unknown", "gallery", ...}}: numbers of captions, of those without a right
+    answer and of pictures, and `open_set_metrics` with thresholds chosen on this split, keyed by rates as text. With
+    `thresholds` chosen on another split also {"threshold", "at_threshold": {the rates that they achieve here}}.
     """
     texts, images, text_labels, image_labels = embeddings.direction("text_to_image")
     absent = text_labels.unique()[1::2]
@@ -150,12 +144,8 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     The parts are contiguous in the pictures' order, which is the annotation file's (Karpathy and Fei-Fei, CVPR 2015),
     of N // folds pictures each; the last part takes the remaining ones. Captions go with their picture.
 
-    Returns:
-        {"folds", "text_to_image", "image_to_text"}: the plain mean over the parts of all that `evaluate` gives of a
-        direction, "queries" and "gallery" included.
-
-    Raises:
-        ValueError: not 1 to N folds, pictures that share a label, or a caption or picture without the other.
+    Returns {"folds", "text_to_image", "image_to_text"}: the plain means over the parts, "queries" and "gallery"
+    included. ValueError: not 1 to N folds, pictures that share a label, or a caption or picture without the other.
     """
     labels, position = embeddings.image_labels.sort()  # not 0 .. N-1 where identities do not ascend in the file
     if not 1 <= folds <= len(labels):

@@ -14,12 +14,8 @@ from typing import Any
 class Interrupted(KeyboardInterrupt):
     """SIGINT (Ctrl-C, the stop button of a notebook) or SIGTERM (a batch system, before it kills)."""
 
-    def __init__(
-        self,
-        message: str = "interrupted; the same command goes on (timam train: with --resume)",
-        number: int = signal.SIGINT,
-    ) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message or "interrupted; the same command goes on (timam train: with --resume)")
         self.exit_code = 128 + number  # as shells have it: 130 for SIGINT, 143 for SIGTERM
 
 

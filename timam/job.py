@@ -67,8 +67,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if processes() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    pending = [dist.all_reduce(g, async_op=True) for g in gradients]
-    for work in pending:
+    for work in [dist.all_reduce(g, async_op=True) for g in gradients]:
         work.wait()
     torch._foreach_div_(gradients, processes())
 
@@ -115,13 +114,8 @@ def _precision(setting: str) -> str:
 class Job:
     """This process's place in the job: its device and precision, the signals it received, and the other processes.
 
-    Args:
-        mixed_precision: `train.mixed_precision`: "auto", "no" or "bf16".
-        tracker: `train.tracker`.
-        folder: where TensorBoard's files go.
-
-    Raises:
-        RunError: several processes were started, but they cannot find each other; or the tracker is not installed.
+    The settings are `train.mixed_precision` and `train.tracker`; TensorBoard's files go to `folder`. Raises RunError:
+    several processes were started, but they cannot find each other; or the tracker is not installed.
     """
 
     def __init__(self, mixed_precision: str = "auto", tracker: str = "none", folder: Path | None = None) -> None:
@@ -147,8 +141,7 @@ class Job:
     def running(self) -> Iterator[None]:
         """Inside, SIGINT and SIGTERM raise `Interrupted`, or wait while `signals.held`.
 
-        Raises:
-            RunError: this process cannot go on, in a job of several; torch's error alone would not say what to do.
+        In a job of several processes, RunError says what to do where torch's error alone would not.
         """
         try:
             with interruptible(several=self.count > 1) as self.signals:
@@ -170,7 +163,6 @@ class Job:
         self._accelerator.init_trackers("timam", settings, options)
 
     def track(self, row: dict[str, Any]) -> None:
-        """Gives the tracker a row of the history."""
         self._accelerator.log(row, step=row["epoch"])
 
     def on_main(self, compute: Callable[[], Result]) -> Result:
@@ -185,7 +177,6 @@ class Job:
         return self._accelerator.main_process_first()
 
     def wait(self) -> None:
-        """Waits until every process is here."""
         self._accelerator.wait_for_everyone()
 
     def interrupted(self) -> bool:
@@ -202,11 +193,7 @@ class Job:
         return self._accelerator.autocast()
 
     def step(self, loss: Tensor, optimizers: Sequence[Optimizer], gradient_clip: float) -> None:
-        """Backward pass, then one step of the optimizers.
-
-        Args:
-            gradient_clip: the largest norm of the gradient of all their parameters together; 0 does not clip.
-        """
+        """Backward pass, then one step; `gradient_clip` limits the norm of all their gradients together, 0 does not."""
         loss.backward()
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         average_gradients(parameters)

@@ -153,21 +153,14 @@ def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
 def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
     """Identification loss of one modality: cross-entropy of logits = embeddings . (W_c / ||W_c||) + b_c.
 
-    The paper's L_I is the sum over the two modalities.
-
-    Args:
-        embeddings: (B, D) floating point, not normalised.
-        class_weights: (C, D), a row for each training identity. bias: (C,).
-        identity_labels: (B,) int64 in [0, C); on the CPU, another label raises ValueError.
+    The paper's L_I is the sum over the two modalities. Embeddings (B, D), not normalised; class_weights (C, D), a row
+    for each training identity; bias (C,); labels in [0, C): on the CPU, another one raises ValueError.
     """
     return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=True)
 
 
 def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
-    """As `norm_softmax_loss`, but the class-weight rows keep their length: logits = embeddings . W_c + b_c.
-
-    A classifier can then lower its loss by longer rows alone, which does not improve the embeddings' angles.
-    """
+    """As `norm_softmax_loss`, but rows keep their length: longer ones lower the loss without better embeddings."""
     return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=False)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +30,6 @@ _MOST_COMPARED = 128  # with more relevant items per query than this, sorting is
 _TIE = 32  # similarities closer than this many machine epsilons tie: rounding separates equal vectors by 2 to 14
 
 PerQuery = Mapping[str, np.ndarray]  # what `query_metrics` returns
-_Named = tuple[str, Tensor, Tensor]  # name, embeddings, labels
 
 
 class _Sides(NamedTuple):
@@ -52,13 +50,13 @@ class Metric:
     values: Callable[[PerQuery], np.ndarray]  # results of `query_metrics` -> one value per query, (Q,) in [0, 1]
 
 
-def _within(k: int, per_query: PerQuery) -> np.ndarray:
-    return (per_query["rank"] <= k).astype(float)
+def _within(k: int) -> Callable[[PerQuery], np.ndarray]:
+    return lambda per_query: per_query["rank"] <= k
 
 
 def declare_metrics(ranks: Sequence[int]) -> dict[str, Metric]:
     """The retrieval metrics by name, with a rank-k for each k."""
-    return {f"rank_{k}": Metric(f"R@{k}", partial(_within, k)) for k in ranks} | {
+    return {f"rank_{k}": Metric(f"R@{k}", _within(k)) for k in ranks} | {
         "mAP": Metric("mAP", lambda per_query: per_query["average_precision"]),
         "mINP": Metric("mINP", lambda per_query: per_query["inverse_penalty"]),
     }
@@ -88,9 +86,8 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """{"rank_1", ..., "mAP", "mINP"}: the means over the queries of `query_metrics`.
 
-    Args:
-        ranks: each k of rank-k, the share of queries with a relevant item among the first k. It may exceed G.
-        drop_without_positive: leaves queries without a relevant item out; otherwise they raise ValueError.
+    `ranks` are the k of rank-k, the share of queries with a relevant item among the first k; k may exceed G. Queries
+    without a relevant item raise ValueError, unless `drop_without_positive` leaves them out.
     """
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks = {tuple(ranks)}: expected 1 or more")
@@ -146,17 +143,15 @@ def open_set_metrics(
     face recognition (Phillips, Grother and Micheals, "Evaluation Methods in Face Recognition", 2011).
 
     Args:
-        false_alarm_rates: the allowed shares of unknown queries that are answered, each in [0, 1).
+        false_alarm_rates: the allowed shares of unknown queries that are answered, each in [0, 1), else ValueError.
         thresholds: {rate: cosine} that were chosen on other data, to be used instead. The result then also has
             "false_alarm_rate": {rate: share}, what they lead to here.
 
     Returns:
         "threshold": {rate: cosine}, the smallest at which at most that share of the unknown queries has its largest
         cosine above it; "detection_identification_rate": {rate: share} of the known queries whose most similar item is
-        relevant and above the threshold. A tie with the threshold counts against the query.
-
-    Raises:
-        ValueError: also for a rate out of range, and no known or no unknown query.
+        relevant and above the threshold. A tie with the threshold counts against the query. ValueError where there is
+        no known or no unknown query.
     """
     if not all(0 <= rate < 1 for rate in false_alarm_rates):
         raise ValueError(f"false_alarm_rates = {tuple(false_alarm_rates)}: expected at least 0, below 1")
@@ -177,25 +172,25 @@ def open_set_metrics(
     return result
 
 
-def _checked_sides(queries: _Named, gallery: _Named, kind: str = "labels") -> _Sides:
-    """Embeddings in float32 or float64 and labels on their device, or a ValueError that says which input is wrong."""
-    (a, a_labels), (b, b_labels) = _checked(*queries, kind), _checked(*gallery, kind)
-    if a.shape[1] != b.shape[1]:
-        shapes = f"{queries[0]}_embeddings {tuple(a.shape)} and {gallery[0]}_embeddings {tuple(b.shape)}"
-        raise ValueError(f"{shapes}: D differs")
-    return _Sides(a, b, a_labels, b_labels)
-
-
-def _checked(name: str, embeddings: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
-    shape, labels_shape = tuple(embeddings.shape), tuple(labels.shape)
-    if len(shape) != 2 or shape[0] == 0:
-        raise ValueError(f"{name}_embeddings {shape}: expected (N, D) with N at least 1")
-    if labels_shape != shape[:1]:
-        raise ValueError(f"{name}_{kind} {labels_shape}: expected {shape[:1]} to match {shape}")
-    if bad := int((~torch.isfinite(embeddings)).sum()):
-        raise ValueError(f"{name}_embeddings: {bad} values are not finite")
-    return embeddings if embeddings.dtype == torch.float64 else embeddings.float(), labels.to(embeddings.device)
+def _checked_sides(*sides: tuple[str, Tensor, Tensor], kind: str = "labels") -> _Sides:
+    """(name, embeddings, labels) of queries and gallery in float32 or float64, or a ValueError that names the input."""
+    checked = []
+    for name, embeddings, labels in sides:
+        embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
+        shape, labels_shape = tuple(embeddings.shape), tuple(labels.shape)
+        if len(shape) != 2 or shape[0] == 0:
+            raise ValueError(f"{name}_embeddings {shape}: expected (N, D) with N at least 1")
+        if labels_shape != shape[:1]:
+            raise ValueError(f"{name}_{kind} {labels_shape}: expected {shape[:1]} to match {shape}")
+        if bad := int((~torch.isfinite(embeddings)).sum()):
+            raise ValueError(f"{name}_embeddings: {bad} values are not finite")
+        embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        checked.append((embeddings, labels.to(embeddings.device)))
+    (queries, query_labels), (gallery, gallery_labels) = checked
+    if queries.shape[1] != gallery.shape[1]:
+        shapes = [f"{name}_embeddings {tuple(e.shape)}" for (name, *_), (e, _) in zip(sides, checked, strict=True)]
+        raise ValueError(f"{' and '.join(shapes)}: D differs")
+    return _Sides(queries, gallery, query_labels, gallery_labels)
 
 
 def _unit(sides: _Sides) -> _Sides:
@@ -209,7 +204,7 @@ def _by_chunk(
 ) -> dict[str, np.ndarray]:
     """`function(similarity (q, G), order (G,), start (q,), count (q,))`, for q queries at a time.
 
-    `order` sorts the gallery by label. A query's relevant items are `order[start : start + count]`.
+    `order` sorts the gallery by label; a query's relevant items are `order[start : start + count]`.
     """
     queries, gallery, *labels = sides
     _, label = torch.cat(labels).unique(return_inverse=True)
@@ -241,16 +236,14 @@ def _count_at_least(similarity: Tensor, bounds: Tensor) -> Tensor:
     counts = torch.zeros(bounds.shape, dtype=torch.float64, device=bounds.device)
     columns = min(similarity.shape[1], _BLOCK)
     rows = max(1, _BLOCK // columns)
-    for first in range(0, len(similarity), rows):
-        part, part_bounds = similarity[first : first + rows], bounds[first : first + rows]
+    for part, least, count in zip(similarity.split(rows), bounds.split(rows), counts.split(rows), strict=True):
         if bounds.shape[1] > _MOST_COMPARED:
-            reached = part.shape[1] - torch.searchsorted(part.sort(dim=1).values, part_bounds)
-            counts[first : first + rows] = reached
+            count[:] = part.shape[1] - torch.searchsorted(part.sort(dim=1).values, least)
             continue
         for block in part.split(columns, dim=1):
             reached = torch.empty_like(block)  # 1 or 0 in floating point: many times faster to sum than booleans
             for i in range(bounds.shape[1]):
-                counts[first : first + rows, i] += torch.ge(block, part_bounds[:, i, None], out=reached).sum(dim=1)
+                count[:, i] += torch.ge(block, least[:, i, None], out=reached).sum(dim=1)
     return counts
 
 
@@ -316,11 +309,12 @@ def class_retrieval_metrics(
     k: int = 50,
     **options: str,
 ) -> dict[str, float]:
-    """Image-to-text rank-1 and text-to-image AP@k, as reported on CUB and Oxford Flowers (Reed et al., CVPR 2016).
+    """{"image_to_text_rank_1", f"text_to_image_ap_{k}"} as reported on CUB and Oxford Flowers (Reed et al., CVPR 2016).
 
     Reed et al.'s "AP@50" is the precision among the first 50 images, averaged over the classes. It is neither the
     average precision of `query_metrics` nor divided by a class's number of images. Papers differ in three more choices
-    or leave them open, hence the options. Reed et al.'s code has "class_mean", "class_mean", "dot".
+    or leave them open, hence the options. Reed et al.'s code has "class_mean", "class_mean", "dot". ValueError also for
+    an unknown option, k below 1, and a class without an image or without a caption.
 
     Args:
         k: how many of the first images count; of fewer images, all. A class of fewer than k cannot reach 1.
@@ -329,12 +323,6 @@ def class_retrieval_metrics(
         gallery: of image-to-text. "caption": the nearest caption must be of the image's class. "class_mean": the
             nearest mean of a class's captions must be. Either way the mean is over the images.
         similarity: "cosine" or "dot", the inner product, which favours long gallery vectors.
-
-    Returns:
-        {"image_to_text_rank_1", f"text_to_image_ap_{k}"}.
-
-    Raises:
-        ValueError: also for an unknown option, k below 1, and a class without an image or without a caption.
     """
     chosen = {name: values[0] for name, values in CLASS_OPTIONS.items()} | options
     for name, value in chosen.items():
@@ -343,7 +331,7 @@ def class_retrieval_metrics(
     if k < 1:
         raise ValueError(f"k = {k}: expected 1 or more")
     images, captions, image_classes, caption_classes = _checked_sides(
-        ("image", image_embeddings, image_classes), ("caption", caption_embeddings, caption_classes), "classes"
+        ("image", image_embeddings, image_classes), ("caption", caption_embeddings, caption_classes), kind="classes"
     )
     if missing := sorted(set(image_classes.tolist()) ^ set(caption_classes.tolist())):
         raise ValueError(f"{len(missing)} classes have no image or no caption; the first is {missing[0]}")
@@ -377,8 +365,5 @@ def _scaled_for_dot(sides: _Sides) -> _Sides:
 
 def _hits(k: int, sides: _Sides) -> Tensor:
     """How many of each query's first k gallery items are relevant, (Q,) float64."""
-
-    def count_hits(*chunk: Tensor) -> dict[str, Tensor]:
-        return {"hits": (_relevant_ranks(*chunk) <= k).sum(dim=1).double()}
-
-    return torch.from_numpy(_by_chunk(count_hits, sides)["hits"]).to(sides.queries.device)
+    found = _by_chunk(lambda *chunk: {"hits": (_relevant_ranks(*chunk) <= k).sum(dim=1).double()}, sides)
+    return torch.from_numpy(found["hits"]).to(sides.queries.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,55 +35,33 @@ from timam.models.joint import IMAGE, TEXT
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch on its device. B is the number of pairs of this process.
+    """A batch on its device. B is the number of pairs of this process."""
 
-    Attributes:
-        images: (B, 3, H, W) float32, normalised and augmented.
-        text: arguments of `TIMAM.forward`: `attention_mask` (B, T) with `token_ids` (B, T) or `word_states` (B, T, C),
-            and optionally `lengths` (B,).
-        identity_labels: (B,) int64.
-    """
-
-    images: Tensor
-    text: dict[str, Tensor]
-    identity_labels: Tensor
+    images: Tensor  # (B, 3, H, W) float32, normalised and augmented
+    text: dict[str, Tensor]  # arguments of `TIMAM.forward` beside the images
+    identity_labels: Tensor  # (B,) int64
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The batch of all processes in the joint space: what a loss term is computed from.
+    """The batch of all processes in the joint space: what a loss term is computed from."""
 
-    Attributes:
-        images, texts: (B, D) float32, not unit length.
-        identity_labels: (B,) int64.
-        model: for the identity classifier and the discriminator.
-        config: the loss settings.
-        temperature: scalar, learned; only InfoNCE uses it.
-    """
-
-    images: Tensor
-    texts: Tensor
-    identity_labels: Tensor
-    model: TIMAM
+    images: Tensor  # (B, D) float32, not unit length
+    texts: Tensor  # (B, D)
+    identity_labels: Tensor  # (B,) int64
+    model: TIMAM  # for the identity classifier and the discriminator
     config: LossConfig
-    temperature: Tensor
+    temperature: Tensor  # scalar, learned; only InfoNCE uses it
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the encoders' loss.
+    """One term of the encoders' loss."""
 
-    Attributes:
-        name: its column in history.csv.
-        weight: the setting of `LossConfig` that multiplies it.
-        label: its name in figures.
-        compute: the term, a scalar in nats.
-    """
-
-    name: str
-    weight: str
-    label: str
-    compute: Callable[[Embedded], Tensor]
+    name: str  # its column in history.csv
+    weight: str  # the setting of `LossConfig` that multiplies it
+    label: str  # its name in figures
+    compute: Callable[[Embedded], Tensor]  # a scalar in nats
 
 
 def _matching(batch: Embedded) -> Tensor:
@@ -98,8 +77,8 @@ def _matching(batch: Embedded) -> Tensor:
     return cmpm_loss(*pairs, config.matching_epsilon)
 
 
-def _identification(batch: Embedded, embeddings: Tensor, modality: int) -> Tensor:
-    model = batch.model
+def _identification(modality: int, batch: Embedded) -> Tensor:
+    model, embeddings = batch.model, batch.images if modality == IMAGE else batch.texts
     loss = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
     return loss(embeddings, model.class_weights[modality], model.class_bias[modality], batch.identity_labels)
 
@@ -119,18 +98,8 @@ def _adversarial(batch: Embedded) -> Tensor:
 
 TERMS = (
     Term("matching", "matching_weight", "matching", _matching),
-    Term(
-        "identification_image",
-        "identification_weight",
-        "identification, images",
-        lambda batch: _identification(batch, batch.images, IMAGE),
-    ),
-    Term(
-        "identification_text",
-        "identification_weight",
-        "identification, texts",
-        lambda batch: _identification(batch, batch.texts, TEXT),
-    ),
+    Term("identification_image", "identification_weight", "identification, images", partial(_identification, IMAGE)),
+    Term("identification_text", "identification_weight", "identification, texts", partial(_identification, TEXT)),
     Term("adversarial", "adversarial_weight", "adversarial, encoders", _adversarial),
 )
 
@@ -143,10 +112,7 @@ def weighted_total(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
 
 
 def discriminator_input(embeddings: Tensor, config: LossConfig) -> Tensor:
-    """The embeddings (B, D) as the discriminator gets them: as they are, or all of length sqrt(D).
-
-    Cosine similarity ignores an embedding's length, so a discriminator need not use it either.
-    """
+    """Embeddings (B, D) as they are, or all of length sqrt(D): cosine similarity ignores the length, too."""
     if config.adversarial_input == "raw":
         return embeddings
     return F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5
@@ -175,9 +141,8 @@ def train_discriminator(batch: Embedded, learner: Learner, config: Config, job: 
 def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> dict[str, Tensor]:
     """The discriminator's steps, then one of the encoders, from a single forward pass of the encoders.
 
-    Returns:
-        Scalars on the device, detached: "total", the weighted sum; every term of `TERMS`, unweighted; and the
-        discriminator's loss and accuracy.
+    Returns detached scalars on the device: "total", the weighted sum; every term of `TERMS`, unweighted; and the
+    discriminator's loss and accuracy.
     """
     with job.autocast():
         images, texts = learner.model(inputs.images, **inputs.text)

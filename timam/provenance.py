@@ -41,9 +41,9 @@ def code_fingerprint() -> str:
 
 
 def commit(*folders: Path) -> str | None:
-    """The commit of the package's checkout; of another copy what the environment's TIMAM_COMMIT says, or None.
+    """The package's commit, "-dirty" if the folders (by default the package) differ.
 
-    It ends in "-dirty" if the folders (by default the package) differ from it.
+    Of an installed copy: the environment's TIMAM_COMMIT, or None.
     """
 
     def git(*arguments: object) -> str:

@@ -82,11 +82,8 @@ def parse_karpathy(root: Path, file: str) -> Parsed:
 def parse_reed(root: Path, flat: bool = False) -> Parsed:
     """Reed's text_c10/CLASS/IMAGE.txt, a caption a line, and lists of classes; a class's number is its identity.
 
-    The authors' .t7 and .h5 files in these folders are ignored. Without trainclasses.txt or valclasses.txt, the
-    classes of trainvalclasses.txt are training data.
-
-    Args:
-        flat: the pictures lie in one folder (Flowers); else there is a folder a class (CUB).
+    Without trainclasses.txt or valclasses.txt, the classes of trainvalclasses.txt are training data. `flat`: the
+    pictures lie in one folder (Flowers); else there is a folder a class (CUB).
     """
     bases = (root, root / "cvpr2016_cub", root / "cvpr2016_flowers")
     base = next((b for b in bases if (b / "text_c10").is_dir()), root)

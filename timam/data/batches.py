@@ -23,12 +23,10 @@ class Batch:
 
 
 def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.random.Generator) -> np.ndarray:
-    """The order in which an epoch visits the N pictures, each once: a permutation (N,) int64.
+    """The order in which an epoch visits the N pictures, each once: a permutation (N,) int64; of their labels (N,).
 
-    Args:
-        image_labels: (N,) identity labels.
-        images_per_identity: 0 shuffles all pictures. K places up to K different pictures of an identity next to each
-            other, so that a batch holds several positives.
+    `images_per_identity`: 0 shuffles all pictures. K places up to K pictures of an identity next to each other, so that
+    a batch holds several positives.
     """
     order = rng.permutation(len(image_labels))
     if images_per_identity == 0:
@@ -52,13 +50,8 @@ def epoch_batches(
     """One epoch: every picture once, each with one of its captions, drawn anew in every epoch.
 
     An incomplete last batch is dropped: its loss is not comparable, and a batch of one has no negatives. A split
-    smaller than one batch is one batch.
-
-    Args:
-        pixels: (N, 3, H, W) uint8, as from `timam.stores.open_pixels`.
-        config: `batch_size` and `images_per_identity` are used.
-        part: (i, n) yields the i-th of n equal parts of every batch, for the processes of a job.
-        first: the number of batches to skip, when an interrupted epoch is resumed.
+    smaller than one batch is one batch. `pixels` are (N, 3, H, W); `part` (i, n) yields the i-th of n equal parts of
+    every batch, for the processes of a job; `first` batches are skipped, when an interrupted epoch is resumed.
     """
     rng = np.random.default_rng([seed, epoch])
     order = epoch_order(split.image_labels, config.images_per_identity, rng)

@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-from timam.data.annotations import parse_karpathy, parse_person_search, parse_reed
-from timam.data.folders import parse_coco_captions, parse_flickr_token, parse_hub, parse_sidecar, parse_webdataset
+from timam.data import annotations as benchmarks
+from timam.data import folders, tables
 from timam.data.parsing import Parsed, by_hash
 from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
-from timam.data.tables import COLUMNS, parse_imagefolder, parse_parquet, parse_table
 from timam.embedded import container
 
 Counts = list[int | None]  # [pictures, captions, identities or classes]; None: no source states it
@@ -26,13 +25,11 @@ PROTOCOLS = {
     "class": "relevant is every picture of the same class; image-to-text rank-1, text-to-image AP@50 (and the ranks)",
 }
 _PARSERS: dict[str, Callable[..., Parsed]] = {
-    f.__name__.removeprefix("parse_"): f
-    for f in (
-        parse_person_search, parse_karpathy, parse_reed, parse_coco_captions,
-        parse_flickr_token, parse_sidecar, parse_webdataset, parse_table, parse_parquet, parse_imagefolder,
-        parse_hub,
-    )
-}  # fmt: skip
+    name.removeprefix("parse_"): parser
+    for module in (benchmarks, folders, tables)
+    for name, parser in vars(module).items()
+    if name.startswith("parse_")
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,7 @@ def load_dataset(
         required_splits: these must not be empty.
         columns: for tables, {"image_path", "caption", "identity" or "split": the column to read it from}.
 
-    Raises:
-        ValueError: an unknown name, or columns for a data set that has none.
-        DataError: every problem of annotation and records.
+    Raises ValueError for an unknown name, and DataError with every problem of annotation and records.
     """
     dataset, problems = read_dataset(name, root, columns)
     present = {r.split for r in dataset.records}
@@ -95,63 +90,50 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     spec, root = DATASETS[name], Path(root)
     if columns and not spec.has_columns:
         raise ValueError(f"{name} has no columns that could have other names")
-    if unknown := set(columns or ()) - set(COLUMNS):
-        raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(COLUMNS)}")
+    if unknown := set(columns or ()) - set(tables.COLUMNS):
+        raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(tables.COLUMNS)}")
     parsed = spec.parse(root, columns=columns) if columns else spec.parse(root)
     if root.is_file() and spec.parser in ("table", "parquet"):
         root = root.parent
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
     published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
-    folders = [root / f for f in spec.image_folders if (root / f).is_dir()]
+    candidates = [root / f for f in spec.image_folders if (root / f).is_dir()]
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")
-    if not folders:
+    if not candidates:
         problems.append(f"{root}: no folder of pictures; expected {' or '.join(spec.image_folders)}")
-    if not records or not folders:
+    if not records or not candidates:
         return Dataset(name, kind, root, ()), [*problems, published]
     # Reed's archive has a folder images/ of features; the right folder is the one that holds the pictures.
-    image_root = max(folders, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
+    image_root = max(candidates, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
     conflicts = find_conflicts(records, kind)
     records, unusable = _with_pictures(records, image_root, root)
     if records and not any(os.path.isfile(container(image_root / r.image)) for r in records):
         problems.append(f"{image_root}: none of the {len(records):,} pictures; {published}")
     problems += unusable + conflicts
-    notes = [*parsed.notes, *_linked_folders(records, image_root, root)]
     splits = {r.split for r in records}
     if spec.holds_out and "train" in splits and "val" not in splits:
-        records, note = _hold_out(records)
-        notes.append(note)
-    return Dataset(name, kind, image_root, tuple(records), tuple(notes), tuple(parsed.warnings), spec.folds), problems
+        records = _hold_out(records, parsed)
+    notes, warnings = tuple(parsed.notes), tuple(parsed.warnings)
+    return Dataset(name, kind, image_root, tuple(records), notes, warnings, spec.folds), problems
 
 
-def _hold_out(records: list[Record]) -> tuple[list[Record], str]:
-    """Moves a tenth of the training identities, the first by `by_hash`, to validation. Returns records and a note."""
+def _hold_out(records: list[Record], parsed: Parsed) -> list[Record]:
+    """Moves a tenth of the training identities, the first by `by_hash`, to validation; a note says so."""
     identities = by_hash({r.identity for r in records if r.split == "train"})
     held = set(identities[: max(1, len(identities) // 10)])
-    moved = [replace(r, split="val") if r.split == "train" and r.identity in held else r for r in records]
-    return moved, (
+    parsed.notes.append(
         f"no validation split is given: {len(held)} of {len(identities)} training identities are held out for it "
         "(those whose number has the lowest SHA-256, the same on every machine)"
     )
+    return [replace(r, split="val") if r.split == "train" and r.identity in held else r for r in records]
 
 
 def _with_pictures(records: list[Record], image_root: Path, root: Path) -> tuple[list[Record], list[str]]:
     """The records whose path may be read, and a line for each picture that must not be read or does not exist."""
-    usable, problems, refuse = [], [], path_guard(image_root, root)
-    for r in records:
-        if reason := refuse(r.image):
-            problems.append(f"{r.source}: picture {reason}")
-            continue
-        usable.append(r)
-        if not container(image_root / r.image).is_file():
-            problems.append(f"{r.source}: no such picture: {image_root / r.image}")
-    return usable, problems
-
-
-def _linked_folders(records: list[Record], image_root: Path, root: Path) -> list[str]:
-    """A note if folders of pictures are links that lead out of the root."""
-    inside = root.resolve()
-    parents = sorted({image_root / Path(r.image).parent for r in records})
-    linked = [p.relative_to(root).as_posix() for p in parents if not p.resolve().is_relative_to(inside)]
-    shown = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
-    return [f"links lead out of the root to the pictures of {shown}"] if linked else []
+    refuse = path_guard(image_root, root)
+    reasons = [refuse(r.image) for r in records]
+    problems = [f"{r.source}: picture {reason}" for r, reason in zip(records, reasons, strict=True) if reason]
+    usable = [r for r, reason in zip(records, reasons, strict=True) if not reason]
+    absent = [r for r in usable if not container(image_root / r.image).is_file()]
+    return usable, problems + [f"{r.source}: no such picture: {image_root / r.image}" for r in absent]

@@ -194,9 +194,8 @@ def _picture_form(table: Any, column: str) -> str:
     if not pa.types.is_struct(kind):
         return "bytes" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "text"
     groups = [table.metadata.row_group(k) for k in range(table.metadata.num_row_groups)]
-    parts = [part for g in groups for part in map(g.column, range(g.num_columns))]
-    stored = [part for part in parts if part.path_in_schema == f"{column}.bytes"]
-    empty = [part.statistics is not None and part.statistics.null_count == part.num_values for part in stored]
+    stored = [c for g in groups for c in map(g.column, range(g.num_columns)) if c.path_in_schema == f"{column}.bytes"]
+    empty = [c.statistics is not None and c.statistics.null_count == c.num_values for c in stored]
     return "path" if all(empty) else "bytes"
 
 

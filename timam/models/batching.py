@@ -41,11 +41,8 @@ def encode_batches(
 ) -> Iterator[Tensor]:
     """encode(*load(batch)) for each batch, in order, as float32 on the CPU; in eval mode, without gradients.
 
-    Args:
-        model: gives the mode and the device.
-        load: a batch -> CPU tensors with one row an item. A thread loads the next batch meanwhile.
-        encode: these tensors on the model's device -> one tensor.
-        bar: names a progress bar; None shows none.
+    A thread loads the next batch, CPU tensors with one row an item; `encode` gets them on the model's device.
+    `bar` names a progress bar; None shows none.
     """
     with eval_mode(model):
         for tensors in prefetch(load, tqdm(batches, disable=bar is None, desc=bar, unit="batch"), model.device):

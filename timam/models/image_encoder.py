@@ -20,17 +20,14 @@ def strip_head(backbone: nn.Module) -> nn.Module:
     What the head has before its first linear layer is kept, as the backbone was trained with it. VGG and AlexNet pool
     to 1 x 1 instead of 7 x 7 and 6 x 6. Raises ValueError for a head of another form.
     """
-    name = next(
-        (n for n in ("fc", "classifier", "heads", "head") if isinstance(getattr(backbone, n, None), nn.Module)), None
-    )
-    if name is None:
-        raise ValueError(f"{type(backbone).__name__} has no fc, classifier, heads or head to replace")
-    head = getattr(backbone, name)
+    names = ("fc", "classifier", "heads", "head")
+    name = next((n for n in names if isinstance(getattr(backbone, n, None), nn.Module)), names[0])
+    head = getattr(backbone, name, nn.Identity())
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
     kinds = (nn.Linear, nn.Dropout, nn.Conv2d)
     first = next((i for i, layer in enumerate(layers) if isinstance(layer, kinds)), None)
     if first is None:
-        raise ValueError(f"{type(backbone).__name__}.{name} holds no linear layer to remove")
+        raise ValueError(f"{type(backbone).__name__} has no linear layer to remove in {', '.join(names)}")
     kept = layers[:first]
     if any(isinstance(layer, nn.Conv2d) for layer in layers):  # SqueezeNet classifies with a convolution, then pools
         kept = [nn.AdaptiveAvgPool2d(1)]
@@ -61,8 +58,8 @@ def feature_width(backbone: nn.Module, height: int, width: int) -> int:
 def blocks_of(backbone: nn.Module) -> list[list[str]]:
     """The blocks of a backbone in the order of its forward pass, each a list of submodule names.
 
-    A block is a layer of `features` (MobileNet, EfficientNet, ConvNeXt, VGG and others); of a ResNet the stem or a
-    residual block; of an `ImageTower` the embeddings or a layer. Raises ValueError for other backbones.
+    A block is a layer of `features` (MobileNet and others); of a ResNet the stem or a residual block; of an
+    `ImageTower` the embeddings or a layer. Raises ValueError for other backbones.
     """
     if isinstance(backbone, ImageTower):
         return backbone.blocks()
@@ -90,14 +87,9 @@ def _without(backbone: nn.Module, names: list[str]) -> nn.Module:
 class ImageEncoder(nn.Module):
     """Normalised pictures (B, 3, H, W) float32 -> embeddings (B, D), not unit length.
 
-    Args:
-        backbone: a torchvision classification model with its head, changed in place; or an `ImageTower`.
-        height, width: of the pictures, in pixels.
-        embedding_dim: D.
-        keep_projection: uses the tower's pretrained projection where it has one, instead of a new linear layer.
-
-    Raises:
-        ValueError: a backbone of another form or for another size, or a projection of another width than D.
+    The backbone is a torchvision classification model with its head, changed in place, or an `ImageTower`, whose
+    pretrained projection `keep_projection` uses. Raises ValueError for a backbone of another form or for another size,
+    and a projection of another width than D.
     """
 
     def __init__(

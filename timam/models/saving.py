@@ -84,8 +84,9 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         if type(content["num_identities"]) is not int:
             raise ValueError(f"num_identities = {content['num_identities']!r}: expected int")
         model_config = configs.from_dict({"model": content["model"]}).model
-        if (layers := max(map(_layers, tower_configs))) > len(state):
-            raise ValueError(f"{layers:,} layers of {len(state)} tensors")
+        wanted = [n for c in tower_configs for k, n in (c or {}).items() if "layer" in k and type(n) is int]
+        if max(wanted, default=0) > len(state):
+            raise ValueError(f"{max(wanted):,} layers of {len(state)} tensors")
         words, tower = (config and towers.config_of(config) for config in tower_configs)
         encoders = empty_encoders(model_config, tower, words)  # a config of a few bytes may ask for terabytes
         with torch.device("meta"):
@@ -93,11 +94,9 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
     except Exception as error:  # torchvision and transformers raise many kinds
         raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
     expected = model.state_dict()
-    sizes, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (expected, state))
-    for n in sorted(sizes | found):
-        if sizes.get(n) != found.get(n):
-            detail = f"{n} has the size {found.get(n)}, expected {sizes.get(n)}"
-            raise ValueError(f"{folder}: model.safetensors does not fit config.json: {detail}")
+    sizes, found = ({(name, tuple(t.shape)) for name, t in tensors.items()} for tensors in (expected, state))
+    if wrong := sorted(sizes ^ found):
+        raise ValueError(f"{folder}: model.safetensors does not fit config.json: {wrong[0]} is in one of them only")
     model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
     model.image_encoder.to(memory_format=torch.channels_last)
     for module in (model.text_encoder.language_model, model.image_encoder.backbone):
@@ -116,11 +115,6 @@ def _fill_buffers(module: Any) -> None:
         parent, _, leaf = name.rpartition(".")
         if module.get_buffer(name).is_meta:
             setattr(module.get_submodule(parent), leaf, buffer)
-
-
-def _layers(config: dict[str, Any] | None) -> int:
-    """The greatest number of layers that a transformers config asks for, under any of its names."""
-    return max((v for k, v in (config or {}).items() if "layer" in k and type(v) is int), default=0)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -86,13 +86,11 @@ def load_backbone(name: str, weights: str) -> nn.Module:
 
     Args:
         name: of torchvision's classification models; or a checkpoint of transformers: OWNER/NAME or a folder.
-        weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...); "none" for random weights; or a file with weights of
-            this architecture, safetensors or what torch.load reads with weights_only. A checkpoint of transformers has
-            its own weights: torchvision's names change nothing there.
+        weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...), which changes nothing for a checkpoint of
+            transformers; "none" for random weights; or a file with weights of this architecture, safetensors or what
+            torch.load reads with weights_only.
 
-    Raises:
-        ValueError: an unknown name, unknown weights, or a checkpoint that is no image encoder.
-        WeightsError: the weights could be neither found nor fetched, or do not fit.
+    Raises ValueError for unknown names, and WeightsError for weights that could not be found or do not fit.
     """
     if is_file(weights):
         return _with_local_weights(load_backbone(name, "none"), name, Path(weights))
@@ -152,10 +150,7 @@ def build_backbone(name: str, weights: str) -> nn.Module:
 
 
 def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
-    """The model with a file's tensors, whose names may have a prefix; a classification head is not taken.
-
-    Raises WeightsError naming the file, where it is absent, holds more than tensors, or lacks some of the model.
-    """
+    """The model with a file's tensors, whose names may have a prefix; a classification head is not taken."""
     try:
         safe = path.suffix == ".safetensors"
         state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -221,10 +216,7 @@ def load_language_model(name: str, pretrained: bool) -> Any:
     """A text encoder by transformers' name or folder, on the CPU, in float32: BERT-like, or that of CLIP or SigLIP.
 
     Only safetensors weights are read, and no code of a repository is run. Without `pretrained` the weights are random.
-
-    Raises:
-        WeightsError: neither an installed package, nor a folder, nor the hub has it.
-        ValueError: a model that cannot serve as text encoder.
+    Raises WeightsError where nothing has it, and ValueError for a model that cannot serve as text encoder.
     """
     config = _fetch_text_config(name, pretrained)
     with _loading("language model", name):
@@ -292,18 +284,13 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
         if "image_mean" in content and "image_std" in content:
             mean, std = np.array(content["image_mean"], float), np.array(content["image_std"], float)
             if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
-                raise ValueError(
-                    f"{file}: image_mean {mean}, image_std {std}: expected 3 numbers each, above 0 the second"
-                )
+                raise ValueError(f"{file}: image_mean {mean}, image_std {std}: expected 3 numbers, 3 above 0")
             return tuple(mean.tolist()), tuple(std.tolist())
     return None
 
 
 def pair_settings(name: str) -> ModelConfig:
-    """Settings that use a pair of towers, CLIP or SigLIP, as it is: nothing new, its own picture size and length.
-
-    Raises WeightsError where neither a folder nor the hub has it, and ValueError where it is no such pair.
-    """
+    """Settings that use a pair of towers, CLIP or SigLIP, as it is. Raises WeightsError, and ValueError for no pair."""
     with _loading("pair", name):
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
