@@ -263,8 +263,9 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def load(path: Path) -> Config:
     """Reads a config.json. Raises ValueError naming the file and what is wrong with it."""
+    values = read_json(path)
     try:
-        return from_dict(read_json(path))
+        return from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -23,7 +23,7 @@ def strip_head(backbone: nn.Module) -> nn.Module:
     names = ("fc", "classifier", "heads", "head")
     name = next((n for n in names if isinstance(getattr(backbone, n, None), nn.Module)), names[0])
     head = getattr(backbone, name, nn.Identity())
-    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    layers: list[nn.Module] = list(head) if isinstance(head, nn.Sequential) else [head]
     kinds = (nn.Linear, nn.Dropout, nn.Conv2d)
     first = next((i for i, layer in enumerate(layers) if isinstance(layer, kinds)), None)
     if first is None:
