@@ -137,7 +137,7 @@ class TextEncoder(nn.Module):
         backwards = (last[:, None] - torch.arange(time)).clamp(min=0)[..., None].expand_as(word_states)
         zeros = word_states.new_zeros(1, batch, self.lstm.hidden_size)
         directions = [
-            torch.lstm(words, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
+            torch.lstm(words, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, True)[0]
             for words, weights in zip(
                 (word_states, word_states.gather(1, backwards)), self.lstm.all_weights, strict=True
             )
