@@ -87,7 +87,7 @@ def test_smoke_report_has_every_notebook():
 def test_parameters_of_the_caller_win_over_the_report_and_must_exist():
     plan = dict(execute.plan(REPORTS["studies"], {"workers": "3", "preset": "smoke"}, ("03_ablation_modules",)))
     assert [*plan] == ["03_ablation_modules"]
-    chosen = {"workers": "3", "preset": "smoke", "seeds": "5", "root": "../data/study"}
+    chosen = {"workers": "3", "preset": "smoke", "seeds": "5", "root": "../data/pedestrians"}
     assert chosen.items() <= plan["03_ablation_modules"].items()
     with pytest.raises(SystemExit, match="not in this report: levle"):
         execute.plan(REPORTS["studies"], {"levle": "3"})

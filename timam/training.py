@@ -174,8 +174,9 @@ class _Training:
 
     def epoch(self, learner: Learner, data: _Data) -> None:
         """Trains, validates and saves one epoch. Raises Interrupted, and RunError for a loss that is not finite."""
-        config, job, progress, started = self.config, self.job, learner.progress, time.monotonic()
+        config, job, progress = self.config, self.job, learner.progress
         self._begin_epoch(learner, data)
+        started = time.monotonic()  # the store of word states, which the first epoch builds, does not count
         job.signals.held = True  # a signal now waits until the epoch, or a step of it, is saved
         row = self._train_epoch(learner, data)
         if row is None:
