@@ -50,6 +50,17 @@ function render({ model, el }) {
     event.preventDefault();
     if (sentence.value.trim()) model.send({ sentence: sentence.value.trim() });
   };
+  el.onkeydown = (event) => { // inside a notebook JupyterLab keeps keys from doing what they do elsewhere
+    const { key, target } = event;
+    event.stopPropagation();
+    if (key === "Enter" && target === sentence) form.requestSubmit();
+    else if (["Enter", " "].includes(key) && (target.tagName === "BUTTON" || target === picture)) target.click();
+    else if (key.startsWith("Arrow") && target === slider) {
+      ["ArrowRight", "ArrowUp"].includes(key) ? slider.stepUp() : slider.stepDown();
+      slider.oninput();
+    } else return;
+    event.preventDefault();
+  };
   picture.onchange = async () => {
     const [file] = picture.files;
     if (file) model.send({ picture: file.name }, undefined, [await file.arrayBuffer()]);

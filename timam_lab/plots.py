@@ -139,7 +139,7 @@ def thumbnail(figure: Figure) -> tuple[dict[str, str], dict[str, Any]]:
 def described(figure: Figure) -> str:
     """All words of a drawn figure, for those who do not see it: titles, axes, rows, lines and marks, but no ticks."""
     texts = [" ".join(text.get_text().split()) for text in figure.findobj(Text) if text.get_visible()]
-    return "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text))
+    return "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text) and "mathdefault" not in text)  # ticks
 
 
 def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Figure:
