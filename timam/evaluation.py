@@ -87,7 +87,8 @@ def evaluate(
 
 
 def evaluate_model(model: TIMAM, dataset: Dataset, split: str = "test", progress: bool = False) -> dict[str, Any]:
-    """`evaluate` and `gap` of a model on one split of a data set, with the names of both."""
+    """`evaluate` and `gap` of a model on one split of a data set, with the names of both; on a GPU if there is one."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = dataset.split(split)
     pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width, progress)
     embeddings = embed_split(model, StoredSplit(chosen, pixels), progress=progress)
