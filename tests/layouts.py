@@ -352,7 +352,7 @@ TINY_SETTINGS = (
     "model.backbone=shufflenet_v2_x0_5", "model.backbone_weights=none", "model.image_height=64",
     "model.image_width=32", "model.language_model=none", "model.word_embedding_dim=16", "model.lstm_hidden=16",
     "model.embedding_dim=16", "model.max_tokens=16", "data.batch_size=4", "train.max_steps=none",
-    "train.image_lr=5e-4", "train.text_lr=1e-3",  # own rates: presets may be tuned
+    "train.image_lr=5e-4", "train.text_lr=1e-3", "train.frozen_blocks=0",  # own ones: presets may be tuned
 )  # fmt: skip
 
 
