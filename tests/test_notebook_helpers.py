@@ -145,7 +145,7 @@ def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
     draw([row])
     figure = draw(pd.DataFrame([row, row | {"epoch": 2}]), 2)
     assert len(shown) == 2
-    assert "Validation rank-1" in shown[-1][0]["text/plain"]
+    assert "Rank-1 on validation" in shown[-1][0]["text/plain"]
     assert shown[-1][1]["metadata"]["image/png"]["alt"] == shown[-1][0]["text/plain"]
     assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 
