@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -49,7 +50,9 @@ def train_command(people: Path, run: Path, *settings: str, processes: int = 1) -
 def started(command: list[Any], **variables: str) -> subprocess.Popen:
     """The command in a process of its own, with these environment variables added."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT | variables, **pipes)
+    # A shell starts background jobs, of which these tests may be one, without Ctrl-C.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT | variables, preexec_fn=heed, **pipes)
 
 
 def forked(target: Callable, *arguments: Any) -> multiprocessing.Process:

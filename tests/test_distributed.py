@@ -179,7 +179,7 @@ exec(cells[1])  # imports
 from layouts import tiny_config
 from timam.run import Run
 config, run = tiny_config(Path(sys.argv[2]), "train.epochs=1", "train.max_steps=1"), Run(Path(sys.argv[3]))
-exec(next(cell for cell in cells if "notebook_launcher(" in cell).split("metrics = fit")[0])
+exec(next(cell for cell in cells if "notebook_launcher(" in cell).split("data = load_dataset")[0])
 """
 
 

@@ -400,18 +400,19 @@ def studies(lab: Lab) -> Iterator[Item]:
 
 def modules(lab: Lab) -> Any:
     """The grid `MODULES` of notebook 03, at the study's size."""
-    from timam_lab import notebook
+    from timam_lab import adversary, notebook
 
-    cells = json.loads((REPOSITORY / "notebooks/03_ablation_modules.ipynb").read_text(encoding="utf-8"))["cells"]
-    source = next(text for cell in cells if "MODULES = {" in (text := "".join(cell["source"])))
-    names = {"pd": pd, "notebook": notebook, "variants": "", **vars(notebook)}
-    exec(compile(source, "notebook 03", "exec"), names)  # noqa: S102 - a cell of this repository
     size = lab.size(
         "image_height=128 image_width=64 batch_size=64 epochs=8 unfreeze_epoch=8",
         f"{TINY} batch_size=8 epochs=1 max_steps=2 unfreeze_epoch=1 lstm_hidden=16",
     )
+    base = configure("quick", lab, lab.work / "study", size)
+    cells = json.loads((REPOSITORY / "notebooks/03_ablation_modules.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = next(text for cell in cells if "MODULES = {" in (text := "".join(cell["source"])))
+    names = {"pd": pd, "notebook": notebook, "variants": "", "base": base, **vars(adversary), **vars(notebook)}
+    exec(compile(source, "notebook 03", "exec"), names)  # noqa: S102 - a cell of this repository
     chosen = dict(list(names["MODULES"].items())[: lab.size(None, 2)])
-    return grid(configure("quick", lab, lab.work / "study", size), chosen, range(lab.size(5, 1)))
+    return grid(base, chosen, range(lab.size(5, 1)))
 
 
 def study_rows(lab: Lab, experiments: Any, workers: int) -> Iterator[Row]:
