@@ -17,7 +17,7 @@ import torch
 from timam.interruption import Interrupted
 from timam.models.weights import load_backbone
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.gpu import SHARES, Item, Lab, Part, carry, parts, schedule
+from timam_lab.speed.gpu import PEOPLE, SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
 from timam_lab.speed.gpu.lab import run_part
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +142,7 @@ def run_part(name, work, lab):
         entry["error"] = None
 
 works = {"runs": lambda: 0, "step": lambda: time.sleep(60), "learning": lambda: os._exit(3), "tests": lambda: 0}
-made = {"timam_lab.speed.gpu.lab": {"run_part": run_part}, "timam_lab.speed.gpu.parts": {"PARTS": works, "PEOPLE": {}},
+made = {"timam_lab.speed.gpu.lab": {"run_part": run_part}, "timam_lab.speed.gpu.parts": {"PARTS": works},
         "timam_lab.pedestrians": {"PedestrianSpec": None, "render_pedestrians": None},
         "torch": {"cuda": types.SimpleNamespace(is_available=lambda: False)}}
 for name, values in made.items():
@@ -179,7 +179,7 @@ def test_every_part_has_a_share_of_the_eight_minutes_and_the_summary_a_line(lab)
 
 
 def test_the_grid_is_that_of_notebook_03(lab):
-    experiments = parts.modules(Lab(lab.work, lab.output, rehearsal=False))
+    experiments = learns.modules(Lab(lab.work, lab.output, rehearsal=False))
     names = list(dict.fromkeys(e.variant for e in experiments))
     assert (names[0], names[-1], len(experiments)) == ("matching", "full method", 5 * len(names))
 
@@ -189,7 +189,7 @@ def test_the_recipe_grows_with_the_people(lab):
 
     quick = PRESETS["quick"]
     full = Lab(lab.work, lab.output, rehearsal=False)
-    few, many = (dict(s.split("=") for s in parts.learning_settings(full, n)) for n in (750, 11_003))
+    few, many = (dict(s.split("=") for s in learns.learning_settings(full, n)) for n in (750, 11_003))
     assert (int(few["batch_size"]), int(many["batch_size"])) == (quick.data.batch_size, 8 * quick.data.batch_size)
     assert float(many["text_lr"]) == pytest.approx(8**0.5 * quick.train.text_lr)
     assert float(few["text_lr"]) == quick.train.text_lr
@@ -241,8 +241,8 @@ def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
 @pytest.mark.parametrize("name", ["runs", "step", "learning", "evaluation", "processes"])
 def test_a_part_rehearses_without_an_error(lab, name):
     """The others start pytest, papermill or pools of processes; `--rehearse` runs them all."""
-    for folder in parts.PEOPLE:
-        render_pedestrians(lab.work / folder, PedestrianSpec(**parts.SMALLEST), 1, progress=False)
+    for folder in PEOPLE:
+        render_pedestrians(lab.work / folder, PedestrianSpec(**SMALLEST), 1, progress=False)
     run_part(name, parts.PARTS[name], lab)
     items = json.loads((lab.output / f"{name}.json").read_text())["items"]
     assert {key: entry["error"] for key, entry in items.items() if entry["error"]} == {}

@@ -76,7 +76,13 @@ def test_arrow_points_one_way(source, target):
 
 def test_only_the_command_line_the_studies_and_the_measurement_of_steps_import_training():
     importers = {m for m, names in IMPORTS.items() if within(names, "timam.training") and m != "timam.training"}
-    assert importers == {"timam.cli", "timam_lab.studies", "timam_lab.speed.training", "timam_lab.speed.gpu.parts"}
+    assert importers == {
+        "timam.cli",
+        "timam_lab.studies",
+        "timam_lab.speed.training",
+        "timam_lab.speed.gpu.correct",
+        "timam_lab.speed.gpu.learns",
+    }
 
 
 def test_the_core_imports_the_lab_inside_commands_only():

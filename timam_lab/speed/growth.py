@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from timam.config import Config, override
+from timam.data.augment import augments
 from timam.job import Job
 from timam.learner import Learner
 from timam.metrics import two_way_metrics
@@ -105,6 +106,9 @@ def stepper(learner: Learner, variant: str, config: Config, identities: int, tok
     """`timam.objective.train_step` on random inputs of the config's sizes."""
     batch, m, encoder, device = config.data.batch_size, config.model, learner.model.text_encoder, learner.model.device
     images = torch.randn(batch, 3, m.image_height, m.image_width, device=device)
+    learner.model.image_encoder.freeze_blocks(config.train.frozen_blocks)
+    if config.train.frozen_blocks and not augments(config.data):  # their outputs are stored
+        images = learner.model.image_encoder.block_outputs(images)
     mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
     encoder.freeze(variant != "whole")
     learner.model.train()

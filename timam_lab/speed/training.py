@@ -3,12 +3,13 @@
     GOMP_SPINCOUNT=1000 python -m timam_lab.speed.training --output reports/benchmarks/training.md
 
 Both take turns in one process, at the shapes of a preset with random weights. Ours reads pictures and captions from the
-stores and does everything that a run does in an epoch. The bare step has normalised pictures and token ids (or word
-states) of the same batches in memory. Uses a GPU where there is one.
+stores and does everything that a run does in an epoch. The bare step has the same batches in memory, as the
+encoders take them. Uses a GPU where there is one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +24,15 @@ from torch import Tensor
 
 from timam.config import PRESETS, Config, override
 from timam.data import load_dataset
+from timam.data.augment import augments
 from timam.data.batches import epoch_batches
-from timam.images import normalize
 from timam.job import Job
 from timam.learner import Learner
 from timam.run import Run
-from timam.stores import StoredSplit, open_pixels, open_word_states
-from timam.training import _Data, _Training, text_inputs
+from timam.stores import StoredSplit, open_block_outputs, open_pixels, open_word_states
+from timam.training import _Data, _Training
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.timing import DEVICE, random_model, report, scratch, turns
+from timam_lab.speed.timing import random_model, report, scratch, turns
 
 IDENTITIES = 11_003  # of CUHK-PEDES' training split: the identity classifier's rows
 
@@ -48,17 +49,19 @@ class Setting:
 
     def ours(self) -> None:
         """An epoch of `steps` steps, as `timam.training.fit` does it."""
-        training = _Training(self.config, Run(Path("unused")), self.job, show=False)
-        training._train_epoch(self.learner, cast(_Data, self))
+        self.training()._train_epoch(self.learner, cast(_Data, self))
+
+    def training(self) -> _Training:
+        return _Training(self.config, Run(Path("unused")), self.job, show=False)
 
     def inputs(self) -> list[dict[str, Tensor]]:
         """The encoders' inputs of the batches of `ours`, on the device."""
-        drawn = epoch_batches(self.train.split, self.train.pixels, self.config.data, self.config.train.seed, 1)
-        batches = [batch for _, batch in zip(range(self.steps), drawn, strict=False)]
-        model = self.learner.model
-        return [
-            {"images": normalize(batch.pixels.to(DEVICE)), **text_inputs(model, self.train, batch)} for batch in batches
-        ]
+        pictures = self.train.pixels if self.train.blocks is None else self.train.blocks
+        drawn = epoch_batches(self.train.split, pictures, self.config.data, self.config.train.seed, 1)
+        training, model = self.training(), self.learner.model
+        batches = itertools.islice(drawn, self.steps)
+        inputs = [training._inputs(model, self.train, batch) for batch in batches]
+        return [{"images": each.images, **each.text} for each in inputs]
 
     def bare(self, inputs: list[dict[str, Tensor]]) -> None:
         """The same encoders' forward, backward and optimizer steps, on tensors in memory."""
@@ -94,6 +97,9 @@ def prepare(preset: str, frozen: bool, batch_size: int, steps: int, work: Path, 
     model.text_encoder.freeze(frozen)
     words = open_word_states(model, split.captions, progress=False) if frozen else None
     train = StoredSplit(split, open_pixels(split.image_paths, height, width, progress=False), words)
+    model.image_encoder.freeze_blocks(config.train.frozen_blocks)
+    if config.train.frozen_blocks and not augments(config.data):
+        train.blocks = open_block_outputs(model, train.pixels, progress=False)
     return Setting(config, Learner.build(model, config, steps), train, job, steps)
 
 

@@ -1,11 +1,13 @@
 """What only a GPU can answer, in one command that fits into minutes: `python -m timam_lab.speed.gpu` (docs/gpu.md).
 
-`parts` says what is measured, `lab` measures it and writes it down, `schedule` divides the time, and `carry` packs what
-a machine without a network needs. Nothing here imports torch, whose import takes as long as a small part.
+`parts` lists what `correct`, `costs` and `learns` measure, with the configs of `recipes`; `lab` writes it down,
+`schedule` divides the time, and `carry` packs what a machine without a network needs. Nothing in this file imports
+torch, whose import takes as long as a small part.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,22 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CARRIED = REPOSITORY / "carried"  # what `carry` packs
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Row = dict[str, Any]
 # The parts in their order, the most valuable first, with the share of each in the time: minutes of eight.
 SHARES = {
     "runs": 1.0, "step": 1.3, "learning": 2.4, "tests": 0.6, "studies": 0.8, "spread": 0.6, "evaluation": 0.5,
     "processes": 0.3, "notebooks": 0.5,
 }  # fmt: skip
+
+
+SMALLEST = {"train_identities": 34, "val_identities": 10, "test_identities": 10, "height": 64, "width": 32}
+# Rendered data, full and for a rehearsal. "people" has the training and test people of CUHK-PEDES; its validation split
+# is smaller, because the probes of the modality gap take a core several seconds an epoch for 1,000 people.
+PEOPLE: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "people": ({"train_identities": 11_003, "val_identities": 200, "test_identities": 1_000}, SMALLEST),
+    "study": ({"train_identities": 1_500, "val_identities": 100, "test_identities": 300}, SMALLEST),
+}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from timam.interruption import interruptible
-from timam_lab.speed.gpu import CARRIED, REPOSITORY, SHARES, Lab
+from timam_lab.speed.gpu import CARRIED, PEOPLE, REPOSITORY, SHARES, Lab
 
 GRACE = 20.0  # seconds that a part has to stop
 
@@ -33,7 +33,6 @@ def lead(work: Callable[..., None], *arguments: Any) -> None:
 def render(lab: Lab) -> None:
     """Renders the data of the later parts, on all cores but two."""
     from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-    from timam_lab.speed.gpu.parts import PEOPLE
 
     for name, (full, small) in PEOPLE.items():
         spec = PedestrianSpec(**lab.size(full, small))
