@@ -29,7 +29,7 @@ REPORT := $(PY) notebooks/execute.py --report
 export TIMAM_CACHE ?= $(CURDIR)/.cache/timam
 export TOKENIZERS_PARALLELISM ?= false
 # Torch's idle threads spin for long. That is fast on a quiet machine and slow as soon as another process wants a core, as
-# where runs or tests share the cores. A training step of 0.13 s on 2 cores took 0.38 s with this count.
+# where runs or tests share the cores. A step of 0.13 s on 2 cores, given priority, took 0.38 s with this count.
 studies adversary check test: export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: env data reproduce studies adversary performance gpu lint check test test-browser docs coverage lock clean

@@ -6,7 +6,7 @@ import pytest
 from timam import gap
 from timam.collapse import training_warnings
 from timam.gap import GAP_MEASURES, modality_gap
-from timam_lab.baselines import Centering, center_modalities
+from timam_lab.centering import Centering, center_modalities
 
 
 def two_modalities(shift: float, count: int = 300, dim: int = 8, identities: int = 60, seed: int = 0):
