@@ -14,10 +14,11 @@ import click
 import pytest
 import torch
 
+from timam.config import PRESETS
 from timam.interruption import Interrupted
 from timam.models.weights import load_backbone
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.gpu import PEOPLE, SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
+from timam_lab.speed.gpu import SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
 from timam_lab.speed.gpu.lab import run_part
 
 ROOT = Path(__file__).parents[1]
@@ -178,21 +179,31 @@ def test_every_part_has_a_share_of_the_eight_minutes_and_the_summary_a_line(lab)
     assert "| [runs](runs.md) | 1 | 1 | 0 |\n| step | none: see the log | | |" in text
 
 
-def test_the_grid_is_that_of_notebook_03(lab):
-    experiments = learns.modules(Lab(lab.work, lab.output, rehearsal=False))
-    names = list(dict.fromkeys(e.variant for e in experiments))
-    assert (names[0], names[-1], len(experiments)) == ("matching", "full method", 5 * len(names))
-
-
-def test_the_recipe_grows_with_the_people(lab):
-    from timam.config import PRESETS
-
-    quick = PRESETS["quick"]
+def test_the_studies_are_those_of_the_notebooks_and_those_that_are_finished_with_every_variant_are_known(lab):
     full = Lab(lab.work, lab.output, rehearsal=False)
-    few, many = (dict(s.split("=") for s in learns.learning_settings(full, n)) for n in (750, 11_003))
-    assert (int(few["batch_size"]), int(many["batch_size"])) == (quick.data.batch_size, 8 * quick.data.batch_size)
-    assert float(many["text_lr"]) == pytest.approx(8**0.5 * quick.train.text_lr)
-    assert float(few["text_lr"]) == quick.train.text_lr
+    (lab.work / "people").mkdir()
+    (lab.work / "people/reid_raw.json").write_text("[]")
+    study = learns.grids(full)["03_ablation_modules"]
+    names = list(dict.fromkeys(e.variant for e in study))
+    assert (names[0], "triplet" in names, len(study)) == ("matching", True, 5 * len(names))
+    assert learns.finished_seeds(study, lab.work) == 0
+    for e in study[: 2 * len(names) + 3]:
+        e.folder(lab.work).mkdir()
+        (e.folder(lab.work) / "metrics.json").write_text("{}")
+    assert learns.finished_seeds(study, lab.work) == 2
+    assert learns.finished_seeds(study[: len(names)], lab.work) == 1
+
+
+def test_the_recipe_has_as_many_steps_with_any_number_of_people_that_is_not_small(lab):
+    full = Lab(lab.work, lab.output, rehearsal=False)
+    few, some, many = (dict(s.split("=") for s in learns.learning_settings(full, n)) for n in (750, 3_000, 11_003))
+    steps = [int(s["epochs"]) * int(s["max_steps"]) for s in (few, some, many)]
+    assert steps == [40 * 35, 35 * 140, 5_000]
+    quick = PRESETS["quick"].train
+    for settings in (few, some, many):
+        warm_up = float(settings["warmup_epochs"]) * int(settings["max_steps"])
+        assert warm_up == pytest.approx(quick.warmup_epochs * quick.max_steps)
+        assert float(settings["text_lr"]) == pytest.approx(2**0.5 * quick.text_lr)
 
 
 # -- what is carried --------------------------------------------------------------------------------------------------
@@ -238,11 +249,10 @@ def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["runs", "step", "learning", "evaluation", "processes"])
+@pytest.mark.parametrize("name", ["runs", "step", "abreast", "learning", "evaluation", "processes"])
 def test_a_part_rehearses_without_an_error(lab, name):
     """The others start pytest, papermill or pools of processes; `--rehearse` runs them all."""
-    for folder in PEOPLE:
-        render_pedestrians(lab.work / folder, PedestrianSpec(**SMALLEST), 1, progress=False)
+    render_pedestrians(lab.work / "people", PedestrianSpec(**SMALLEST), 1, progress=False)
     run_part(name, parts.PARTS[name], lab)
     items = json.loads((lab.output / f"{name}.json").read_text())["items"]
     assert {key: entry["error"] for key, entry in items.items() if entry["error"]} == {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from timam.learner import Learner
 from timam.metrics import retrieval_metrics
 from timam.stores import open_pixels
 from timam_lab.speed import encoding, growth, stores
-from timam_lab.speed.gpu import Item, Lab, Row
+from timam_lab.speed.gpu import CORES, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import SMALL_ENCODERS, TINY, settings_of
 from timam_lab.speed.timing import DEVICE, medians, random_model, scratch
 from timam_lab.speed.training import overhead_row, prepare
@@ -119,12 +121,54 @@ def switch_row(switch: str, change: Callable[[Learner, Job], None], config: Conf
            "as it is, times as fast": taken[switch] / taken["as it is"], "first step, s": first}  # fmt: skip
 
 
+# -- runs side by side ------------------------------------------------------------------------------------------------
+
+
+def abreast(lab: Lab) -> Iterator[Item]:
+    """How many runs of `quick` pay on one device: a process each, one core each."""
+    for precision in lab.size(("auto", "no"), ("no",)):
+        config = step_config(lab, "quick", f"batch_size={lab.size(64, 4)} mixed_precision={precision}")
+        config = override(config, [f"gradient_penalty={PRESETS['quick'].loss.gradient_penalty}"])
+        yield Item("Steps of quick a second", f"precision {precision}", partial(abreast_rows, lab, config))
+
+
+def abreast_rows(lab: Lab, config: Config) -> Iterator[Row]:
+    counts, seconds = lab.size((1, 2, 4, 8, max(1, CORES - 2)), (1, 2)), lab.size(4.0, 0.5)
+    pool = ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn"), _prepare, (config,))
+    with pool:
+        list(pool.map(_pace, [time.time()] * max(counts), [5.0] * max(counts)))  # all have started
+        for count in sorted(counts):
+            paces = list(pool.map(_pace, [time.time() + 0.2] * count, [seconds] * count))
+            yield {"precision": config.train.mixed_precision, "batch": config.data.batch_size, "runs": count,
+                   "steps/s together": sum(paces), "steps/s each": sum(paces) / count}  # fmt: skip
+
+
+def _prepare(config: Config) -> None:
+    """A process of `abreast_rows` makes its learner."""
+    torch.set_num_threads(1)
+    learner = Learner.build(random_model(config.model, 11_003, ["a man"], DEVICE), config, 1)
+    globals()["_step"] = growth.stepper(
+        learner, "frozen, stored", config, 11_003, 24, Job(config.train.mixed_precision)
+    )
+
+
+def _pace(start: float, seconds: float) -> float:
+    """Steps a second from the time `start` on."""
+    step = globals()["_step"]
+    time.sleep(max(0.0, start - time.time()))
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        steps += 1
+        float(step()["total"])  # waits for the device
+    return steps / (time.perf_counter() - started)
+
+
 # -- evaluation and stores --------------------------------------------------------------------------------------------
 
 
 def evaluation(lab: Lab) -> Iterator[Item]:
     yield Item("Metrics", "a large gallery", partial(large_gallery, *lab.size((1_000_000, 10_000), (2_000, 50))))
-    folder, size = lab.work / "study/imgs", lab.size((224, 224), (64, 32))
+    folder, size = some_pictures(lab), lab.size((224, 224), (64, 32))
     files = sorted(folder.rglob("*.jpg"))
     yield Item("Pixels to the device", "from the store", partial(to_device, files, size, lab.size(256, 8)))
     for setting in encoding.SETTINGS[:: lab.size(1, 2)]:
@@ -132,6 +176,16 @@ def evaluation(lab: Lab) -> Iterator[Item]:
         yield Item(f"Encoding {len(files)} pictures", setting[0], lambda row=row: [row()])  # type: ignore[misc]
     rows = partial(store_rows, folder, lab.size((384, 128), (64, 32)), lab.size(2, 1))
     yield Item("Stores and a torchvision loader", "384x128", rows)
+
+
+def some_pictures(lab: Lab, count: int = 6_000) -> Path:
+    """A folder of links to the first pictures."""
+    folder = lab.work / "some"
+    folder.mkdir(exist_ok=True)
+    for file in sorted((lab.work / "people/imgs").rglob("*.jpg"))[:count]:
+        (folder / file.name).unlink(missing_ok=True)
+        (folder / file.name).symlink_to(file)
+    return folder
 
 
 def store_rows(folder: Path, size: tuple[int, int], rounds: int) -> Iterator[Row]:

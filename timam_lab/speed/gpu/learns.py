@@ -9,12 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -22,38 +20,42 @@ from timam.config import PRESETS, Config
 from timam.evaluation import DIRECTIONS
 from timam.run import Run
 from timam.training import fit
+from timam_lab import adversary, notebook
 from timam_lab.oracle import oracle
-from timam_lab.speed.gpu import PEOPLE, REPOSITORY, Item, Lab, Row
+from timam_lab.speed.gpu import CORES, PEOPLE, REPOSITORY, SMALLEST, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import TINY, configure, settings_of
-from timam_lab.studies import StudyError, grid, run_grid, table
+from timam_lab.statistics import mean_intervals, plus_minus
+from timam_lab.studies import TABLE_METRICS, Experiment, grid, results, run_grid
 from timam_lab.variations import with_fewer
 
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
 def learning(lab: Lab) -> Iterator[Item]:
-    for people in lab.size((11_003, 3_000, 750), (34, 10)):
-        yield Item("Rank-1 over time", f"{people} people", partial(learning_rows, lab, people))
+    people = lab.size(PEOPLE, SMALLEST)["train_identities"]
+    yield Item("Rank-1 over time", f"{people} people", partial(learning_rows, lab, people))
     yield Item("Ceiling (oracle) and chance, text to image", "test", partial(ceiling, lab.work / "people"))
 
 
 def learning_settings(lab: Lab, people: int) -> list[str]:
-    """`quick` with a batch that grows with the number of people.
+    """`quick` with batches of 64, and 5,000 steps where 40 passes over the pictures give as many.
 
-    The rates grow with the root of the batch, the rule for Adam (Malladi et al., NeurIPS 2022). Epochs are those of the
-    preset, or as many as fit into 1,600 steps.
+    The rates grow with the root of the batch, the rule for Adam (Malladi et al., NeurIPS 2022); the warm-up keeps its
+    number of steps. There are some three pictures of a person.
     """
-    scale = max(1, min(8, 2 ** round(np.log2(people / 750))))
-    batch, t = PRESETS["quick"].data.batch_size * scale, PRESETS["quick"].train
-    rates = {name: getattr(t, name) * scale**0.5 for name in ("image_lr", "text_lr", "language_model_lr")}
-    epochs = lab.size(max(4, min(t.epochs, 1_600 * batch // (3 * people))), 2)
-    sizes = lab.size("", f"{TINY} max_steps=2 lstm_hidden=32 max_tokens=16").split()
-    return [f"batch_size={batch}", f"epochs={epochs}", *sizes, *(f"{key}={value}" for key, value in rates.items())]
+    t, batch = PRESETS["quick"].train, lab.size(64, 8)
+    factor = (batch / PRESETS["quick"].data.batch_size) ** 0.5
+    rates = {name: getattr(t, name) * factor for name in ("image_lr", "text_lr", "language_model_lr")}
+    steps = lab.size(min(500, 3 * people // batch), 2)
+    warm_up = t.warmup_epochs * (t.max_steps or steps) / steps
+    times = {"epochs": lab.size(min(40, 5_000 // steps), 2), "max_steps": steps, "warmup_epochs": warm_up}
+    sizes = lab.size("", f"{TINY} lstm_hidden=32 max_tokens=16").split()
+    return [f"batch_size={batch}", *sizes, *(f"{key}={value}" for key, value in (rates | times).items())]
 
 
 def learning_config(lab: Lab, people: int) -> Config:
     root = lab.work / "people"
-    every = lab.size(*PEOPLE["people"])["train_identities"]
+    every = lab.size(PEOPLE, SMALLEST)["train_identities"]
     settings = " ".join(learning_settings(lab, people))
     return configure("quick", lab, root if people == every else with_fewer(root, people), settings)
 
@@ -86,39 +88,70 @@ def ceiling(root: Path) -> Iterator[Row]:
 
 
 def studies(lab: Lab) -> Iterator[Item]:
-    experiments, workers = modules(lab), lab.size(8, 2)
-    yield Item("Notebook 03's modules, five seeds", f"{workers} at a time",
-               partial(study_rows, lab, experiments, workers))  # fmt: skip
+    """All studies are one grid, so that no core waits for the last run of one of them."""
+    workers = lab.size(max(1, CORES - 2), 2)
+    yield Item("Studies", f"{workers} runs at a time", partial(study_rows, lab, grids(lab), workers))
 
 
-def modules(lab: Lab) -> Any:
-    """The grid `MODULES` of notebook 03, at the study's size."""
-    from timam_lab import adversary, notebook
+def grids(lab: Lab) -> dict[str, list[Experiment]]:
+    """The number of people, the variants of notebook 03 and the arms of notebook 10, each with several seeds.
 
-    size = lab.size(
-        "image_height=128 image_width=64 batch_size=64 epochs=8 unfreeze_epoch=5",
-        f"{TINY} batch_size=8 epochs=1 max_steps=2 unfreeze_epoch=1 lstm_hidden=16",
-    )
-    base = configure("quick", lab, lab.work / "study", size)
-    cells = json.loads((REPOSITORY / "notebooks/03_ablation_modules.ipynb").read_text(encoding="utf-8"))["cells"]
+    Those of the notebooks are on all people, at a fifth of the steps.
+    """
+    seeds, base = range(lab.size(5, 1)), study_config(lab)
+    few = {f"{people} people": learning_config(lab, people) for people in lab.size((3_000, 750), (10,))}
+    return {
+        "people": [Experiment(name, config) for name, config in few.items()],
+        "03_ablation_modules": grid(
+            base, dict(list(variants_of("03_ablation_modules", base).items())[: lab.size(None, 2)]), seeds
+        ),
+        "10_adversary": grid(base, dict(list(adversary.FORMS.items())[: lab.size(None, 2)]), seeds),
+    }
+
+
+def study_config(lab: Lab) -> Config:
+    return configure("quick", lab, lab.work / "people", study_settings(lab))
+
+
+def study_settings(lab: Lab) -> str:
+    settings = dict(s.split("=") for s in learning_settings(lab, lab.size(PEOPLE, SMALLEST)["train_identities"]))
+    settings |= lab.size({"epochs": 4, "max_steps": 250, "unfreeze_epoch": 3}, {"epochs": 1, "unfreeze_epoch": 1})
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def variants_of(name: str, base: Config) -> dict[str, str]:
+    """The grid of a notebook: all of its variants, by name."""
+    cells = json.loads((REPOSITORY / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next(text for cell in cells if "MODULES = {" in (text := "".join(cell["source"])))
-    names = {"pd": pd, "notebook": notebook, "variants": "", "base": base, **vars(adversary), **vars(notebook)}
-    exec(compile(source, "notebook 03", "exec"), names)  # noqa: S102 - a cell of this repository
-    chosen = dict(list(names["MODULES"].items())[: lab.size(None, 2)])
-    return grid(base, chosen, range(lab.size(5, 1)))
+    names: dict[str, Any] = {
+        "pd": pd,
+        "notebook": notebook,
+        "variants": "",
+        "base": base,
+        **vars(adversary),
+        **vars(notebook),
+    }
+    exec(compile(source, name, "exec"), names)  # noqa: S102 - a cell of this repository
+    return names["grid"]
 
 
-def study_rows(lab: Lab, experiments: Any, workers: int) -> Iterator[Row]:
+def study_rows(lab: Lab, every: dict[str, list[Experiment]], workers: int) -> Iterator[Row]:
     """A row a variant. Where the time does not suffice: of the runs that are finished."""
-    started, folder = time.monotonic(), lab.work / "runs/study"
+    started, folder = time.monotonic(), lab.work / "runs"
+    experiments = [e for study in every.values() for e in study]
+    # Long runs first; then all variants of a seed before the next seed.
+    order = sorted(experiments, key=lambda e: (e not in every["people"], e.config.train.seed))
     try:
-        run_grid(experiments, folder, workers, progress=False)
+        run_grid(order, folder, workers, progress=False)
     finally:
         done = [e.run(folder).metrics()["seconds"] for e in experiments if e.run(folder).finished]
         took = time.monotonic() - started
         yield {"variant": f"{len(done)} of {len(experiments)} runs in {took:.0f} s, {sum(done):.0f} s of their own"}
-        with suppress(StudyError):
-            yield from ({str(k): v for k, v in row.items()} for row in table(folder).to_dict("records"))
+        for name, study in every.items():
+            frame = results(study, folder)
+            for variant, part in frame.groupby("variant", sort=False) if len(frame) else ():
+                yield {"study": name, "variant": variant, "seeds": len(part),
+                       **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
 
 
 def spread(lab: Lab) -> Iterator[Item]:
@@ -138,11 +171,11 @@ def repeated(config: Config, folder: Path, deterministic: bool) -> dict[str, Any
 
 
 def spread_rows(lab: Lab, name: str, deterministic: bool, count: int) -> Iterator[Row]:
-    root = with_fewer(lab.work / "study", lab.size(500, 10))
+    root = with_fewer(lab.work / "people", lab.size(500, 10))
     size = lab.size("batch_size=64 epochs=4", f"batch_size=8 epochs=1 max_steps=2 {TINY}")
     config = configure("quick", lab, root, size, "unfreeze_epoch=none")
     folders = [lab.work / f"runs/spread-{name.replace(' ', '-')}-{i}" for i in range(count)]
-    with ProcessPoolExecutor(lab.size(5, 2), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(lab.size(10, 2), multiprocessing.get_context("spawn")) as pool:
         found = pd.DataFrame(pool.map(repeated, [config] * count, folders, [deterministic] * count))
     for metric, values in found.items():
         yield {"algorithms": name, "runs": count, "metric": str(metric), "mean": float(values.mean()),
@@ -154,14 +187,28 @@ def spread_rows(lab: Lab, name: str, deterministic: bool, count: int) -> Iterato
 
 
 def notebooks(lab: Lab) -> Iterator[Item]:
-    """02 reads the run that was trained on all people; 08 measures `paper`."""
-    people, table = lab.size(*PEOPLE["people"])["train_identities"], "Executed notebooks"
-    settings = " ".join([*settings_of("quick", lab), *learning_settings(lab, people)])
-    learned = {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick", "settings": settings}
-    yield Item(table, "02", partial(execute, lab, "02_training", learned))
-    growing = {"root": lab.work / "study", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
+    """03 and 10 read the runs of the studies, 02 the one on all people; 08 measures `paper`."""
+    table, runs = "Executed notebooks", lab.work / "runs"
+    common = {"root": lab.work / "people", "runs": runs, "preset": "quick"}
+    own = " ".join(settings_of("quick", lab))
+    for name, study in list(grids(lab).items())[1:]:
+        seeds = finished_seeds(study, runs)
+        given = common | {"seeds": seeds, "settings": f"{own} {study_settings(lab)}"}
+        if seeds:
+            yield Item(table, f"{name}, {seeds} seeds", partial(execute, lab, name, given))
+    people = lab.size(PEOPLE, SMALLEST)["train_identities"]
+    learned = common | {"settings": " ".join([own, *learning_settings(lab, people)])}
+    yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
+    growing = {"root": lab.work / "people", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
                "processes": "1", "rounds": lab.size(3, 1)}  # fmt: skip
-    yield Item(table, "08", partial(execute, lab, "08_performance", growing))
+    yield Item(table, "08_performance", partial(execute, lab, "08_performance", growing))
+
+
+def finished_seeds(study: list[Experiment], runs: Path) -> int:
+    """The number of seeds, from the first one on, with which every variant is finished."""
+    seeds = sorted({e.config.train.seed for e in study})
+    left = {e.config.train.seed for e in study if not e.run(runs).finished}
+    return next((number for number, seed in enumerate(seeds) if seed in left), len(seeds))
 
 
 def execute(lab: Lab, name: str, parameters: dict[str, Any]) -> Iterator[Row]:

@@ -12,18 +12,28 @@ PARTS = {
         "the rate of a large matrix product here.",
         costs.step,
     ),
+    "abreast": Part(
+        "Runs side by side",
+        "Each run has a process and a core of its own, random inputs in the place of stored ones, 24 words.",
+        costs.abreast,
+    ),
     "learning": Part(
         "Learning at the size of CUHK-PEDES",
-        "Rendered pedestrians. The recipe of `quick`, scaled (`learning_config`). Seconds are of training and "
+        "Rendered pedestrians. The recipe of `quick`, scaled (`learning_settings`). Seconds are of training and "
         "validation. Test: 1,000 people.",
         learns.learning,
     ),
+    "studies": Part(
+        "Studies",
+        "Many runs side by side on one device; `learning_settings` with other numbers of people, and with fewer steps "
+        "the variants of notebooks 03 and 10. Percent, mean and 95 % interval over the seeds; test: 1,000 people.",
+        learns.studies,
+    ),
+    "notebooks": Part("Notebooks", "Executed by notebooks/execute.py.", learns.notebooks),
     "tests": Part("Tests", "On a machine whose default device is the GPU.", correct.tests),
-    "studies": Part("A study", "Many runs side by side on one device, 1,500 people; fractions.", learns.studies),
-    "spread": Part("Spread", "Runs of one config and seed, five at a time; 500 people.", learns.spread),
+    "spread": Part("Spread", "Runs of one config and seed, ten at a time; 500 people.", learns.spread),
     "evaluation": Part("Evaluation and stores", f"{CORES} cores.", costs.evaluation),
     "processes": Part(
         "Processes", "Two processes on one device speak gloo: NCCL wants a device for each.", correct.processes
     ),
-    "notebooks": Part("Notebooks", "Executed by notebooks/execute.py.", learns.notebooks),
 }

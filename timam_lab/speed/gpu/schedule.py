@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from timam.interruption import interruptible
-from timam_lab.speed.gpu import CARRIED, PEOPLE, REPOSITORY, SHARES, Lab
+from timam_lab.speed.gpu import CARRIED, PEOPLE, REPOSITORY, SHARES, SMALLEST, Lab
 
 GRACE = 20.0  # seconds that a part has to stop
 
@@ -34,9 +34,8 @@ def render(lab: Lab) -> None:
     """Renders the data of the later parts, on all cores but two."""
     from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
-    for name, (full, small) in PEOPLE.items():
-        spec = PedestrianSpec(**lab.size(full, small))
-        render_pedestrians(lab.work / name, spec, max(1, (os.cpu_count() or 2) - 2), progress=False)
+    spec = PedestrianSpec(**lab.size(PEOPLE, SMALLEST))
+    render_pedestrians(lab.work / "people", spec, max(1, (os.cpu_count() or 2) - 2), progress=False)
 
 
 def part(name: str, lab: Lab, start: Connection) -> None:
