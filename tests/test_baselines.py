@@ -1,8 +1,13 @@
-"""timam_lab.baselines: a planted linear map is recovered, t-SNE keeps groups together."""
+"""timam_lab.baselines: chance against a closed form, a planted linear map is recovered, t-SNE keeps groups together."""
+
+import math
 
 import numpy as np
+import pytest
+import torch
 
-from timam_lab.baselines import linear_baseline, tsne
+from timam.evaluation import Embeddings
+from timam_lab.baselines import chance, linear_baseline, tsne
 
 
 def planted(pairs: int, seed: int):
@@ -44,3 +49,18 @@ def test_tsne_keeps_groups_together_and_repeats():
     assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
     np.testing.assert_array_equal(maps[0], tsne(images, texts, perplexity=10)[0])
     assert tsne(images[:3], texts[:3])[0].shape == (3, 2)
+
+
+@pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
+@pytest.mark.parametrize("k", [1, 3, 10, 100])
+def test_chance_equals_the_closed_form(direction, k):
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.cat([torch.arange(6), torch.randint(6, (n,), generator=generator)]) for n in (14, 27)]
+    embeddings = Embeddings(torch.zeros(20, 1), torch.zeros(33, 1), *labels)
+    _, gallery, query_labels, gallery_labels = embeddings.direction(direction)
+    values = []
+    for label in query_labels.tolist():
+        positives = sum(g == label for g in gallery_labels.tolist())
+        drawn = min(k, len(gallery))  # math.comb is 0 where fewer negatives are left than are drawn
+        values.append(1 - math.comb(len(gallery) - positives, drawn) / math.comb(len(gallery), drawn))
+    assert chance(embeddings, direction, k) == pytest.approx(np.mean(values), rel=1e-12)

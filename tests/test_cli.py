@@ -552,7 +552,7 @@ def test_search_says_that_nothing_fits(call, find, finished_run, album, tmp_path
 def test_search_that_fails_is_exit_code_1(call, finished_run, album, monkeypatch, more, expected, lines):
     monkeypatch.chdir(album)
     (album / "empty").mkdir()
-    monkeypatch.setattr("timam.plots.rankings", Mock(side_effect=ValueError("no such font")))
+    monkeypatch.setattr("timam_lab.rankings.rankings", Mock(side_effect=ValueError("no such font")))
     result = call("search", finished_run, "--images", album, *more)
     assert (result.code, len(result.out.splitlines()), expected in result.err) == (1, lines, True)
 

@@ -11,7 +11,6 @@ import torch
 from timam import metrics
 from timam.metrics import (
     CLASS_OPTIONS,
-    bootstrap_interval,
     class_retrieval_metrics,
     open_set_metrics,
     query_metrics,
@@ -263,8 +262,6 @@ UNKNOWN = unit(0, 1), unit(0, 1), labels(0, 5), labels(0, 1)
         (class_retrieval_metrics, CLASSES, {1: labels(0, 1)}, {}, "image_classes (2,): expected (3,)"),
         (class_retrieval_metrics, CLASSES, {2: torch.zeros(2, 5)}, {}, "caption_embeddings (2, 5): D differs"),
         (class_retrieval_metrics, CLASSES, {3: labels(0, 7)}, {}, "2 classes have no image or no caption"),
-        (bootstrap_interval, (np.ones(3), np.arange(3)), {1: np.ones(2)}, {}, "(3,) and identities (2,)"),
-        (bootstrap_interval, (np.ones(3), np.arange(3)), {1: np.zeros(3)}, {}, "one identity"),
     ],
 )  # fmt: skip
 def test_wrong_input(function, sides, changed, options, found):
@@ -325,37 +322,6 @@ def test_open_set_ties_count_against_the_query():
     gallery, query_labels = torch.cat([direction, -direction]), torch.arange(200) % 2 * 9
     found = open_set_metrics(queries, gallery, query_labels, labels(0, 1), (0.1, 0.5))
     assert set(found["detection_identification_rate"].values()) == {0.0}
-
-
-# -- intervals -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("confidence", [0.5, 0.95])
-def test_interval_covers_as_often_as_it_says(confidence):
-    # Results whose mean is 0, with as much variance between identities as within. 200 repetitions: three standard
-    # errors are 0.11 at 0.5 and 0.05 at 0.95; a percentile interval of 40 identities is itself a few percent short.
-    # Resampling single queries would cover less than 0.8 in place of 0.95.
-    generator = np.random.default_rng(0)
-    hits = []
-    for seed in range(200):
-        identity = np.repeat(np.arange(40), generator.integers(1, 12, 40))
-        values = generator.normal(size=40)[identity] + generator.normal(size=len(identity))
-        low, high = bootstrap_interval(values, identity, confidence, resamples=200, seed=seed)
-        hits.append(low <= 0 <= high)
-    slack = 3 * np.sqrt(confidence * (1 - confidence) / 200) + 0.04
-    assert np.mean(hits) == pytest.approx(confidence, abs=slack)
-
-
-def test_interval_is_of_the_mean_over_queries_and_repeats_with_its_seed():
-    # Identity 0 has one query of value 1, identity 1 three of value 0. Resamples: (0,0): 1, (0,1) and (1,0): 1/4,
-    # (1,1): 0, so the middle half, from the quartiles, is [0.25 or less, 0.25 or more]; a mean of identities' means
-    # would give 0.5.
-    values, identity = np.array([1.0, 0, 0, 0]), np.array([7, 3, 3, 3])
-    assert bootstrap_interval(values, identity, confidence=0.3) == pytest.approx((0.25, 0.25))
-    assert bootstrap_interval(values, identity, confidence=0.95) == pytest.approx((0.0, 1.0))
-    values, identity = np.random.default_rng(2).normal(size=60), np.arange(60)
-    found = bootstrap_interval(values, identity, seed=3)
-    assert found == bootstrap_interval(values, identity, seed=3) != bootstrap_interval(values, identity, seed=4)
 
 
 # -- classes: CUB and Oxford Flowers ---------------------------------------------------------------------------------

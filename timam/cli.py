@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from timam.models import TIMAM
     from timam.search import Gallery
 
-MOST_DRAWN = 200  # pictures in a figure; they take some ten seconds
 _IMAGES = "Folder of pictures, or a Parquet file with the columns path and embedding; may be repeated."
 _THRESHOLD = """Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the
     validation sentences about somebody who was not there got an answer. In a larger gallery it will be more."""
@@ -143,7 +142,7 @@ def evaluate(
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option("--threshold", type=arguments.Threshold(), metavar="auto|X", help=_THRESHOLD)
 @arguments.json
-@click.option("--figure", type=arguments.FILE, help=f"Draw the answers, at most {MOST_DRAWN} pictures: .png, .pdf.")
+@click.option("--figure", type=arguments.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
 def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
     """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
@@ -155,7 +154,9 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     if like and threshold == "auto":
         raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
     if figure is not None:
-        _check_figure(figure, queries, k)
+        from timam_lab.rankings import check_figure, draw_answers
+
+        check_figure(figure, math.inf if queries is None else len(queries) * k)
     for folder in folders:
         _require(folder)
     run.require_best()
@@ -178,7 +179,7 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
         else:
             click.echo(json.dumps(answers if file else found[0], indent=2))
         if figure is not None:
-            _draw(part, found, figure)
+            draw_answers(answers, figure)
 
 
 def _require(folder: Path) -> None:
@@ -250,18 +251,6 @@ def _text(answer: dict[str, Any], heading: bool) -> str:
     return "\n".join([answer["sentence"]] * heading + (lines or ["nothing here fits"]))
 
 
-def _check_figure(figure: Path, queries: list[Any] | None, k: int) -> None:
-    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    suffixes = FigureCanvasBase.get_supported_filetypes()
-    if figure.suffix[1:].lower() not in suffixes:
-        raise click.UsageError(f"--figure {figure}: expected a name that ends in .{', .'.join(suffixes)}")
-    if queries is None or len(queries) * k > MOST_DRAWN:
-        raise click.UsageError(f"--figure draws at most {MOST_DRAWN} pictures: give fewer sentences or a smaller -k")
-    _require(figure.parent)
-
-
 def _saved_threshold(run: Run) -> float:
     """The cosine similarity that 10 % of the best answers to unknown validation queries exceed. Raises RuntimeError."""
     try:
@@ -271,17 +260,6 @@ def _saved_threshold(run: Run) -> float:
             f"{run.folder} has no threshold: its validation split has fewer than 10 identities, or an older version "
             "made the run. Give a number, --threshold 0.3 for example"
         ) from None
-
-
-def _draw(queries: list[Any], answers: list[list[dict[str, Any]]], figure: Path) -> None:
-    from timam.plots import rankings
-
-    shown = [(query, found) for query, found in zip(queries, answers, strict=True) if found]
-    if shown:
-        pictures = [[Path(answer["path"]) for answer in found] for _, found in shown]
-        scores = [[answer["score"] for answer in found] for _, found in shown]
-        drawn = rankings([query for query, _ in shown], pictures, scores)
-        drawn.savefig(figure, dpi=110, bbox_inches="tight")
 
 
 def _table(metrics: dict[str, Any]) -> str:

@@ -175,12 +175,3 @@ def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
     if len(embeddings.text_labels.unique()) < 2:
         return {}
     return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)
-
-
-def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:
-    """Rank-k that a random order of the gallery gives, averaged over the queries: 1 - C(G - P, k) / C(G, k)."""
-    _, gallery, query_labels, gallery_labels = embeddings.direction(direction)
-    positives = torch.bincount(gallery_labels)[query_labels].double()
-    drawn = torch.arange(min(k, len(gallery)), dtype=torch.float64)
-    miss = ((len(gallery) - positives[:, None] - drawn) / (len(gallery) - drawn)).clamp(min=0).prod(dim=1)
-    return float((1 - miss).mean())

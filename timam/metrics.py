@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 _CHUNK = 1 << 25  # similarities in memory at once: 128 MB in float32, twice that for both directions together
@@ -260,36 +259,6 @@ def _chunk_best(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor)
     """Of each query in a chunk: its largest similarity, whether that is a relevant item's, whether it has any."""
     right = _relevant_ranks(similarity, order, start, count)[:, 0] == 1
     return {"best": similarity.amax(dim=1), "right": right, "known": count > 0}
-
-
-# -- intervals -----------------------------------------------------------------------------------------------------
-
-
-def bootstrap_interval(
-    values: np.ndarray, identities: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of values (Q,), one per query, of identities (Q,).
-
-    It resamples whole identities, at least two: captions of one identity are not independent, so resampling single
-    queries would give too narrow an interval.
-    """
-    if values.shape != identities.shape:
-        raise ValueError(f"values {values.shape} and identities {identities.shape}: expected the same length")
-    _, index = np.unique(identities, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if len(sums) < 2:
-        raise ValueError("one identity: expected at least two to resample")
-    interval = stats.bootstrap(
-        (sums, counts),
-        lambda s, n, axis: s.sum(axis) / n.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 # -- classes: the protocol of CUB and Oxford Flowers ---------------------------------------------------------------

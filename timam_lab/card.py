@@ -12,8 +12,9 @@ from huggingface_hub import EvalResult
 from timam import config as configs
 from timam.data import DATASETS
 from timam.evaluation import DIRECTIONS, Embeddings, per_query
-from timam.metrics import RETRIEVAL_METRICS, bootstrap_interval
+from timam.metrics import RETRIEVAL_METRICS
 from timam.run import Run
+from timam_lab.statistics import bootstrap_interval
 
 
 def of_run(run: Path | str) -> dict[str, Any]:

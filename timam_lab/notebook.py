@@ -22,7 +22,6 @@ from timam.config import Config, LossConfig
 from timam.data import Split
 from timam.evaluation import Embeddings
 from timam.images import read_image
-from timam.plots import rankings
 from timam_lab import plots
 from timam_lab.failures import PedestrianTruth, readable
 from timam_lab.oracle import oracle
@@ -237,7 +236,7 @@ def ranked(split: Split, embeddings: Embeddings, queries: Sequence[int], k: int 
 
     shown = [[*row, last] for row, last in zip(top.tolist(), right.tolist(), strict=True)]
     pictures = [[read_image(split.image_paths[i]) for i in row] for row in shown]
-    return rankings(
+    return plots.rankings(
         [split.captions[i] for i in queries],
         [row[:-1] for row in pictures],
         [[below(number, i) for i in row] for number, row in enumerate(shown)],

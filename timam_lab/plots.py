@@ -28,9 +28,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
 from timam.objective import TERMS
-from timam.plots import RIGHT, WRONG
-from timam.plots import rankings as rankings  # beside the other figures of the notebooks
 from timam_lab.failures import readable
+from timam_lab.rankings import RIGHT, WRONG
+from timam_lab.rankings import rankings as rankings  # beside the other figures of the notebooks
 from timam_lab.statistics import mean_interval
 
 TEXT = "#777777"  # a contrast of more than 4 to 1 both with white and with JupyterLab's dark theme

@@ -15,8 +15,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from timam.metrics import bootstrap_interval
-
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean over runs that differ in their seed, and its interval by Student's t.
@@ -46,6 +44,33 @@ def mean_intervals(runs: pd.DataFrame, measures: Iterable[str]) -> dict[str, flo
     for name in measures:
         found[name], found[f"{name}_low"], found[f"{name}_high"] = mean_interval(runs[name].to_numpy())
     return found
+
+
+def bootstrap_interval(
+    values: np.ndarray, identities: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of the mean of values (Q,), one per query, of identities (Q,).
+
+    It resamples whole identities, at least two: captions of one identity are not independent, so resampling single
+    queries would give too narrow an interval.
+    """
+    if values.shape != identities.shape:
+        raise ValueError(f"values {values.shape} and identities {identities.shape}: expected the same length")
+    _, index = np.unique(identities, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    if len(sums) < 2:
+        raise ValueError("one identity: expected at least two to resample")
+    interval = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def plus_minus(row: pd.Series, name: str, scale: float = 100, digits: int = 1) -> str:

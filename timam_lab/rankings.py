@@ -1,20 +1,24 @@
-"""Ranked answers as a matplotlib figure."""
+"""Ranked answers as a matplotlib figure: of the notebooks, and of `timam search --figure`."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from PIL import Image
 
 from timam.images import read_image
 
 RIGHT, WRONG = sns.color_palette("colorblind")[2], sns.color_palette("colorblind")[3]
+MOST_DRAWN = 200  # pictures in a figure of the command line; they take some ten seconds
 Item = str | Image.Image | Path  # a sentence, or a picture or its file
 
 
@@ -89,3 +93,23 @@ def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center
         picture = read_image(content) if isinstance(content, Path) else content.copy()
         picture.thumbnail((400, 400))  # many whole photographs would fill the memory
         axis.imshow(picture)
+
+
+def check_figure(figure: Path, answers: float) -> None:
+    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded."""
+    suffixes = FigureCanvasBase.get_supported_filetypes()
+    if figure.suffix[1:].lower() not in suffixes:
+        raise click.UsageError(f"--figure {figure}: expected a name that ends in .{', .'.join(suffixes)}")
+    if answers > MOST_DRAWN:
+        raise click.UsageError(f"--figure draws at most {MOST_DRAWN} pictures: give fewer sentences or a smaller -k")
+    if not figure.parent.exists():
+        raise FileNotFoundError(f"{figure.parent}: no such folder")
+
+
+def draw_answers(answers: list[dict[str, Any]], figure: Path) -> None:
+    """Writes {"sentence": a sentence or a picture, "answers": [{"path", "score"}, ...]}, those with an answer."""
+    if shown := [(each["sentence"], each["answers"]) for each in answers if each["answers"]]:
+        pictures = [[Path(answer["path"]) for answer in found] for _, found in shown]
+        scores = [[answer["score"] for answer in found] for _, found in shown]
+        drawn = rankings([query for query, _ in shown], pictures, scores)
+        drawn.savefig(figure, dpi=110, bbox_inches="tight")
