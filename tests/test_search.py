@@ -18,6 +18,7 @@ from PIL import Image
 from timam import search
 from timam.models import TIMAM
 from timam.search import Gallery, PictureFile, open_gallery
+from timam_lab.ray_shards import encode_on_ray
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_equal_similarities_come_in_the_order_of_the_paths():
     assert scores.shape == (1, 5)
 
 
-def test_wrong_arguments_are_refused(model, album):
+def test_wrong_arguments_are_refused():
     gallery = Gallery(points(3), list("abc"))
     for queries, options, message in [
         (points(1, 8), {}, r"queries \(1, 8\): expected finite \(Q, 16\)"),
@@ -75,9 +76,6 @@ def test_wrong_arguments_are_refused(model, album):
     ]:
         with pytest.raises(ValueError, match=message):
             gallery.search(queries, **options)
-    for engine, message in (("spark", "engine = 'spark'"), ("ray", "shards = None")):
-        with pytest.raises(ValueError, match=message):
-            Gallery.build(model, album, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +343,7 @@ def at_once(call, *arguments):
 
 def test_what_two_encode_at_once_is_encoded_once(model, album, tmp_path, encoded):
     part = [PictureFile.of(album, f"{i}.png") for i in range(4)]
-    at_once(search._encode, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
+    at_once(search.encode_shard, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
     assert len(encoded) == 4
     (shard,) = (tmp_path / "shards").glob("[!.]*")
     assert len(Gallery.load(shard)) == 4
@@ -386,7 +384,7 @@ def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatc
 
         killer = Thread(target=kill_second)
         killer.start()
-        gallery = Gallery.build(model, album, shards=shards, engine="ray")
+        gallery = Gallery.build(model, album, shards=shards, encode_parts=encode_on_ray)
         killer.join()
     finally:
         ray.shutdown()

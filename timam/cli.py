@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,12 +221,19 @@ def _typed() -> Iterator[list[str]]:
     click.echo("\n" if prompt else "", nl=False)
 
 
-def _open(model: TIMAM, path: Path, kept: Path, progress: bool, approximate: bool, **how: Any) -> tuple[Path, Gallery]:
+def _open(
+    model: TIMAM, path: Path, kept: Path, progress: bool, approximate: bool, engine: str, gpus: float
+) -> tuple[Path, Gallery]:
     """A folder of pictures and its gallery, or those of a Parquet file of embeddings."""
     from timam.search import Gallery, open_gallery
 
+    encode_parts = None
+    if engine == "ray":
+        from timam_lab.ray_shards import encode_on_ray
+
+        encode_parts = partial(encode_on_ray, gpus=gpus, progress=progress)
     if not path.is_file():
-        return path, open_gallery(model, path, kept, progress, approximate, **how)
+        return path, open_gallery(model, path, kept, progress, approximate, encode_parts)
     gallery = Gallery.from_parquet(path)
     if approximate:
         gallery.add_index()

@@ -1,18 +1,16 @@
 """Searching any folder of pictures: it is encoded once into a gallery, kept on disk, and compared with queries.
 
-Encoding saves a shard, a small gallery, after every 1,024 pictures, so that a killed build continues; on Ray each shard
-is a task.
+Encoding saves a shard, a small gallery, after every 1,024 pictures, so that a killed build continues.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +48,10 @@ class PictureFile(NamedTuple):
         return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
 
 
+# (model, folder, parts of its pictures, folder for shards): calls `encode_shard` for each part
+Encoder = Callable[[TIMAM, Path, list[list[PictureFile]], Path], None]
+
+
 @dataclass
 class Gallery:
     """Embeddings of the pictures of a folder."""
@@ -73,32 +75,28 @@ class Gallery:
         known: Gallery | None = None,
         progress: bool = False,
         shards: Path | None = None,
-        engine: str = "local",
-        gpus: float = 0,
+        encode_parts: Encoder | None = None,
     ) -> Gallery:
         """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
 
         Args:
             known: an older gallery; what has not changed since is not encoded again.
             shards: a folder for shards; those in it are not encoded again.
-            engine: "local", or "ray": on all machines of a Ray cluster, which must all see `folder` and `shards`.
-            gpus: of each task on Ray. A task without GPUs has one CPU core.
+            encode_parts: makes the shards elsewhere, such as `timam_lab.ray_shards.encode_on_ray`; what it leaves out
+                is encoded here. Only used with `shards`.
 
-        Raises FileNotFoundError where no readable picture is, ValueError for Ray without `shards`, and RuntimeError
-        where Ray is not installed.
+        Raises FileNotFoundError where no readable picture is.
         """
-        if engine not in ("local", "ray") or (engine == "ray" and shards is None):
-            raise ValueError(f"engine = {engine!r}, shards = {shards}: expected 'local', or 'ray' with a folder")
         folder, fingerprint = Path(folder).resolve(), model_fingerprint(model)
         pictures, problems = _picture_files(folder)
         rows = _rows([known, *_shards(shards)], folder, fingerprint)
         new = [picture for picture in pictures if picture not in rows]
-        if engine == "ray" and shards is not None and new:
-            _encode_on_ray(model, folder, slices(new, _SHARD), shards.resolve(), gpus, progress)
+        if encode_parts is not None and shards is not None and new:
+            encode_parts(model, folder, slices(new, _SHARD), shards.resolve())
             rows = _rows([known, *_shards(shards)], folder, fingerprint)
-        left = [picture for picture in new if picture not in rows]  # after Ray, only the unreadable ones
+        left = [picture for picture in new if picture not in rows]  # after `encode_parts`, the unreadable ones
         for part in tqdm(slices(left, _SHARD), desc="encoding", unit="shard", disable=not progress):
-            shard = _encode(model, folder, part, shards)
+            shard = encode_shard(model, folder, part, shards)
             rows |= _rows([shard], folder, fingerprint)
             problems += shard.problems
         readable = [picture for picture in pictures if picture in rows]
@@ -254,8 +252,7 @@ def open_gallery(
     kept: Path,
     progress: bool = False,
     approximate: bool = False,
-    engine: str = "local",
-    gpus: float = 0,
+    encode_parts: Encoder | None = None,
 ) -> Gallery:
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
@@ -273,7 +270,7 @@ def open_gallery(
     try:
         with suppress(FileNotFoundError, ValueError):
             known = Gallery.load(kept)
-        gallery = Gallery.build(model, folder, known, progress, shards, engine, gpus)
+        gallery = Gallery.build(model, folder, known, progress, shards, encode_parts)
         changed = known is None or gallery.embeddings is not known.embeddings
         if approximate and gallery.index is None:
             gallery.add_index()
@@ -328,7 +325,7 @@ def _shards(folder: Path | None) -> Iterator[Gallery]:
             yield Gallery.load(path)
 
 
-def _encode(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | None) -> Gallery:
+def encode_shard(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | None) -> Gallery:
     """The gallery of some pictures, saved as a shard where there is a folder for shards."""
     fingerprint = model_fingerprint(model)
 
@@ -343,34 +340,13 @@ def _encode(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | 
         return encode()
     name = hashlib.sha256(json.dumps([str(folder), fingerprint, part]).encode()).hexdigest()[:32]
     shards.mkdir(parents=True, exist_ok=True)
-    with FileLock(shards / f".{name}.lock"):  # Ray tries a task again while a machine thought lost may still be at it
+    with FileLock(shards / f".{name}.lock"):  # a cluster may try a task again while the first try goes on
         with suppress(FileNotFoundError, ValueError):
             return Gallery.load(shards / name)
         shard = encode()
         if len(shard):
             shard.save(shards / name)
         return shard
-
-
-def _encode_on_ray(
-    model: TIMAM, folder: Path, parts: list[list[PictureFile]], shards: Path, gpus: float, progress: bool
-) -> None:
-    """Makes the shard of each part as a task of Ray, which tries the tasks of a lost machine again."""
-    try:
-        import ray
-    except ImportError:
-        raise RuntimeError("engine = 'ray' needs Ray: pip install ray") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # RAY_ADDRESS, else a cluster that runs here, else a new one
-
-    @ray.remote(num_cpus=1, num_gpus=gpus)
-    def task(model: TIMAM, part: list[PictureFile]) -> None:
-        _encode(model.to("cuda" if gpus else "cpu"), folder, part, shards)
-
-    shared = ray.put(copy.deepcopy(model).cpu())
-    tasks = [task.remote(shared, part) for part in parts]
-    for done in tqdm(tasks, desc="encoding", unit="shard", disable=not progress):
-        ray.get(done)
 
 
 def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
