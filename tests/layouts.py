@@ -160,18 +160,6 @@ def write_variant(
     return root
 
 
-def write_caption_all(root: Path, records: list[dict[str, Any]] | None = None) -> Path:
-    """caption_all.json, which has no splits, with split.json of identities."""
-    records = person_search_records(train=3, val=1, test=1) if records is None else records
-    write_person_search(root, records)
-    (root / "reid_raw.json").unlink()
-    bare = [{k: v for k, v in r.items() if k != "split"} for r in records]
-    (root / "caption_all.json").write_text(json.dumps(bare))
-    split = {s: sorted({r["id"] for r in records if r["split"] == s}) for s in SPLITS}
-    (root / "split.json").write_text(json.dumps(split))
-    return root
-
-
 def _small(root: Path) -> Path:
     return write_person_search(root, train=3, val=1, test=1)
 
@@ -290,8 +278,6 @@ _reed = partial(write_reed, classes=CLASSES, images=1, captions=2)
 LAYOUTS = {
     "pedestrians": ("pedestrians", _small, "reid_raw.json"),
     "cuhk-pedes": ("cuhk-pedes", _small, "reid_raw.json"),
-    "caption_all": ("cuhk-pedes", write_caption_all, "caption_all.json"),
-    "split": ("cuhk-pedes", write_caption_all, "split.json"),
     "icfg-pedes": ("icfg-pedes", partial(write_variant, file="ICFG-PEDES.json"), "ICFG-PEDES.json"),
     "rstp-reid": (
         "rstp-reid", partial(write_variant, file="data_captions.json", path_key="img_path"), "data_captions.json"

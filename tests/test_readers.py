@@ -23,7 +23,6 @@ from layouts import (
     assert_sound,
     karpathy_images,
     person_search_records,
-    write_caption_all,
     write_karpathy,
     write_person_search,
     write_picture,
@@ -114,44 +113,6 @@ def test_empty_split_of_a_benchmark_is_a_problem_unless_it_is_not_required(tmp_p
     dataset = load_dataset("cuhk-pedes", root, required_splits=tuple(set(SPLITS) - {empty}))
     with pytest.raises(ValueError, match=f"no pictures in its {empty} split"):
         dataset.split(empty)
-
-
-def members(records: list[dict], key: str | None = None) -> dict[str, list]:
-    return {s: [r[key] if key else r for r in records if r["split"] == s] for s in SPLITS}
-
-
-SPLIT_FILES = {
-    "identities": lambda rs: {"split.json": members(rs, "id")},
-    "paths": lambda rs: {"split.json": members(rs, "file_path")},
-    "records": lambda rs: {f"{s}_reid.json": rs for s, rs in members(rs).items()},
-    "annotations": lambda rs: {f"{s}.json": {"annotations": rs} for s, rs in members(rs).items()},
-}
-
-
-@pytest.mark.parametrize("make", SPLIT_FILES.values(), ids=SPLIT_FILES)
-def test_caption_all_takes_its_splits_from_another_file(tmp_path, make):
-    records = person_search_records()
-    root = write_caption_all(tmp_path, records)
-    (root / "split.json").unlink()
-    for name, content in make(records).items():
-        (root / name).write_text(json.dumps(content))
-    dataset = load_dataset("cuhk-pedes", root)
-    assert [r.split for r in dataset.records] == [r["split"] for r in records]
-
-
-def test_caption_all_without_or_with_an_incomplete_split_file_is_named(tmp_path):
-    root = write_caption_all(tmp_path, person_search_records())
-    (root / "split.json").write_text(json.dumps({"train": [1, 2], "test": [3]}))
-    problems = problems_of("cuhk-pedes", root)
-    assert len(problems) == 2 * 9  # identities 4 to 12, two pictures each
-    assert "caption_all.json record 6: neither 'cam_a/p4_0.png' nor id 4 stands in a split file" in problems
-    (root / "train.json").write_text("[1,")
-    assert problems_of("cuhk-pedes", root)[0].startswith(f"{root / 'train.json'}: not readable as JSON")
-    (root / "train.json").unlink()
-    (root / "split.json").unlink()
-    problem = problems_of("cuhk-pedes", root)[0]
-    assert "caption_all.json has no splits" in problem
-    assert "reid_raw.json" in problem
 
 
 # -- Karpathy's splits ------------------------------------------------------------------------------------------
@@ -382,16 +343,6 @@ FAULTS = {
         "no records": (b"[]", "holds no records"),
         "object": (b"{}", "expected a list, found dict"),
     },
-    "split": {
-        "number": (b'{"train": 5}', "split.json train: expected a list, found int"),
-        "text": (b'{"train": "abc"}', "split.json train: expected a list, found str"),
-        "list": (b'{"train": [[1]]}', "split.json train entry 0: [1]: expected a file_path or an id"),
-        "truth": (b'{"train": [true]}', "split.json train entry 0: True: expected a"),  # equals 1 in Python
-        "fraction": (b'{"train": [1.0]}', "split.json train entry 0: 1.0: expected a file_path or an id"),
-        "no path": (b'{"train": [{"id": 1}]}', "split.json train entry 0: None: expected a file_path or an id"),
-        "a list": (b"[1, 2]", "split.json: expected an object, found list"),
-        "two splits": (b'{"train": [1, 2], "val": [2]}', "split.json val entry 0: 2 stands in train and in val"),
-    },
     "rstp-reid": {"path of another": (edit(file_path="a.png", img_path=...), "no key 'img_path'")},
     "flickr30k": {
         "missing filename": (edit(filename=...), "no key 'filename'"),
@@ -563,7 +514,7 @@ def test_any_json_is_read_or_refused(layouts, name, content):
     read_hostile(name, layouts(name), json.dumps(content).encode())
 
 
-@pytest.mark.parametrize("name", [n for n in JSON_LAYOUTS if n not in ("split", "coco-captions")])
+@pytest.mark.parametrize("name", [n for n in JSON_LAYOUTS if n != "coco-captions"])
 @bounded
 @given(data=st.data())
 def test_a_record_with_any_value_in_any_place_is_taken_or_named(layouts, name, data):

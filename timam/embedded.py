@@ -34,13 +34,7 @@ def open_picture(path: Path) -> Path | io.BytesIO:
         return path
     key, stamp = str(path)[len(str(file)) + 1 :], file.stat().st_mtime_ns
     if file.suffix == ".tar":
-        members = tar_members(file, stamp)
-        if key not in members:
-            raise ValueError("no such member")
-        offset, size = members[key]
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            return io.BytesIO(stream.read(size))
+        return io.BytesIO(read_member(file, *tar_members(file, stamp)[key]))
     column, _, row = key.rpartition(":")
     picture = _Column(file, column, stamp).read(int(row))
     if not picture:
@@ -53,6 +47,12 @@ def tar_members(file: Path, stamp: int) -> dict[str, tuple[int, int]]:
     """{name: (offset, size)} of an uncompressed archive's files. `stamp`, the time of change, renews the cache."""
     with tarfile.open(file, "r:") as archive:
         return {m.name: (m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()}
+
+
+def read_member(file: Path, offset: int, size: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
 
 
 @lru_cache(maxsize=4)

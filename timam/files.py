@@ -44,11 +44,18 @@ def read_json(path: Path) -> Any:
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
-    checks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_float": _finite, "parse_constant": _finite}
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), **checks)
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+
+
+def parse_json(text: str) -> Any:
+    """As `read_json`, of a text."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,65 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from timam.data.parsing import Parsed, check_captions, check_split, expect, read_lines, read_records, value
-from timam.data.records import SPLITS, Record, path_guard, show
-from timam.files import read_json
+from timam.data.parsing import Parsed, check_captions, check_split, read_lines, read_records, value
+from timam.data.records import Record, path_guard, show
 
 
 def parse_person_search(root: Path, files: list[str], path_key: str = "file_path") -> Parsed:
-    """CUHK-PEDES, ICFG-PEDES, RSTPReid, UFine6926: a list of {split, captions, file_path or img_path, id}.
-
-    caption_all.json of CUHK-PEDES has no splits; they are read from the files beside it.
-    """
+    """CUHK-PEDES, ICFG-PEDES, RSTPReid, UFine6926: a list of {split, captions, file_path or img_path, id}."""
     parsed, entries = read_records(root, files)
-    splits = _split_files(root, parsed) if parsed.file == "caption_all.json" else None
-    if splits == {}:
-        return parsed
     for i, entry in enumerate(entries):
         with parsed.naming(source := f"{parsed.file} record {i}"):
             captions = check_captions(value(entry, "captions", list))
             path, identity = value(entry, path_key, str), value(entry, "id", int)
-            if splits is None or "split" in entry:
-                split = check_split(value(entry, "split", str))
-            elif not (split := splits.get(path) or splits.get(identity, "")):
-                raise ValueError(f"neither {show.repr(path)} nor id {identity} stands in a split file")
-            parsed.records.append(Record(path, captions, identity, split, source))
+            parsed.records.append(Record(path, captions, identity, check_split(value(entry, "split", str)), source))
     return parsed
-
-
-def _split_files(root: Path, parsed: Parsed) -> dict[Any, str]:
-    """{picture path or identity: split} from the files beside caption_all.json, in the forms of public repositories.
-
-    Either split.json, {"train": [...], "val": [...], "test": [...]}, or one file a split: train_reid.json or
-    train.json, a list (or {"annotations": list}) of paths, identities or records with `file_path`.
-    """
-    splits: dict[Any, str] = {}
-    whole: dict[str, Any] = {}
-    if (root / "split.json").exists():
-        with parsed.naming("split.json"):
-            whole = expect(read_json(root / "split.json"), dict)
-    for name in SPLITS:
-        file = next((f for f in (f"{name}_reid.json", f"{name}.json") if (root / f).exists()), None)
-        members: list[Any] = []
-        with parsed.naming(source := root / file if file else f"split.json {name}"):
-            content = read_json(root / file) if file else whole.get(name, [])
-            members = expect(content.get("annotations", []) if isinstance(content, dict) else content, list)
-        for i, member in enumerate(members):
-            with parsed.naming(f"{source} entry {i}"):
-                key = member.get("file_path") if isinstance(member, dict) else member
-                if type(key) not in (int, str):
-                    raise ValueError(f"{show.repr(key)}: expected a file_path or an id")
-                if splits.setdefault(key, name) != name:
-                    raise ValueError(f"{show.repr(key)} stands in {splits[key]} and in {name}")
-    if not splits:
-        parsed.problems.append(
-            f"{root / parsed.file} has no splits, and no file beside it gives them; expected split.json "
-            '({"train": [...], "val": [...], "test": [...]} of file_path or id), or {train,val,test}_reid.json. '
-            "reid_raw.json, which the authors send, needs none"
-        )
-    return splits
 
 
 def parse_karpathy(root: Path, file: str) -> Parsed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections import defaultdict
@@ -14,7 +13,8 @@ from timam.config import LONGEST_TEXT
 from timam.data.parsing import Parsed, add_rows, expect, read_lines, split_of_name, value
 from timam.data.records import path_guard
 from timam.data.tables import choose_columns, parse_imagefolder, parse_parquet, row_of
-from timam.files import files_below, read_json
+from timam.embedded import read_member, tar_members
+from timam.files import files_below, parse_json, read_json
 
 _LARGEST = 4 * LONGEST_TEXT  # bytes of a text member
 
@@ -73,55 +73,43 @@ def _samples(
     shard: Path, name: str, columns: Mapping[str, str], parsed: Parsed
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The samples of a shard: members that share their name up to the first dot. Raises OSError and ValueError."""
-    pictures, texts = _members(shard, name, parsed)
-    for key, picture in pictures.items():
-        found, row = texts.get(key, {}), {}
-        with parsed.naming(f"{name} {key}.json"):
-            try:
-                row = _row(found, columns, parsed) if ".json" in found else {}
-            except (ValueError, RecursionError) as error:
-                if ".txt" not in found:
-                    raise ValueError(str(error)) from error
-            if ".txt" in found:
-                row["captions"] = [line.strip() for line in found[".txt"].split("\n") if line.strip()]
-            yield f"{name} {picture}", {"captions": [], **row, "image_path": f"{name}#{picture}"}
-
-
-def _row(found: dict[str, str], columns: Mapping[str, str], parsed: Parsed) -> dict[str, Any]:
-    """The row in a sample's .json; beside a .txt, it need not have captions."""
-    content = expect(json.loads(found[".json"]), dict)
-    header = ["image_path", *(["caption"] if ".txt" in found else []), *content]
-    noted = parsed if not parsed.notes else Parsed("")  # of the first sample only
-    return row_of(content, choose_columns(list(dict.fromkeys(header)), columns, noted))
-
-
-def _members(shard: Path, name: str, parsed: Parsed) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """({key: picture's name}, {key: {".txt" or ".json": content}}) of an archive."""
     from timam.images import SUFFIXES
 
     if not shard.is_file():
         raise OSError("not a regular file")
-    pictures: dict[str, str] = {}
-    texts: dict[str, dict[str, str]] = defaultdict(dict)
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                folder, slash, file = member.name.rpartition("/")
-                stem, _, extension = file.partition(".")
-                key, extension = f"{folder}{slash}{stem}", f".{extension.lower()}"
-                if not member.isreg() or member.issparse():
-                    continue
-                if extension in SUFFIXES:
-                    pictures[key] = member.name
-                elif extension in (".txt", ".json") and member.size > _LARGEST:
-                    parsed.problems.append(
-                        f"{name} {member.name}: {member.size:,} bytes; expected at most {_LARGEST:,}"
-                    )
-                elif extension in (".txt", ".json") and (stream := archive.extractfile(member)):
-                    texts[key][extension] = stream.read().decode("utf-8-sig", errors="replace")
+        members = tar_members(shard, shard.stat().st_mtime_ns)
     except tarfile.TarError as error:
         raise ValueError(f"not readable as a tar archive ({error})") from error
-    return pictures, texts
+    pictures: dict[str, str] = {}
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for member, (offset, size) in members.items():
+        folder, slash, file = member.rpartition("/")
+        stem, dot, extension = file.lower().partition(".")
+        key = member[: len(folder + slash + stem)]
+        if dot + extension in SUFFIXES:
+            pictures[key] = member
+        elif extension in ("txt", "json"):
+            with parsed.naming(f"{name} {member}"):
+                if size > _LARGEST:
+                    raise ValueError(f"{size:,} bytes; expected at most {_LARGEST:,}")
+                texts[key][extension] = read_member(shard, offset, size).decode("utf-8-sig", errors="replace")
+    for key, picture in pictures.items():
+        with parsed.naming(f"{name} {key}.json"):
+            yield f"{name} {picture}", {**_row(texts[key], columns, parsed), "image_path": f"{name}#{picture}"}
+
+
+def _row(texts: dict[str, str], columns: Mapping[str, str], parsed: Parsed) -> dict[str, Any]:
+    """The row in a sample's .json, with the captions of a .txt if there is one."""
+    row: dict[str, Any] = {"captions": []}
+    if "json" in texts:
+        content = expect(parse_json(texts["json"]), dict)
+        header = ["image_path", *(["caption"] if "txt" in texts else []), *content]
+        noted = parsed if not parsed.notes else Parsed("")  # of the first sample only
+        row = row_of(content, choose_columns(list(dict.fromkeys(header)), columns, noted))
+    if "txt" in texts:
+        row["captions"] = [line.strip() for line in texts["txt"].split("\n") if line.strip()]
+    return row
 
 
 def parse_coco_captions(root: Path) -> Parsed:
