@@ -249,7 +249,7 @@ def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
     write_picture(tmp_path / "album" / "0.png", seed=0)
     kept = tmp_path / "finished" / "run" / "galleries" / "album"
     model = TIMAM.from_pretrained(tmp_path / "finished" / "run" / "checkpoints" / "best")
-    gallery = open_gallery(model, tmp_path / "album", kept, approximate=False)
+    gallery = open_gallery(model, tmp_path / "album", kept)
     assert gallery.paths == ["0.png"]
     assert len(gallery.problems) == 1
     assert "not kept, to be encoded again the next time" in gallery.problems[0]

@@ -18,6 +18,7 @@ from PIL import Image
 from timam import search
 from timam.models import TIMAM
 from timam.search import Gallery, PictureFile, open_gallery
+from timam_lab.approximate import IndexedGallery
 from timam_lab.ray_shards import encode_on_ray
 
 
@@ -51,7 +52,7 @@ def by_brute_force(embeddings, queries, k):
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_exact_search_agrees_with_brute_force_over_many_blocks(k, monkeypatch):
-    monkeypatch.setattr(search, "_ROWS", 64)
+    monkeypatch.setattr(search, "ROWS", 64)
     embeddings, queries = points(500), points(300, seed=1)
     scores, rows = Gallery(embeddings, [str(i) for i in range(500)]).search(7 * queries, k)
     expected, _ = by_brute_force(embeddings, queries, k)
@@ -72,7 +73,6 @@ def test_wrong_arguments_are_refused():
         (points(1, 8), {}, r"queries \(1, 8\): expected finite \(Q, 16\)"),
         (np.full((1, 16), np.nan, np.float32), {}, "finite"),
         (points(1), {"k": 0}, "k = 0"),
-        (points(1), {"exact": False}, "add_index"),
     ]:
         with pytest.raises(ValueError, match=message):
             gallery.search(queries, **options)
@@ -88,10 +88,9 @@ def clustered():
 
 def test_index_finds_nearly_all_and_scores_exactly(clustered):
     pytest.importorskip("faiss")
-    clustered.add_index()
-    queries = points(200, seed=2)
-    assert clustered.recall(queries) >= 0.95
-    scores, rows = clustered.search(queries, 10)
+    indexed, queries = IndexedGallery.of(clustered), points(200, seed=2)
+    assert indexed.recall(queries) >= 0.95
+    scores, rows = indexed.search(queries, 10)
     exact = np.einsum("qd,qkd->qk", queries, clustered.embeddings[rows])
     np.testing.assert_allclose(scores, exact, atol=1e-6)  # not the 8-bit approximation
 
@@ -101,22 +100,38 @@ def test_index_looks_into_as_many_lists_as_the_wanted_recall_takes():
     pytest.importorskip("faiss")
     gallery = Gallery(points(4000), [str(i) for i in range(4000)])
     queries, others = points(100, seed=5), points(100, seed=6)
-    gallery.add_index(recall=0, probes=2)
-    assert gallery.recall(others) < 0.5
-    gallery.add_index(queries, recall=0.9, probes=2)
-    assert 2 < gallery.index.nprobe < gallery.index.nlist  # not all of them either
-    assert gallery.recall(others) > 0.85  # measured on other queries than it was set with
+    assert IndexedGallery.of(gallery, recall=0, probes=2).recall(others) < 0.5
+    indexed = IndexedGallery.of(gallery, queries, recall=0.9, probes=2)
+    assert 2 < indexed.index.nprobe < indexed.index.nlist  # not all of them either
+    assert indexed.recall(others) > 0.85  # measured on other queries than it was set with
 
 
 def test_recall_counts_what_a_poor_index_misses(clustered):
     pytest.importorskip("faiss")
-    clustered.add_index(recall=0, probes=1)
+    indexed = IndexedGallery.of(clustered, recall=0, probes=1)
     queries = points(200, seed=5)  # away from every group
-    found = clustered.search(queries, 10, exact=False)[1]
+    found = indexed.search(queries, 10)[1]
     exact = by_brute_force(clustered.embeddings, queries, 10)[1]
     expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
-    assert clustered.recall(queries) == pytest.approx(expected)
+    assert indexed.recall(queries) == pytest.approx(expected)
     assert expected < 0.95
+
+
+def test_an_index_is_kept_beside_its_gallery_until_that_changes(model, album, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    kept, query, built = tmp_path / "kept", model.encode_texts(["a man in a red coat"]), []
+    build = IndexedGallery.of.__func__
+    monkeypatch.setattr(IndexedGallery, "of", classmethod(lambda *a: built.append(1) or build(*a)))
+
+    def rows():
+        return IndexedGallery.open(open_gallery(model, album, kept), kept).search(query, 9)[1].tolist()
+
+    assert rows() == rows() == open_gallery(model, album, kept).search(query, 9)[1].tolist()
+    assert len(built) == 1
+    (kept / "index.faiss").write_bytes(b"")
+    assert (len(rows()[0]), len(built)) == (5, 2)
+    write_picture(album / "new.png", seed=9)
+    assert (len(rows()[0]), len(built)) == (6, 3)
 
 
 # -- making and keeping -----------------------------------------------------------------------------------------
@@ -203,18 +218,15 @@ def test_folder_without_readable_pictures_is_an_error(model, tmp_path):
 
 
 def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
-    pytest.importorskip("faiss")
     os.rename(album / "3.png", os.fsencode(album) + b"/caf\xe9.png")  # not UTF-8
     gallery = Gallery.build(model, album)
-    gallery.add_index()
     gallery.save(tmp_path / "kept")
     loaded = Gallery.load(tmp_path / "kept")
     assert isinstance(loaded.embeddings, np.memmap)
     assert (loaded.paths, loaded.folder, loaded.model) == (gallery.paths, gallery.folder, gallery.model)
     queries = model.encode_texts(["a man in a red coat"])
-    for exact in (True, False):
-        for ours, theirs in zip(loaded.search(queries, 5, exact), gallery.search(queries, 5, exact), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(loaded.search(queries, 5), gallery.search(queries, 5), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert Gallery.build(model, album, loaded).encoded == 0
 
 

@@ -171,7 +171,7 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
-        found = _best(galleries, embeddings, k, not options["approximate"], least)
+        found = _best(galleries, embeddings, k, least)
         answers = [{"sentence": query, "answers": best} for query, best in zip(part, found, strict=True)]
         if not as_json:
             click.echo("\n".join(_text(answer, not (sentence or like)) for answer in answers))
@@ -232,21 +232,24 @@ def _open(
         from timam_lab.ray_shards import encode_on_ray
 
         encode_parts = partial(encode_on_ray, gpus=gpus, progress=progress)
-    if not path.is_file():
-        return path, open_gallery(model, path, kept, progress, approximate, encode_parts)
-    gallery = Gallery.from_parquet(path)
+    if path.is_file():
+        folder, gallery = path.parent, Gallery.from_parquet(path)
+    else:
+        folder, gallery = path, open_gallery(model, path, kept, progress, encode_parts)
     if approximate:
-        gallery.add_index()
-    return path.parent, gallery
+        from timam_lab.approximate import IndexedGallery
+
+        gallery = IndexedGallery.of(gallery) if path.is_file() else IndexedGallery.open(gallery, kept)
+    return folder, gallery
 
 
 def _best(
-    galleries: list[tuple[Path, Gallery]], queries: Tensor, k: int, exact: bool, threshold: float
+    galleries: list[tuple[Path, Gallery]], queries: Tensor, k: int, threshold: float
 ) -> list[list[dict[str, Any]]]:
     """For each query the k best pictures of all galleries above the threshold, best first."""
     found: list[dict[str, float]] = [{} for _ in queries]  # by path: a folder may lie in another one
     for folder, gallery in galleries:
-        for scores, *ranking in zip(found, *gallery.search(queries, k, exact), strict=True):
+        for scores, *ranking in zip(found, *gallery.search(queries, k), strict=True):
             ranked = ((float(score), row) for score, row in zip(*ranking, strict=True) if row >= 0)
             scores |= {str(folder / gallery.paths[row]): score for score, row in ranked if score > threshold}
     best = (sorted(scores.items(), key=lambda item: -item[1])[:k] for scores in found)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,7 @@ from timam.models import TIMAM
 from timam.models.batching import slices
 
 _SHARD = 1024  # pictures in a shard
-_ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
-_CANDIDATES = 8  # of an index for each answer; their similarities are then computed exactly
+ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
 
 
 class PictureFile(NamedTuple):
@@ -63,7 +62,6 @@ class Gallery:
     model: str = ""  # `model_fingerprint` of the model that encoded them
     problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read
     encoded: int = 0  # pictures that the last build or update encoded
-    index: Any = None  # of faiss, for approximate search
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -116,7 +114,7 @@ class Gallery:
         return Gallery.build(model, self.folder, self, progress)
 
     def save(self, folder: Path | str) -> None:
-        """Writes embeddings.npy, pictures.parquet, gallery.json and, with an index, index.faiss; all or nothing."""
+        """Writes embeddings.npy, pictures.parquet and gallery.json, all or nothing."""
         with replacing_folder(Path(folder)) as new:
             np.save(new / "embeddings.npy", self.embeddings)
             paths = pa.array(map(os.fsencode, self.paths), pa.binary())  # a file's name need not be UTF-8
@@ -124,8 +122,6 @@ class Gallery:
             pq.write_table(pa.table(columns), new / "pictures.parquet")
             content = {"folder": os.fsencode(self.folder).decode("utf-8", "surrogateescape"), "model": self.model}
             (new / "gallery.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-            if self.index is not None:
-                _faiss().write_index(self.index, str(new / "index.faiss"))
 
     @classmethod
     def load(cls, folder: Path | str) -> Gallery:
@@ -138,11 +134,10 @@ class Gallery:
             embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
             paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
             stamps = np.stack([table["bytes"].to_numpy(), table["changed_ns"].to_numpy()], axis=1)
-            index = _faiss().read_index(str(folder / "index.faiss")) if (folder / "index.faiss").exists() else None
-            return cls(embeddings, paths, Path(content["folder"]), stamps, content["model"], index=index)
+            return cls(embeddings, paths, Path(content["folder"]), stamps, content["model"])
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder}: no gallery there") from None
-        except Exception as error:  # NumPy, pyarrow and faiss raise many kinds
+        except Exception as error:  # NumPy and pyarrow raise many kinds
             raise ValueError(f"{folder} is a damaged gallery ({error}); remove it") from error
 
     @classmethod
@@ -163,79 +158,34 @@ class Gallery:
         unit = F.normalize(torch.from_numpy(embeddings), dim=1).numpy()
         return cls(unit, paths, file.parent.resolve())
 
-    def search(
-        self, queries: Tensor | np.ndarray, k: int = 10, exact: bool | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Tensor | np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest pictures of each query (Q, D) of any norm; at most N.
 
         Returns (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k)
-        int64 positions in `paths`. Where an index finds fewer than k, the rest is -inf and -1.
-
-        `exact` compares every picture, otherwise the candidates of the index; by default, where there is one. Raises
-        ValueError: queries of another width or not finite, k below 1, or exact=False without an index.
+        int64 positions in `paths`. ValueError: queries of another width or not finite, or k below 1.
         """
         queries = torch.as_tensor(queries, dtype=torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1] or not queries.isfinite().all():
             raise ValueError(f"queries {tuple(queries.shape)}: expected finite (Q, {self.embeddings.shape[1]})")
         if k < 1:
             raise ValueError(f"k = {k}: expected 1 or more")
-        if exact is False and self.index is None:
-            raise ValueError("exact=False needs an index: call add_index first")
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
-        rank = self._nearest if exact or self.index is None else self._nearest_by_index
-        found = [rank(part, k) for part in queries.split(256)]
+        found = [self.nearest(part, k) for part in queries.split(256)]
         scores, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         if np.isnan(scores).any():
             raise ValueError(f"the gallery of {self.folder} holds embeddings that are no numbers; remove it")
         return scores, rows
 
-    def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`search` of some queries of unit length."""
         best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        for start in range(0, len(self), _ROWS):
-            block = self.embeddings[start : start + _ROWS]  # NumPy's product: torch needs writable memory
+        for start in range(0, len(self), ROWS):
+            block = self.embeddings[start : start + ROWS]  # NumPy's product: torch needs writable memory
             scores, found = torch.from_numpy(queries.numpy() @ block.T).topk(min(k, len(block)), dim=1)
             scores, rows = torch.cat([best, scores], dim=1), torch.cat([rows, found + start], dim=1)
             best, order = scores.topk(min(k, scores.shape[1]), dim=1)
             rows = rows.gather(1, order)
-        return _ordered(best.numpy(), rows.numpy())
-
-    def _nearest_by_index(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        _, rows = self.index.search(queries.numpy(), min(_CANDIDATES * k, len(self)))
-        scores = np.einsum("qd,qcd->qc", queries.numpy(), self.embeddings[np.maximum(rows, 0)])
-        scores, rows = _ordered(np.where(rows < 0, -np.inf, scores).astype(np.float32), rows)
-        return scores[:, :k], rows[:, :k]
-
-    def add_index(
-        self, queries: Tensor | np.ndarray | None = None, recall: float = 0.95, probes: int = 16, seed: int = 0
-    ) -> None:
-        """Adds a faiss index for approximate search, which pays from some 100,000 pictures on.
-
-        It has about 4 sqrt(N) inverted lists of rows in 8 bits a dimension. A query visits `probes` of them, doubled
-        until the index finds the share `recall` of the exact first 10 answers to `queries` (Q, D), best real sentences,
-        by default 100 rows of the gallery. Raises RuntimeError where faiss is not installed.
-        """
-        count, width = self.embeddings.shape
-        lists = max(1, min(round(4 * count**0.5), count // 39))  # faiss asks for 39 rows a list to learn from
-        self.index = _faiss().index_factory(width, f"IVF{lists},SQ8", _faiss().METRIC_INNER_PRODUCT)
-        self.index.cp.seed = seed + 1  # faiss takes 0 for the clock
-        order = np.random.default_rng(seed).permutation(count)
-        self.index.train(np.ascontiguousarray(self.embeddings[np.sort(order[: 64 * lists])]))
-        for start in range(0, count, _ROWS):
-            self.index.add(np.ascontiguousarray(self.embeddings[start : start + _ROWS]))
-        self.index.nprobe = min(probes, lists)
-        if queries is None:
-            queries = np.array(self.embeddings[np.sort(order[:100])])
-        exact = self.search(queries, exact=True)[1]
-        while self.index.nprobe < lists and self._share_found(exact, queries) < recall:
-            self.index.nprobe = min(2 * self.index.nprobe, lists)
-
-    def recall(self, queries: Tensor | np.ndarray, k: int = 10) -> float:
-        """Share of the k exact answers that the index finds, in [0, 1], averaged over the queries (Q, D)."""
-        return self._share_found(self.search(queries, k, exact=True)[1], queries)
-
-    def _share_found(self, exact: np.ndarray, queries: Tensor | np.ndarray) -> float:
-        found = self.search(queries, exact.shape[1], exact=False)[1]
-        return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, found, strict=True)]))
+        return ordered(best.numpy(), rows.numpy())
 
 
 def model_fingerprint(model: TIMAM) -> str:
@@ -251,14 +201,13 @@ def open_gallery(
     folder: Path | str,
     kept: Path,
     progress: bool = False,
-    approximate: bool = False,
     encode_parts: Encoder | None = None,
 ) -> Gallery:
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
     A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
-    nothing can be written, the gallery is not kept, and a line in `problems` says so. `approximate` adds an index where
-    there is none; the rest, and what is raised, as `Gallery.build`.
+    nothing can be written, the gallery is not kept, and a line in `problems` says so. The rest, and what is raised, as
+    `Gallery.build`.
     """
     shards: Path | None = kept.with_name(f"{kept.name}.shards")
     lock, obstacle, known = FileLock(kept.with_name(f".{kept.name}.lock")), None, None
@@ -272,9 +221,6 @@ def open_gallery(
             known = Gallery.load(kept)
         gallery = Gallery.build(model, folder, known, progress, shards, encode_parts)
         changed = known is None or gallery.embeddings is not known.embeddings
-        if approximate and gallery.index is None:
-            gallery.add_index()
-            changed = True
         if obstacle is None and changed:
             gallery.save(kept)
         elif changed:
@@ -349,16 +295,7 @@ def encode_shard(model: TIMAM, folder: Path, part: list[PictureFile], shards: Pa
         return shard
 
 
-def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Best first, ties by row."""
     order = np.lexsort((rows, -scores), axis=1)
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def _faiss() -> Any:
-    """The module. Raises RuntimeError where it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        raise RuntimeError("approximate search needs faiss: pip install faiss-cpu") from None
-    return faiss

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from timam.search import Gallery
+from timam_lab.approximate import IndexedGallery
 from timam_lab.speed.timing import cost, medians, report, scratch
 
 
@@ -41,19 +42,21 @@ def near(rows: np.ndarray, first: int, seed: int) -> np.ndarray:
 def main(output: Path, count: int, width: int, rounds: int) -> None:
     """Writes the table to OUTPUT."""
     embeddings = clustered(count, width)
-    queries, size = near(embeddings, 0, seed=1), embeddings.nbytes / 2**30
+    queries, others = near(embeddings, 0, seed=1), near(embeddings, 7, seed=2)
+    size = embeddings.nbytes / 2**30
     names = [str(i) for i in range(count)]
     gallery = Gallery(embeddings, names, stamps=np.zeros((count, 2), np.int64))
-    build, _ = cost(partial(gallery.add_index, near(embeddings, 7, seed=2)))
-    lists = f"{gallery.index.nlist:,}, {gallery.index.nprobe:,}"
     with scratch() as folder:
         gallery.save(folder)
-        index = sum(file.stat().st_size for file in folder.glob("*.faiss")) / 2**30
         del gallery, embeddings  # from here on the rows are read from the disk
         gallery = Gallery.load(folder)
-        search = partial(gallery.search, queries[:1], 10)
-        taken = medians(rounds, {"exact": partial(search, exact=True), "faiss": search})
-        recall = gallery.recall(queries)
+        build, _ = cost(partial(IndexedGallery.open, gallery, folder, queries=others))
+        indexed = IndexedGallery.open(gallery, folder)
+        lists = f"{indexed.index.nlist:,}, {indexed.index.nprobe:,}"
+        index = sum(file.stat().st_size for file in folder.glob("*.faiss")) / 2**30
+        exact, faiss = (partial(g.search, queries[:1], 10) for g in (gallery, indexed))
+        taken = medians(rounds, {"exact": exact, "faiss": faiss})
+        recall = indexed.recall(queries)
     found = {
         "one query: exact, with faiss": f"{1000 * taken['exact']:.0f} ms, {1000 * taken['faiss']:.1f} ms",
         "recall@10 of faiss against exact search, 100 queries": f"{recall:.3f}",
