@@ -1,26 +1,83 @@
-"""timam_lab.adversary: games that settings express, the control's known solution, a planted difference found."""
+"""timam_lab.adversary: arms as settings, what is chosen of them, a game of known solution, a planted difference."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from timam.config import PRESETS, override
 from timam.evaluation import Embeddings
-from timam_lab import studies
-from timam_lab.adversary import FORMS, probe_accuracy, shift_control, what_a_probe_uses
+from timam_lab import adversary, studies
+from timam_lab.adversary import ARMS, GRID, probe_accuracy, shift_control, what_a_probe_uses
 
 
-def test_forms_are_settings_and_all_different():
-    assert len(studies.grid(PRESETS["quick"], FORMS, [0])) == len(FORMS)
+def test_arms_are_settings_and_all_different():
+    for preset in ("quick", "smoke", "paper"):
+        assert len(studies.grid(PRESETS[preset], ARMS, [0])) == len(ARMS)
     quick = PRESETS["quick"]
-    assert override(quick, FORMS["regularised game"].split()) == quick
+    assert override(quick, ARMS["regularised game"].split()) == quick
+    paper, played = PRESETS["paper"], override(PRESETS["paper"], ARMS["paper's game, SGD"].split())
+    assert override(played, ["matching=cmpm", "temperature=0.02"]) == paper
+
+
+def test_each_arm_has_as_many_trials_and_its_default_is_one_of_them():
+    quick = PRESETS["quick"]
+    tried = adversary.trials(quick, list(ARMS), 5)
+    assert {len(e) for arm, e in tried.items() if arm in GRID} == {3}
+    assert all(len(tried[arm]) == 1 for arm in ARMS if arm not in GRID)
+    for arm, experiments in tried.items():
+        configs = [e.config for e in experiments]
+        assert {c.train.seed for c in configs} == {5}
+        assert override(quick, [*ARMS[arm].split(), "seed=5"]) in configs
+
+
+def test_the_value_with_the_best_validation_score_is_chosen(monkeypatch):
+    tried = adversary.trials(PRESETS["quick"], ["MMD", "no adversary"], 0)
+    scores = {"discrepancy_weight=1": 0.2, "discrepancy_weight=10": 0.4, "discrepancy_weight=100": 0.4}
+    table = lambda experiments, runs: pd.DataFrame(  # noqa: E731
+        [{"variant": e.variant, "text_to_image_mAP": scores.get(e.variant, 0.1)} for e in experiments]
+    )
+    monkeypatch.setattr(adversary, "validation", table)
+    settings, found = adversary.chosen(tried, "runs")
+    assert override(PRESETS["quick"], settings["MMD"].split()).loss.discrepancy_weight == 10
+    assert found[found["chosen"]]["value"].tolist() == ["discrepancy_weight=10", "adversarial_weight=0"]
+    assert found["arm"].tolist() == ["MMD"] * 3 + ["no adversary"]
+
+
+def test_rephrased_captions_are_embedded_once_and_kept(tmp_path, monkeypatch):
+    """The test sentences in unseen words, each at the place of the one it rephrases."""
+    monkeypatch.setattr(adversary, "rewritten", lambda root, split, **shares: [["a hat"], ["a bag", "a bag"]])
+    asked = []
+    labels, words = torch.tensor([0, 1, 1]), torch.arange(6.0).reshape(3, 2)
+
+    class Model:
+        def encode_texts(self, texts):
+            asked.append(texts)
+            return words
+
+    run = SimpleNamespace(folder=tmp_path, best_model=Model, test_embeddings=lambda: Embeddings(
+        torch.ones(2, 2), torch.zeros(3, 2), labels[:2].clone(), labels), config=lambda: override(
+        PRESETS["quick"], [f"data.root={tmp_path}"]))  # fmt: skip
+    assert adversary.rephrased(run) is None  # no rendered people
+    (tmp_path / "attributes.json").touch()
+    for _ in range(2):
+        found = adversary.rephrased(run)
+        assert torch.equal(found.texts, words)
+        assert torch.equal(found.images, torch.ones(2, 2))
+    assert asked == [["a hat", "a bag", "a bag"]]
+    (tmp_path / adversary.REPHRASED).unlink()
+    monkeypatch.setattr(adversary, "rewritten", lambda *_, **__: [["a hat"]])
+    with pytest.raises(ValueError, match="1 test captions, 3"):
+        adversary.rephrased(run)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "low", "high"), [("regularised game", 0, 0.35), ("unregularised game", 1.0, 100)])
-def test_two_halves_of_one_cloud_meet_only_in_the_regularised_game(form, low, high):
+@pytest.mark.parametrize(("arm", "low", "high"), [("regularised game", 0, 0.35), ("paper's game, AdamW", 1.0, 100)])
+def test_two_halves_of_one_cloud_meet_only_in_the_regularised_game(arm, low, high):
     images = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) + 2
-    config = override(PRESETS["quick"], FORMS[form].split())
+    config = override(PRESETS["quick"], ARMS[arm].split())
     distances = shift_control(config, images, torch.arange(200) % 50, seed=0, steps=400)
     assert distances[0] == 1
     assert low <= np.mean(distances[-50:]) <= high

@@ -13,10 +13,12 @@ from torch import nn
 from timam import losses
 from timam.losses import (
     cmpm_loss,
+    coral_loss,
     discriminator_loss,
     encoder_adversarial_loss,
     gradient_penalty,
     infonce_loss,
+    mmd_loss,
     norm_softmax_loss,
     sdm_loss,
     triplet_loss,
@@ -250,6 +252,47 @@ def test_discriminator_separates_shifted_gaussians(joint):
     assert loss.item() < 0.05
 
 
+# -- discrepancy -----------------------------------------------------------------------------------------------------
+
+
+def slow_mmd(v, t) -> float:
+    """Gretton et al., equation 5: means over all pairs within each set, and minus twice over the pairs across."""
+    v, t = ([row / np.linalg.norm(row) for row in rows] for rows in (v, t))
+
+    def mean(a, b) -> float:
+        return np.mean([math.exp(-g * (x - y) @ (x - y)) for x in a for y in b for g in (0.5, 2, 8)])
+
+    return mean(v, v) + mean(t, t) - 2 * mean(v, t)
+
+
+def slow_coral(v, t) -> float:
+    v, t = (np.stack([row / np.linalg.norm(row) for row in rows]) for rows in (v, t))
+    return float(((np.cov(v.T, bias=True) - np.cov(t.T, bias=True)) ** 2).sum())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("fast", "slow"), [(mmd_loss, slow_mmd), (coral_loss, slow_coral)])
+def test_discrepancies_equal_the_definitions(fast, slow, dtype):
+    images, texts, _ = embeddings(PATTERNS["uneven, mixed"], dtype=dtype)
+    for v, t in ((images, texts), (texts[:3], images), (images[:1], texts)):  # the sets may differ in size
+        loss = fast(v, t)
+        assert (loss.dtype, loss.shape) == (dtype, ())
+        assert loss.item() == pytest.approx(slow(v.double().numpy(), t.double().numpy()), rel=10 * TOLERANCE[dtype])
+        torch.testing.assert_close(fast(t, v), loss)
+        assert fast(v, 3 * v.flip(0)).item() == pytest.approx(0, abs=TOLERANCE[dtype])  # one set in another order
+
+
+def test_discrepancies_by_hand():
+    # Images on one axis, texts on the other: squared distance 0 within, 2 across. No spread, so no covariance.
+    axes = torch.eye(2, dtype=torch.float64)
+    images, texts = axes[[0, 0]], axes[[1, 1, 1]]
+    across = (math.exp(-1) + math.exp(-4) + math.exp(-16)) / 3
+    assert mmd_loss(images, texts).item() == pytest.approx(2 - 2 * across)
+    assert coral_loss(images, texts).item() == 0
+    # x and -x: variance 1 along x, in images only. Its square is the greatest value.
+    assert coral_loss(torch.stack([axes[0], -axes[0]]), texts).item() == pytest.approx(1)
+
+
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 CALLS = {
@@ -260,6 +303,8 @@ CALLS = {
     "norm-softmax": lambda v, t, weights, bias, labels: norm_softmax_loss(v, weights, bias, labels),
     "discriminator": lambda v, t, *_: discriminator_loss(v[:, 0], t[:, 0], 0.1),
     "encoders": lambda v, t, *_: encoder_adversarial_loss(v[:, 0], t[:, 0]),
+    "mmd": lambda v, t, *_: mmd_loss(v, t),
+    "coral": lambda v, t, *_: coral_loss(v, t),
 }
 every_loss = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
@@ -336,6 +381,9 @@ PAIR = zeros(3, 4), zeros(3, 4), ids(3)
         (lambda: discriminator_loss(zeros(0), zeros(3)), ["empty"]),
         *((partial(discriminator_loss, *LOGITS, s), ["label_smoothing"]) for s in (-0.1, 0.5, float("nan"))),
         (lambda: encoder_adversarial_loss(zeros(3), zeros(0)), ["empty"]),
+        (lambda: mmd_loss(zeros(3, 4), zeros(2, 5)), ["(3, 4)", "(2, 5)"]),
+        (lambda: coral_loss(zeros(3, 4), zeros(0, 4)), ["empty"]),
+        (lambda: coral_loss(zeros(3), zeros(3, 1)), ["(3,)"]),
     ],
 )
 def test_wrong_input_is_an_error_that_names_what_was_found(call, found):

@@ -201,6 +201,19 @@ def test_discriminator_is_two_linear_layers_to_a_scalar():
     torch.testing.assert_close(discriminator.train()(rows)[:2], discriminator(rows[:2]))
 
 
+def test_conditional_discriminator_starts_as_the_other_one_and_is_saved(tiny_model, tmp_path):
+    plain, conditional = tiny_model(), tiny_model(discriminator_conditional=True)
+    rows, directions = torch.randn(2, 6, 16)
+    torch.testing.assert_close(conditional.discriminator(rows, directions), plain.discriminator(rows))
+    torch.testing.assert_close(conditional.class_weights, plain.class_weights)  # runs of one seed start alike
+    with torch.no_grad():
+        conditional.discriminator.condition[0, 0] = 1
+    assert not torch.allclose(conditional.discriminator(rows, directions), plain.discriminator(rows))
+    conditional.save_pretrained(tmp_path / "saved")
+    loaded = TIMAM.from_pretrained(tmp_path / "saved").discriminator
+    torch.testing.assert_close(loaded.condition, conditional.discriminator.condition)
+
+
 # -- words -----------------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,7 @@ def test_one_of_each_kind_of_answer_and_names_of_games():
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
     assert notebook.game(LossConfig(adversarial_weight=0)) == "no adversary"
+    assert notebook.game(LossConfig(adversarial_weight=0, discrepancy_weight=2)) == "no adversary, mmd of weight 2"
     assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
 
 
@@ -157,6 +158,13 @@ def test_variations_keep_people_and_pictures(people):
     assert not any(caption["wrong"] for image in images for caption in image["captions"])
     names = [sorted(p.name for p in (root / "imgs").rglob("*.*")) for root in (people, clean)]
     assert names[0] == names[1]
+    for split in ("val", "test"):
+        written = [image["captions"] for image in json.loads((people / "reid_raw.json").read_text())
+                   if image["split"] == split]  # fmt: skip
+        assert variations.rewritten(people, split) == written
+        other = variations.rewritten(people, split, unseen_words=1.0)
+        assert [len(texts) for texts in other] == [len(texts) for texts in written]
+        assert other != written
     fewer = load_dataset("pedestrians", variations.with_fewer(people, 2))
     assert len(fewer.split("train").identities) == 2
     assert len(fewer.split("test").identities) == 2

@@ -14,7 +14,16 @@ from torch import Tensor
 from timam.config import Config, LossConfig, TrainConfig
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
-from timam.losses import cmpm_loss, infonce_loss, norm_softmax_loss, sdm_loss, softmax_loss, triplet_loss
+from timam.losses import (
+    cmpm_loss,
+    coral_loss,
+    infonce_loss,
+    mmd_loss,
+    norm_softmax_loss,
+    sdm_loss,
+    softmax_loss,
+    triplet_loss,
+)
 from timam.models import TIMAM
 from timam.objective import TERMS, Inputs, train_step
 
@@ -89,27 +98,37 @@ def reference(model: TIMAM, config: LossConfig) -> tuple[dict[str, Tensor], dict
         real = (1 - s) * p.log() + s * (1 - p).log()
         return -real.mean() - (1 - text_logits.sigmoid()).log().mean()
 
+    def judge(embeddings: Tensor, labels: Tensor) -> Tensor:
+        first, leaky, last = d.layers
+        hidden, rows = leaky(first(embeddings)), model.class_weights.detach().mean(dim=0)[labels]
+        if d.condition is None:
+            return last(hidden).squeeze(1)
+        weights = last.weight + 16**0.5 * rows / rows.norm(dim=1, keepdim=True) @ d.condition.T  # of each pair
+        return (hidden * weights).sum(dim=1) + last.bias
+
     both = torch.cat([view(images), view(texts)]).detach().requires_grad_()
-    logits = d(both)
+    logits = judge(both, torch.cat([LABELS, LABELS]))
     (slope,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
     discriminator = game(logits[:6], logits[6:])
     penalised = discriminator + config.gradient_penalty / 2 * slope.norm(dim=1).square().mean()
     correct = (logits[:6] > 0).float().mean() / 2 + (logits[6:] <= 0).float().mean() / 2
-    image_logits, text_logits = d(view(images)), d(view(texts))
+    image_logits, text_logits = judge(view(images), LABELS), judge(view(texts), LABELS)
     flipped = -(1 - image_logits.sigmoid()).log().mean() - text_logits.sigmoid().log().mean()
     reversal = config.adversarial_form == "gradient_reversal"
     adversarial = -game(image_logits, text_logits) if reversal else flipped
     identify = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
     heads = [(model.class_weights[i], model.class_bias[i]) for i in (0, len(model.class_weights) - 1)]
+    discrepancy = {"mmd": mmd_loss, "coral": coral_loss}[config.discrepancy](images, texts)
     terms = {
         "matching": cmpm_loss(images, texts, LABELS, config.matching_epsilon),
         "identification_image": identify(images, *heads[0], LABELS),
         "identification_text": identify(texts, *heads[1], LABELS),
+        "discrepancy": discrepancy if config.discrepancy_weight else torch.zeros(()),
         "adversarial": adversarial if config.adversarial_weight else torch.zeros(()),
     }
     identification = terms["identification_image"] + terms["identification_text"]
     total = config.matching_weight * terms["matching"] + config.identification_weight * identification
-    total = total + config.adversarial_weight * adversarial
+    total = total + config.adversarial_weight * adversarial + config.discrepancy_weight * discrepancy
     own = dict(d.named_parameters(prefix="discriminator"))
     others = {n: p for n, p in model.named_parameters() if n not in own}
     found = {}
@@ -127,6 +146,10 @@ CASES = {
     "weights": ({"matching_weight": 3.0, "identification_weight": 2.0, "adversarial_weight": 0.5}, {}),
     "reversal": ({"adversarial_form": "gradient_reversal", "adversarial_weight": 0.3, "label_smoothing": 0.0}, {}),
     "regularised": ({"adversarial_input": "unit", "gradient_penalty": 3.0}, {}),
+    "conditional": ({"adversarial_input": "unit", "gradient_penalty": 3.0}, {"discriminator_conditional": True}),
+    "conditional, a classifier each": ({}, {"discriminator_conditional": True, "shared_classifier": False}),
+    "MMD": ({"discrepancy_weight": 5.0, "adversarial_weight": 0.0}, {}),
+    "CORAL": ({"discrepancy": "coral", "discrepancy_weight": 5.0, "adversarial_weight": 0.0}, {}),
     "a classifier for each modality, plain softmax": (
         {"matching_weight": 0.0}, {"shared_classifier": False, "normalized_classifier": False},
     ),
@@ -136,6 +159,8 @@ CASES = {
 @pytest.mark.parametrize(("loss", "fields"), CASES.values(), ids=CASES)
 def test_terms_and_gradients_are_those_of_the_definitions(tiny_model, loss, fields):
     model = without_dropout(tiny_model(**fields)).double()  # rounding is small beside any mistake
+    if model.discriminator.condition is not None:  # it starts at 0, where it does nothing
+        torch.nn.init.normal_(model.discriminator.condition, std=0.3)
     expected_terms, expected = reference(copy.deepcopy(model), LossConfig(**loss))
     terms, recorders = recorded_step(model, LossConfig(**loss))
     assert terms.keys() == expected_terms.keys()

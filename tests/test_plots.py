@@ -86,6 +86,8 @@ def test_training_curves_name_every_loss_term():
     losses, scores, _ = plots.training_curves(history, 2, 0.01).axes
     named = {text.get_text() for text in losses.get_legend().get_texts()}
     assert {term.label for term in TERMS} | {"discriminator", "language model trains"} <= named
+    older = plots.training_curves(history.drop(columns="discrepancy"), 2, 0.01).axes[0]  # of before there was one
+    assert "discrepancy of the modalities" not in {text.get_text() for text in older.get_legend().get_texts()}
     assert "chosen epoch (2)" in {text.get_text() for text in scores.get_legend().get_texts()}
 
 

@@ -59,6 +59,18 @@ def fake_fit(monkeypatch):
     return fake
 
 
+def test_what_needs_the_model_is_done_before_its_checkpoints_go(people, tmp_path, fake_fit, experiments):
+    seen = []
+    done = experiments[0].folder(tmp_path)  # finished before: its model may be gone
+    done.mkdir()
+    (done / "metrics.json").write_text("{}")
+    run_grid(
+        experiments, tmp_path, progress=False, then=lambda run: seen.append((run.folder, run.last.parent.exists()))
+    )
+    assert seen == [(e.folder(tmp_path), True) for e in experiments[1:]]
+    assert not any(e.run(tmp_path).last.parent.exists() for e in experiments)
+
+
 # -- grids ------------------------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,7 @@ class ModelConfig:
     shared_classifier: bool = True  # one identity classifier for both modalities, or one each [ours]
     normalized_classifier: bool = True  # its rows have unit length: norm-softmax [paper]; False: plain softmax
     discriminator_hidden: Width = 256  # width between the discriminator's two linear layers [ours]
+    discriminator_conditional: bool = False  # it also sees the identity: its row of the classifier [ours]
 
 
 @_settings
@@ -143,6 +144,8 @@ class LossConfig:
     adversarial_input: Literal["raw", "unit"] = "raw"  # embeddings as they are, or all scaled to length sqrt(D) [ours]
     gradient_penalty: Nonnegative = 0.0  # weight of the R1 penalty on the discriminator; 0 = off [paper: none]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # the target for images is 1 - this [recalled]
+    discrepancy: Literal["mmd", "coral"] = "mmd"  # what `discrepancy_weight` weights: a distance of the modalities
+    discrepancy_weight: Nonnegative = 0.0  # in place of the adversary, or beside it; 0 = off [paper: none]
 
 
 @_settings
@@ -201,6 +204,8 @@ NEW_SETTINGS = (
     "loss.matching",
     "loss.temperature",
     "loss.margin",
+    "loss.discrepancy",
+    "loss.discrepancy_weight",
     "train.frozen_blocks",
     "train.init",
     "train.new_layers_factor",
@@ -208,6 +213,7 @@ NEW_SETTINGS = (
     "model.normalize_words",
     "model.text_head",
     "model.projection",
+    "model.discriminator_conditional",
     "data.columns",
 )
 

@@ -11,6 +11,8 @@
 | `discriminator_loss`       | L_D    | GAN, for the discriminator: Goodfellow et al., NIPS 2014, eq. 1         |
 | `encoder_adversarial_loss` | L_D    | GAN, for the encoders, non-saturating: the same, section 3              |
 | `gradient_penalty`         |        | R1 penalty: Mescheder et al., ICML 2018, eq. 9; applied to both, ours   |
+| `mmd_loss`                 |        | maximum mean discrepancy: Gretton et al., JMLR 2012, eq. 5              |
+| `coral_loss`               |        | correlation alignment: Sun and Saenko, ECCV workshops 2016, eq. 1       |
 
 Conventions:
 
@@ -19,6 +21,7 @@ Conventions:
 - Matching losses take image_embeddings and text_embeddings, (B, D) floating point of any norm, where row i of one is
   paired with row i of the other, and identity_labels, (B,) integers, where equal labels are positives. They are the sum
   of both directions. q_ij is 1 / (number of positives of i) for the positives j of i, else 0.
+- Discrepancies take image_embeddings (B, D) and text_embeddings (B', D) of any norm, and compare their directions.
 - Adversarial losses take the discriminator's logits of images and of texts, (B,) and (B',). A logit is positive for
   "image" (1) and negative for "text" (0).
 """
@@ -224,3 +227,40 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
     """
     (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
     return slopes.square().sum(dim=1).mean()
+
+
+# -- discrepancy -----------------------------------------------------------------------------------------------------
+
+
+def mmd_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of the modalities, with the biased estimator: at least 0, and 0 for equal sets.
+
+    The kernel is the mean of exp(-g |x - y|^2) over g = 1/2, 2, 8, at unit length. Unit vectors have squared distances
+    of 0 to 4, most of them near 2, so fixed bandwidths suit every batch.
+    """
+    images, texts = _checked_directions(image_embeddings, text_embeddings)
+    with _no_autocast(images):
+        both = torch.cat([images, texts])
+        squared = (2 - 2 * both @ both.T).clamp_min(0)
+        kernel = torch.stack([torch.exp(-g * squared) for g in (0.5, 2.0, 8.0)]).mean(dim=0)
+        signs = torch.cat([torch.full_like(e[:, 0], s / len(e)) for e, s in ((images, 1), (texts, -1))])
+        return signs @ kernel @ signs  # mean within images and within texts, minus twice the mean across
+
+
+def coral_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+    """|C_V - C_T|_F^2 of the modalities' covariances (D, D) at unit length, in [0, 1]; means are not compared.
+
+    Its authors divide by 4 D^2, for features whose coordinates, not lengths, are near 1.
+    """
+    images, texts = _checked_directions(image_embeddings, text_embeddings)
+    with _no_autocast(images):
+        return (torch.cov(images.T, correction=0) - torch.cov(texts.T, correction=0)).square().sum()
+
+
+def _checked_directions(image_embeddings: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Both embeddings at unit length, in full precision."""
+    shapes = tuple(image_embeddings.shape), tuple(text_embeddings.shape)
+    if any(len(shape) != 2 or shape[0] == 0 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError("image_embeddings {}, text_embeddings {}: expected (B, D), (B', D), not empty".format(*shapes))
+    images, texts = (F.normalize(full_precision(e), dim=1) for e in (image_embeddings, text_embeddings))
+    return images, texts

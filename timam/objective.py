@@ -19,11 +19,13 @@ from timam.job import Job, gather
 from timam.learner import Learner
 from timam.losses import (
     cmpm_loss,
+    coral_loss,
     discriminator_loss,
     encoder_adversarial_loss,
     full_precision,
     gradient_penalty,
     infonce_loss,
+    mmd_loss,
     norm_softmax_loss,
     sdm_loss,
     softmax_loss,
@@ -87,19 +89,27 @@ def _adversarial(batch: Embedded) -> Tensor:
     """The encoders' side of the game; 0 without the work where its weight is 0."""
     if not batch.config.adversarial_weight:
         return batch.images.new_zeros(())
-    discriminator = batch.model.discriminator
+    discriminator, known = batch.model.discriminator, identity_directions(batch)
     discriminator.requires_grad_(False)  # this loss trains the encoders only
-    images, texts = (discriminator(discriminator_input(e, batch.config)) for e in (batch.images, batch.texts))
+    images, texts = (discriminator(discriminator_input(e, batch.config), known) for e in (batch.images, batch.texts))
     discriminator.requires_grad_(True)
     if batch.config.adversarial_form == "gradient_reversal":
         return -discriminator_loss(images, texts, batch.config.label_smoothing)
     return encoder_adversarial_loss(images, texts)
 
 
+def _discrepancy(batch: Embedded) -> Tensor:
+    """The distance of the modalities that `loss.discrepancy` names; 0 without the work where its weight is 0."""
+    if not batch.config.discrepancy_weight:
+        return batch.images.new_zeros(())
+    return {"mmd": mmd_loss, "coral": coral_loss}[batch.config.discrepancy](batch.images, batch.texts)
+
+
 TERMS = (
     Term("matching", "matching_weight", "matching", _matching),
     Term("identification_image", "identification_weight", "identification, images", partial(_identification, IMAGE)),
     Term("identification_text", "identification_weight", "identification, texts", partial(_identification, TEXT)),
+    Term("discrepancy", "discrepancy_weight", "discrepancy of the modalities", _discrepancy),
     Term("adversarial", "adversarial_weight", "adversarial, encoders", _adversarial),
 )
 
@@ -118,17 +128,29 @@ def discriminator_input(embeddings: Tensor, config: LossConfig) -> Tensor:
     return F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5
 
 
+def identity_directions(batch: Embedded) -> Tensor | None:
+    """For a conditional discriminator each pair's row of the identity classifier, of length sqrt(D) and detached.
+
+    Where each modality has a classifier, their mean: a row of one modality would give away the answer.
+    """
+    if batch.model.discriminator.condition is None:
+        return None
+    rows = batch.model.class_weights.detach()[:, batch.identity_labels].mean(dim=0)
+    return F.normalize(rows, dim=1) * rows.shape[1] ** 0.5
+
+
 def train_discriminator(batch: Embedded, learner: Learner, config: Config, job: Job) -> dict[str, Tensor]:
     """The discriminator's steps. Its loss and accuracy before the last of them are returned.
 
     The embeddings are detached, because this loss must not train the encoders. The discriminator is trained even where
     the adversarial weight is 0: its accuracy then shows how far apart the modalities are.
     """
-    loss_config = config.loss
+    loss_config, directions = config.loss, identity_directions(batch)
+    known = None if directions is None else torch.cat([directions, directions])
     both = torch.cat([discriminator_input(e.detach(), loss_config) for e in (batch.images, batch.texts)])
     for _ in range(config.train.discriminator_steps):
         both = both.detach().requires_grad_(loss_config.gradient_penalty > 0)
-        logits = learner.model.discriminator(both)
+        logits = learner.model.discriminator(both, known)
         image_logits, text_logits = logits.split(len(batch.images))
         accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
         loss = discriminator_loss(image_logits, text_logits, loss_config.label_smoothing)

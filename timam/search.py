@@ -190,7 +190,9 @@ class Gallery:
 
 def model_fingerprint(model: TIMAM) -> str:
     """16 hex digits of the image encoder: its settings and its last layer, which any training changes."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.model_config), sort_keys=True).encode())
+    settings = dataclasses.asdict(model.model_config)
+    del settings["discriminator_conditional"]  # younger than the first galleries, and no part of the encoder
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in list(model.image_encoder.parameters())[-2:]:
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

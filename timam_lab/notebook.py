@@ -261,7 +261,9 @@ def one_of_each(ranks: np.ndarray, rng: np.random.Generator) -> list[int]:
 
 
 def game(loss: LossConfig) -> str:
-    """The adversarial game of a run in a few words, for legends."""
+    """The adversarial game of a run in a few words, for legends; and the discrepancy that takes its place."""
+    if loss.discrepancy_weight and not loss.adversarial_weight:
+        return f"no adversary, {loss.discrepancy} of weight {loss.discrepancy_weight:g}"
     if not loss.adversarial_weight:
         return "no adversary"
     form = loss.adversarial_form.replace("_", " ")

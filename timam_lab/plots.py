@@ -44,7 +44,8 @@ MAIN = PALETTE[0]  # of what has no name of its own
 KNOWN = {  # what occurs in several notebooks has the same colour in all of them
     "text_to_image": 0, "image_to_text": 1, "pictures": 0, "captions": 1, "train": 0, "val": 1, "test": 2,
     "no adversary": 6, "without adversarial loss": 6, "regularised game": 2, "with adversarial loss": 2,
-    "unregularised game": 3, "adversarial, frozen language model": 3, "adversarial loss": 3, "full method": 4,
+    "unregularised game": 3, "paper's game, AdamW": 3, "adversarial, frozen language model": 3, "adversarial loss": 3,
+    "full method": 4,
     "matching": 6, "matching + identification": 1, "identification": 1, "with the frozen language model": 0,
     "frozen language model": 0, "with the fine-tuned language model": 7,
 }  # fmt: skip
@@ -207,6 +208,8 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
     losses, scores, accuracy = axes[0]
     epochs, style = history["epoch"], {"markersize": 4}
     labels = {"total": "weighted total", **{term.name: term.label for term in TERMS}, "discriminator": "discriminator"}
+    if "discrepancy" not in history or not history["discrepancy"].any():  # a history of before, or a weight of 0
+        del labels["discrepancy"]
     for column, colour, marker in _styles(labels):
         losses.plot(epochs, history[column], marker=marker, color=colour, label=labels[column], **style)
     losses.set(title="Training losses", ylabel="nats a pair (log scale)", yscale="log")

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,7 @@ def run_grid(
     keep_models: bool = False,
     resources: Resources = Resources(),
     progress: bool = True,
+    then: Callable[[Run], object] | None = None,
 ) -> None:
     """Trains the runs that are not finished; a failed run does not stop the others.
 
@@ -112,6 +113,8 @@ def run_grid(
         keep_models: keeps checkpoints/ of finished runs. Studies read only small files, which stay either way.
         resources: of each run (engine "ray").
         progress: shows a bar.
+        then: called with each run that this call finished, where it was trained, before its checkpoints go: for what
+            needs the model. A function that can be pickled.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the runs in progress have saved their last step.
@@ -121,7 +124,7 @@ def run_grid(
     if engine not in ENGINES:
         raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}")
     unique = list({e.folder(runs): e for e in experiments}.values())
-    work = _Work(Path(runs), time.time(), keep_models, progress)
+    work = _Work(Path(runs), time.time(), keep_models, progress, then)
     with interruptible():
         if engine == "ray":
             work.on_ray(unique, resources)
@@ -146,6 +149,7 @@ class _Work:
     started: float
     keep_models: bool
     progress: bool
+    then: Callable[[Run], object] | None
 
     def problem(self, experiment: Experiment) -> str | None:
         """Why a run is not finished; None where it is."""
@@ -172,6 +176,8 @@ class _Work:
         run = experiment.run(self.runs)
         try:
             fit(experiment.config, run.folder, resume=True, progress=False)
+            if self.then is not None:
+                self.then(run)
             if not self.keep_models:
                 shutil.rmtree(run.last.parent, ignore_errors=True)  # frees the space of the weights
             failure_file(run).unlink(missing_ok=True)

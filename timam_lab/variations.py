@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+from timam_lab.pedestrians.attributes import Identity
+from timam_lab.pedestrians.dataset import describe
 
 NOISE = ("omission", "mistake", "misspelling")
 HARDER = {"omission": 0.5, "mistake": 0.08, "misspelling": 0.03, "occlusion": 0.3, "near_duplicate": 0.3}
@@ -23,6 +25,24 @@ def with_shares(root: Path, name: str, **shares: Any) -> Path:
     target = root.with_name(f"{root.name}-{name}")
     render_pedestrians(target, replace(spec_of(root), **shares), progress=False)
     return target
+
+
+def rewritten(root: Path, split: str, **shares: Any) -> list[list[str]]:
+    """The captions of each picture of a split, in the order of the file, with other shares and nothing rendered.
+
+    With `unseen_words=1` each caption of validation and test says the same in words that no training caption has,
+    wherever the lexicon has such words. Raises FileNotFoundError for a folder of other data.
+    """
+    truth = json.loads((root / "attributes.json").read_text(encoding="utf-8"))
+    spec = PedestrianSpec(**{**truth["spec"], **shares})
+    people = {p["id"]: Identity(**p["attributes"]) for p in truth["identities"] if p["split"] == split}
+    texts = []
+    for image in truth["images"]:
+        if image["id"] in people:
+            number = image["id"], int(Path(image["file_path"]).stem.rpartition("_")[2])
+            captions = describe(people[image["id"]], number, image["hidden"], spec)
+            texts.append([caption["text"] for caption in captions])
+    return texts
 
 
 def with_noise(root: Path, level: float) -> Path:

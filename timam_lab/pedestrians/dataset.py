@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -85,13 +85,21 @@ def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> l
         image, truth = render_image(rng, person.identity, person.number, camera, spec)
         file_path = f"{camera.folder}/{person.number:05d}_{index + 1}.jpg"
         image.save(images_dir / file_path, quality=truth.pop("jpeg_quality"))
-        captions = []
-        for k in range(spec.captions_per_image):
-            writer = _generator(spec, "caption", person.number, index + 1, k)
-            describer = Describer(int(writer.integers(spec.describers)), spec.seed)
-            captions.append(write_caption(writer, person.identity, truth["hidden"], describer, spec))
+        captions = describe(person.identity, (person.number, index + 1), truth["hidden"], spec)
         truths.append({"file_path": file_path, "id": person.number, **truth, "captions": captions})
     return truths
+
+
+def describe(
+    identity: Identity, number: tuple[int, int], hidden: Sequence[str], spec: PedestrianSpec
+) -> list[dict[str, Any]]:
+    """The captions of one picture: `write_caption` for each. `number`: of the person, and of its picture, from 1."""
+    captions = []
+    for k in range(spec.captions_per_image):
+        writer = _generator(spec, "caption", *number, k)
+        describer = Describer(int(writer.integers(spec.describers)), spec.seed)
+        captions.append(write_caption(writer, identity, hidden, describer, spec))
+    return captions
 
 
 def _render_all(render: Callable[[_Person], T], people: list[_Person], workers: int) -> Iterator[T]:
