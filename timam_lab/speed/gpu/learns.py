@@ -105,7 +105,7 @@ def grids(lab: Lab) -> dict[str, list[Experiment]]:
         "03_ablation_modules": grid(
             base, dict(list(variants_of("03_ablation_modules", base).items())[: lab.size(None, 2)]), seeds
         ),
-        "10_adversary": grid(base, dict(list(adversary.FORMS.items())[: lab.size(None, 2)]), seeds),
+        "10_adversary": grid(base, dict(list(adversary.ARMS.items())[: lab.size(None, 2)]), seeds),
     }
 
 
