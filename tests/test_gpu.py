@@ -14,12 +14,13 @@ import click
 import pytest
 import torch
 
-from timam.config import PRESETS
+from timam.config import PRESETS, override
 from timam.interruption import Interrupted
 from timam.models.weights import load_backbone
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 from timam_lab.speed.gpu import SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
 from timam_lab.speed.gpu.lab import run_part
+from timam_lab.studies import Experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,9 +184,12 @@ def test_the_studies_are_those_of_the_notebooks_and_those_that_are_finished_with
     full = Lab(lab.work, lab.output, rehearsal=False)
     (lab.work / "people").mkdir()
     (lab.work / "people/reid_raw.json").write_text("[]")
-    study = learns.grids(full)["03_ablation_modules"]
-    names = list(dict.fromkeys(e.variant for e in study))
-    assert (names[0], "triplet" in names, len(study)) == ("matching", True, 5 * len(names))
+    trials = learns.rates(full)
+    names = list(dict.fromkeys(e.variant for e in trials))
+    assert (names[0], "triplet" in names, len(trials)) == ("matching", True, len(learns.FACTORS) * len(names))
+    study = [
+        Experiment(e.variant, override(e.config, [f"train.seed={s}"])) for s in range(5) for e in trials[: len(names)]
+    ]
     assert learns.finished_seeds(study, lab.work) == 0
     for e in study[: 2 * len(names) + 3]:
         e.folder(lab.work).mkdir()

@@ -86,6 +86,25 @@ def test_grid_refuses_what_would_be_one_run_under_two_names(people):
         grid(tiny_config(people), {"a": "loss.adverserial_weight=1"}, [0])
 
 
+def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, tmp_path):
+    base = tiny_config(people)
+    trials = studies.rate_trials(base, VARIANTS, [0.5, 1], 7)
+    lr = base.train.text_lr
+    assert [(e.variant, e.config.train.text_lr) for e in trials] == [(v, f * lr) for f in (0.5, 1) for v in VARIANTS]
+    assert trials[2:] == grid(base, VARIANTS, [7])  # a factor of 1 is the grid's own run
+    for e, scores in zip(trials, ([0.2, 0.6], [0.3], [0.5], [0.4]), strict=True):
+        e.folder(tmp_path).mkdir()
+        history = pd.DataFrame({"epoch": range(1, 1 + len(scores)), "val_text_to_image_rank_1": scores})
+        history.to_csv(e.folder(tmp_path) / "history.csv", index=False)
+    best = studies.best_rates(trials, tmp_path, [7, 8])
+    found = [(e.variant, e.config.train.seed, e.config.train.text_lr) for e in best]
+    assert found == [("full", 7, lr / 2), ("alone", 7, lr), ("full", 8, lr / 2), ("alone", 8, lr)]
+    assert best[0] == trials[0]  # which is trained already
+    curves = studies.curves(trials, tmp_path)
+    assert list(curves["variant"]) == ["full", "full", "alone", "full", "alone"]
+    assert list(curves["text_lr_set"]) == pytest.approx([lr / 2] * 3 + [lr] * 2)
+
+
 # -- running ----------------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,42 @@ def grid(base: Config, variants: Mapping[str, Sequence[str] | str], seeds: Itera
     return made
 
 
+RATES = ("image_lr", "text_lr", "language_model_lr")
+
+
+def rate_trials(
+    base: Config, variants: Mapping[str, Sequence[str] | str], factors: Sequence[float], seed: int
+) -> list[Experiment]:
+    """Each variant with each multiple of its encoders' learning rates, with one seed. Raises as `grid`."""
+
+    def settings(config: Config, factor: float) -> list[str]:  # none for 1: the run is that of `grid`
+        return [f"train.{rate}={factor * getattr(config.train, rate):g}" for rate in RATES if factor != 1]
+
+    plain = grid(base, variants, [seed])
+    return [Experiment(e.variant, configs.override(e.config, settings(e.config, f))) for f in factors for e in plain]
+
+
+def best_rates(trials: Sequence[Experiment], runs: Path | str, seeds: Iterable[int]) -> list[Experiment]:
+    """The grid of each variant's trial with the best rank-1 on validation. Raises OSError for an unfinished trial."""
+    score = {e: float(e.run(runs).history()["val_text_to_image_rank_1"].max()) for e in trials}
+    best = {
+        v: max((e for e in trials if e.variant == v), key=score.__getitem__)
+        for v in dict.fromkeys(e.variant for e in trials)
+    }
+    return [
+        Experiment(v, configs.override(e.config, [f"train.seed={seed}"])) for seed in seeds for v, e in best.items()
+    ]
+
+
+def curves(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame:
+    """The histories of runs below each other, with the columns variant, seed and `RATES` as RATE_set: as configured."""
+    rows = []
+    for e in experiments:
+        configured = {f"{rate}_set": getattr(e.config.train, rate) for rate in RATES}
+        rows.append(e.run(runs).history().assign(variant=e.variant, seed=e.config.train.seed, **configured))
+    return pd.concat(rows, ignore_index=True)
+
+
 # -- running ----------------------------------------------------------------------------------------------------
 
 

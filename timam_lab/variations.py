@@ -54,13 +54,14 @@ def with_noise(root: Path, level: float) -> Path:
 
 
 def with_fewer(root: Path, count: int) -> Path:
-    """The first `count` training identities alone; validation and test stay whole, and the pictures are linked."""
+    """The first `count` training identities; validation and test stay whole. Pictures and attributes are linked."""
     target = root.with_name(f"{root.name}-identities-{count}")
     records = json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
     kept = set(sorted({r["id"] for r in records if r["split"] == "train"})[:count])
     target.mkdir(exist_ok=True)
-    if not (target / "imgs").exists():
-        (target / "imgs").symlink_to(root.resolve() / "imgs")
+    for name in ("imgs", "attributes.json"):
+        if not (target / name).exists():
+            (target / name).symlink_to(root.resolve() / name)
     left = [r for r in records if r["split"] != "train" or r["id"] in kept]
     (target / "reid_raw.json").write_text(json.dumps(left), encoding="utf-8")
     return target

@@ -22,6 +22,7 @@ SHARES = {
     "runs": 1.0, "step": 1.0, "abreast": 0.5, "learning": 1.2, "studies": 2.3, "notebooks": 0.7, "tests": 0.4,
     "spread": 0.4, "evaluation": 0.3, "processes": 0.2,
 }  # fmt: skip
+OWN_DATA = ("runs", "step", "abreast", "tests", "processes")  # the other parts read the rendered people
 
 
 # Rendered data, of a rehearsal and full. The full size has the training and test people of CUHK-PEDES; its validation

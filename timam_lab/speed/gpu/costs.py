@@ -179,12 +179,13 @@ def evaluation(lab: Lab) -> Iterator[Item]:
 
 
 def some_pictures(lab: Lab, count: int = 6_000) -> Path:
-    """A folder of links to the first pictures."""
+    """A folder of links to the first pictures, in a folder of their own, as torchvision's reader wants them."""
     folder = lab.work / "some"
-    folder.mkdir(exist_ok=True)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for file in sorted((lab.work / "people/imgs").rglob("*.jpg"))[:count]:
-        (folder / file.name).unlink(missing_ok=True)
-        (folder / file.name).symlink_to(file)
+        link = folder / "pictures" / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
     return folder
 
 

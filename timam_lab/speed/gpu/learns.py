@@ -7,7 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from timam.config import PRESETS, Config
+from timam.config import PRESETS, Config, override
 from timam.evaluation import DIRECTIONS
 from timam.run import Run
 from timam.training import fit
@@ -25,8 +25,11 @@ from timam_lab.oracle import oracle
 from timam_lab.speed.gpu import CORES, PEOPLE, REPOSITORY, SMALLEST, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import TINY, configure, settings_of
 from timam_lab.statistics import mean_intervals, plus_minus
-from timam_lab.studies import TABLE_METRICS, Experiment, grid, results, run_grid
+from timam_lab.studies import TABLE_METRICS, Experiment, best_rates, grid, rate_trials, results, run_grid
 from timam_lab.variations import with_fewer
+
+FROZEN_WORDS = "unfreeze_epoch=none"  # for the arms of notebook 10: a trained language model doubles the cost of a step
+FACTORS = (0.5, 1, 2)  # of the learning rates; each variant of notebook 03 gets the best on validation
 
 # -- learning ---------------------------------------------------------------------------------------------------------
 
@@ -88,33 +91,63 @@ def ceiling(root: Path) -> Iterator[Row]:
 
 
 def studies(lab: Lab) -> Iterator[Item]:
-    """All studies are one grid, so that no core waits for the last run of one of them."""
+    """Two grids, so that no core waits for the last run of one study: what the choices need, then all seeds."""
     workers = lab.size(max(1, CORES - 2), 2)
-    yield Item("Studies", f"{workers} runs at a time", partial(study_rows, lab, grids(lab), workers))
+    for name, experiments in (
+        ("first seeds, other rates and other numbers of people", first_runs),
+        ("seeds", all_runs),
+    ):
+        yield Item(f"Studies, {name}", f"{workers} runs at a time", partial(study_rows, lab, experiments, workers))
 
 
-def grids(lab: Lab) -> dict[str, list[Experiment]]:
-    """The number of people, the variants of notebook 03 and the arms of notebook 10, each with several seeds.
-
-    Those of the notebooks are on all people, at a fifth of the steps.
-    """
-    seeds, base = range(lab.size(5, 1)), study_config(lab)
+def first_runs(lab: Lab) -> dict[str, list[Experiment]]:
+    """Other numbers of people; rates of notebook 03 and settings of notebook 10, of which validation chooses."""
     few = {f"{people} people": learning_config(lab, people) for people in lab.size((3_000, 750), (10,))}
     return {
         "people": [Experiment(name, config) for name, config in few.items()],
-        "03_ablation_modules": grid(
-            base, dict(list(variants_of("03_ablation_modules", base).items())[: lab.size(None, 2)]), seeds
-        ),
-        "10_adversary": grid(base, dict(list(adversary.ARMS.items())[: lab.size(None, 2)]), seeds),
+        "03, rates": rates(lab),
+        "10, settings": [e for tried in settings_of_arms(lab).values() for e in tried],
     }
 
 
+def all_runs(lab: Lab) -> dict[str, list[Experiment]]:
+    """The grids of notebooks 03 and 10. OSError: `first_runs` are missing."""
+    runs, seeds = lab.work / "runs", range(lab.size(5, 1))
+    settings, _ = adversary.chosen(settings_of_arms(lab), runs)
+    return {"03": best_rates(rates(lab), runs, seeds), "10": grid(arms_config(lab), settings, seeds)}
+
+
+def rates(lab: Lab) -> list[Experiment]:
+    base = study_config(lab)
+    variants = dict(list(variants_of("03_ablation_modules", base).items())[: lab.size(None, 2)])
+    return rate_trials(base, variants, FACTORS, 0)
+
+
+def settings_of_arms(lab: Lab) -> dict[str, list[Experiment]]:
+    return adversary.trials(arms_config(lab), list(adversary.ARMS)[: lab.size(None, 2)], 0)
+
+
+def rephrase(arms: frozenset[str], run: Run) -> None:
+    """While the model of a run of notebook 10 is there: embeds the captions that the notebook needs."""
+    if run.folder.name in arms:
+        adversary.rephrased(run)
+
+
+def study_data(lab: Lab) -> Path:
+    """As many people as `make reproduce` has: a run reads all pictures when it starts."""
+    return with_fewer(lab.work / "people", lab.size(6_250, 20))
+
+
 def study_config(lab: Lab) -> Config:
-    return configure("quick", lab, lab.work / "people", study_settings(lab))
+    return configure("quick", lab, study_data(lab), study_settings(lab))
+
+
+def arms_config(lab: Lab) -> Config:
+    return override(study_config(lab), [FROZEN_WORDS])
 
 
 def study_settings(lab: Lab) -> str:
-    settings = dict(s.split("=") for s in learning_settings(lab, lab.size(PEOPLE, SMALLEST)["train_identities"]))
+    settings = dict(s.split("=") for s in learning_settings(lab, lab.size(6_250, 20)))
     settings |= lab.size({"epochs": 4, "max_steps": 250, "unfreeze_epoch": 3}, {"epochs": 1, "unfreeze_epoch": 1})
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
@@ -135,14 +168,13 @@ def variants_of(name: str, base: Config) -> dict[str, str]:
     return names["grid"]
 
 
-def study_rows(lab: Lab, every: dict[str, list[Experiment]], workers: int) -> Iterator[Row]:
+def study_rows(lab: Lab, studies_of: Callable[[Lab], dict[str, list[Experiment]]], workers: int) -> Iterator[Row]:
     """A row a variant. Where the time does not suffice: of the runs that are finished."""
-    started, folder = time.monotonic(), lab.work / "runs"
-    experiments = [e for study in every.values() for e in study]
-    # Long runs first; then all variants of a seed before the next seed.
-    order = sorted(experiments, key=lambda e: (e not in every["people"], e.config.train.seed))
+    started, folder, every = time.monotonic(), lab.work / "runs", studies_of(lab)
+    experiments = sorted((e for study in every.values() for e in study), key=lambda e: e.config.train.seed)
+    arms = frozenset(e.folder(folder).name for name in every if name.startswith("10") for e in every[name])
     try:
-        run_grid(order, folder, workers, progress=False)
+        run_grid(experiments, folder, workers, progress=False, then=partial(rephrase, arms))
     finally:
         done = [e.run(folder).metrics()["seconds"] for e in experiments if e.run(folder).finished]
         took = time.monotonic() - started
@@ -150,7 +182,7 @@ def study_rows(lab: Lab, every: dict[str, list[Experiment]], workers: int) -> It
         for name, study in every.items():
             frame = results(study, folder)
             for variant, part in frame.groupby("variant", sort=False) if len(frame) else ():
-                yield {"study": name, "variant": variant, "seeds": len(part),
+                yield {"study": name, "variant": variant, "runs": len(part),
                        **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
 
 
@@ -188,20 +220,29 @@ def spread_rows(lab: Lab, name: str, deterministic: bool, count: int) -> Iterato
 
 def notebooks(lab: Lab) -> Iterator[Item]:
     """03 and 10 read the runs of the studies, 02 the one on all people; 08 measures `paper`."""
-    table, runs = "Executed notebooks", lab.work / "runs"
-    common = {"root": lab.work / "people", "runs": runs, "preset": "quick"}
+    table, common = "Executed notebooks", {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick"}
     own = " ".join(settings_of("quick", lab))
-    for name, study in list(grids(lab).items())[1:]:
-        seeds = finished_seeds(study, runs)
-        given = common | {"seeds": seeds, "settings": f"{own} {study_settings(lab)}"}
-        if seeds:
-            yield Item(table, f"{name}, {seeds} seeds", partial(execute, lab, name, given))
+    for name in ("03_ablation_modules", "10_adversary"):
+        given = common | {"root": study_data(lab), "settings": f"{own} {study_settings(lab)}"}
+        if name.startswith("03"):
+            given |= {"rates": " ".join(map(str, FACTORS))}
+        else:
+            given["settings"] += f" {FROZEN_WORDS}"
+        yield Item(table, name, partial(execute_study, lab, name, given))
     people = lab.size(PEOPLE, SMALLEST)["train_identities"]
     learned = common | {"settings": " ".join([own, *learning_settings(lab, people)])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
     growing = {"root": lab.work / "people", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
                "processes": "1", "rounds": lab.size(3, 1)}  # fmt: skip
     yield Item(table, "08_performance", partial(execute, lab, "08_performance", growing))
+
+
+def execute_study(lab: Lab, name: str, parameters: dict[str, Any]) -> Iterator[Row]:
+    """With the seeds that are finished."""
+    seeds = finished_seeds(all_runs(lab)[name[:2]], lab.work / "runs")
+    if not seeds:
+        raise RuntimeError("no seed with which every variant is finished")
+    yield from execute(lab, name, parameters | {"seeds": seeds})
 
 
 def finished_seeds(study: list[Experiment], runs: Path) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from timam.interruption import interruptible
-from timam_lab.speed.gpu import CARRIED, PEOPLE, REPOSITORY, SHARES, SMALLEST, Lab
+from timam_lab.speed.gpu import CARRIED, OWN_DATA, PEOPLE, REPOSITORY, SHARES, SMALLEST, Lab
 
 GRACE = 20.0  # seconds that a part has to stop
 
@@ -93,13 +93,14 @@ def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> 
         return process, ours
 
     renderer = context.Process(target=lead, args=(render, lab))
-    renderer.start()
+    if set(names) - set(OWN_DATA):
+        renderer.start()
     started = [begin(names[0])]
     try:
         require_gpu(lab)  # imports torch while the first part does
         for position, name in enumerate(names):
             process, connection = started[-1]
-            if name != "runs":  # it has data of its own
+            if name != "runs" and renderer.pid:  # the timings of the later ones need quiet cores
                 end(renderer, finish - time.monotonic())
             if position + 1 < len(names):
                 started.append(begin(names[position + 1]))
@@ -116,7 +117,8 @@ def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> 
         print(text)
     finally:
         for process in (renderer, *(process for process, _ in started)):
-            end(process, 0)
+            if process.pid:
+                end(process, 0)
 
 
 def require_gpu(lab: Lab) -> None:
