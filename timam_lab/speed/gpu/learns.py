@@ -180,7 +180,7 @@ def study_rows(lab: Lab, studies_of: Callable[[Lab], dict[str, list[Experiment]]
         took = time.monotonic() - started
         yield {"variant": f"{len(done)} of {len(experiments)} runs in {took:.0f} s, {sum(done):.0f} s of their own"}
         for name, study in every.items():
-            frame = results(study, folder)
+            frame = results(study, folder) if "," not in name else ()  # the notebooks show what was chosen
             for variant, part in frame.groupby("variant", sort=False) if len(frame) else ():
                 yield {"study": name, "variant": variant, "runs": len(part),
                        **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
@@ -222,13 +222,12 @@ def notebooks(lab: Lab) -> Iterator[Item]:
     """03 and 10 read the runs of the studies, 02 the one on all people; 08 measures `paper`."""
     table, common = "Executed notebooks", {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick"}
     own = " ".join(settings_of("quick", lab))
-    for name in ("03_ablation_modules", "10_adversary"):
-        given = common | {"root": study_data(lab), "settings": f"{own} {study_settings(lab)}"}
-        if name.startswith("03"):
-            given |= {"rates": " ".join(map(str, FACTORS))}
-        else:
-            given["settings"] += f" {FROZEN_WORDS}"
-        yield Item(table, name, partial(execute_study, lab, name, given))
+    settings = f"{own} {study_settings(lab)}"
+    study = common | {"root": study_data(lab)}
+    modules = study | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
+    yield Item(table, "03", partial(execute_study, lab, "03_ablation_modules", modules))
+    arms = study | {"settings": f"{settings} {FROZEN_WORDS}"}
+    yield Item(table, "10", partial(execute_study, lab, "10_adversary", arms))
     people = lab.size(PEOPLE, SMALLEST)["train_identities"]
     learned = common | {"settings": " ".join([own, *learning_settings(lab, people)])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
