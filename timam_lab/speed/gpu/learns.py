@@ -111,10 +111,19 @@ def first_runs(lab: Lab) -> dict[str, list[Experiment]]:
 
 
 def all_runs(lab: Lab) -> dict[str, list[Experiment]]:
-    """The grids of notebooks 03 and 10. OSError: `first_runs` are missing."""
-    runs, seeds = lab.work / "runs", range(lab.size(5, 1))
-    settings, _ = adversary.chosen(settings_of_arms(lab), runs)
-    return {"03": best_rates(rates(lab), runs, seeds), "10": grid(arms_config(lab), settings, seeds)}
+    """The grids of notebooks 03 and 10."""
+    return {"03": modules(lab), "10": arms(lab)}
+
+
+def modules(lab: Lab) -> list[Experiment]:
+    """Raises OSError where `first_runs` are missing."""
+    return best_rates(rates(lab), lab.work / "runs", range(lab.size(5, 1)))
+
+
+def arms(lab: Lab) -> list[Experiment]:
+    """Raises OSError where `first_runs` are missing."""
+    settings, _ = adversary.chosen(settings_of_arms(lab), lab.work / "runs")
+    return grid(arms_config(lab), settings, range(lab.size(5, 1)))
 
 
 def rates(lab: Lab) -> list[Experiment]:
@@ -180,8 +189,9 @@ def study_rows(lab: Lab, studies_of: Callable[[Lab], dict[str, list[Experiment]]
         took = time.monotonic() - started
         yield {"variant": f"{len(done)} of {len(experiments)} runs in {took:.0f} s, {sum(done):.0f} s of their own"}
         for name, study in every.items():
-            frame = results(study, folder) if "," not in name else ()  # the notebooks show what was chosen
-            for variant, part in frame.groupby("variant", sort=False) if len(frame) else ():
+            frame = results(study, folder)
+            shown = len(frame) and "," not in name  # the notebooks show what was chosen
+            for variant, part in frame.groupby("variant", sort=False) if shown else ():
                 yield {"study": name, "variant": variant, "runs": len(part),
                        **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
 
@@ -224,10 +234,10 @@ def notebooks(lab: Lab) -> Iterator[Item]:
     own = " ".join(settings_of("quick", lab))
     settings = f"{own} {study_settings(lab)}"
     study = common | {"root": study_data(lab)}
-    modules = study | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
-    yield Item(table, "03", partial(execute_study, lab, "03_ablation_modules", modules))
-    arms = study | {"settings": f"{settings} {FROZEN_WORDS}"}
-    yield Item(table, "10", partial(execute_study, lab, "10_adversary", arms))
+    rated = study | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
+    yield Item(table, "03", partial(execute_study, lab, modules, "03_ablation_modules", rated))
+    frozen = study | {"settings": f"{settings} {FROZEN_WORDS}"}
+    yield Item(table, "10", partial(execute_study, lab, arms, "10_adversary", frozen))
     people = lab.size(PEOPLE, SMALLEST)["train_identities"]
     learned = common | {"settings": " ".join([own, *learning_settings(lab, people)])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
@@ -236,9 +246,11 @@ def notebooks(lab: Lab) -> Iterator[Item]:
     yield Item(table, "08_performance", partial(execute, lab, "08_performance", growing))
 
 
-def execute_study(lab: Lab, name: str, parameters: dict[str, Any]) -> Iterator[Row]:
+def execute_study(
+    lab: Lab, study: Callable[[Lab], list[Experiment]], name: str, parameters: dict[str, Any]
+) -> Iterator[Row]:
     """With the seeds that are finished."""
-    seeds = finished_seeds(all_runs(lab)[name[:2]], lab.work / "runs")
+    seeds = finished_seeds(study(lab), lab.work / "runs")
     if not seeds:
         raise RuntimeError("no seed with which every variant is finished")
     yield from execute(lab, name, parameters | {"seeds": seeds})
