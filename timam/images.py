@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +129,14 @@ def prefetch(
         return tuple(tensor.to(device) for tensor in load(item))
 
     with ThreadPoolExecutor(1) as thread:
-        waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+        ahead = None
         for item in items:
-            waiting.append(thread.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
+            following = thread.submit(work, item)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
 
 
 def find_unreadable(

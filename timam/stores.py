@@ -152,9 +152,9 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
     _, channels, height, width = probe.shape
 
     def fill(store: np.ndarray) -> None:
-        for batch in tqdm(slices(range(len(pixels)), batch_size), desc="frozen blocks", disable=not progress):
-            part = model.encode_pixels(pixels[batch.start : batch.stop], batch_size, encode=encoder.block_outputs)
-            store[batch.start : batch.stop] = part.permute(0, 2, 3, 1).numpy()
+        batches = list(zip(slices(store, batch_size), slices(pixels, batch_size), strict=True))
+        for rows, batch in tqdm(batches, desc="frozen blocks", disable=not progress):
+            rows[:] = model.encode_pixels(batch, batch_size, encode=encoder.block_outputs).permute(0, 2, 3, 1).numpy()
 
     shape = len(pixels), height, width, channels
     return _open_store("blocks", name, np.float16, shape, fill).transpose(0, 3, 1, 2)

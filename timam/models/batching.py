@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from timam.images import prefetch
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside; afterwards the model is in the mode that it had."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def slices(items: Any, batch_size: int) -> list[Any]:
@@ -44,6 +31,11 @@ def encode_batches(
     A thread loads the next batch, CPU tensors with one row an item; `encode` gets them on the model's device.
     `bar` names a progress bar; None shows none.
     """
-    with eval_mode(model):
-        for tensors in prefetch(load, tqdm(batches, disable=bar is None, desc=bar, unit="batch"), model.device):
-            yield encode(*tensors).float().cpu()
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for tensors in prefetch(load, tqdm(batches, disable=bar is None, desc=bar, unit="batch"), model.device):
+                yield encode(*tensors).float().cpu()
+    finally:
+        model.train(training)

@@ -184,10 +184,13 @@ class TIMAM(
                 unreadable[image] = str(error)
                 return torch.zeros(3, *size, dtype=torch.uint8)
 
-        batches = slices(range(len(images)), batch_size)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            load = lambda batch: torch.stack(list(pool.map(decode, batch)))  # noqa: E731
-            rows = self._encode_pixels(batches, load, progress, self.image_encoder)
+            rows = self._encode(
+                slices(range(len(images)), batch_size),
+                lambda batch: (torch.stack(list(pool.map(decode, batch))),),
+                lambda pixels: self.image_encoder(normalize(pixels)),
+                "encoding images" if progress else None,
+            )
         rows[list(unreadable or ())] = torch.nan
         return rows
 
@@ -202,22 +205,18 @@ class TIMAM(
 
         `encode` replaces the image encoder, for example by its `features`: normalised pictures (B, 3, H, W) -> (B, C).
         """
-        batches = slices(range(len(pixels)), batch_size)
-        load = lambda batch: torch.from_numpy(np.array(pixels[batch.start : batch.stop]))  # noqa: E731  # writable copy
-        return self._encode_pixels(batches, load, progress, encode or self.image_encoder)
-
-    def _encode_pixels(
-        self, batches: list[range], load: Callable[[range], Tensor], progress: bool, encode: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        bar = "encoding images" if progress else None
-        rows = list(encode_batches(self, batches, lambda b: (load(b),), lambda p: encode(normalize(p)), bar))
-        return torch.cat(rows) if rows else torch.empty(0, self.model_config.embedding_dim)
+        encode = encode or self.image_encoder
+        return self._encode(
+            slices(pixels, batch_size),
+            lambda rows: (torch.from_numpy(np.array(rows)),),  # a writable copy
+            lambda batch: encode(normalize(batch)),
+            "encoding images" if progress else None,
+        )
 
     def encode_block_outputs(self, blocks: np.ndarray, batch_size: int = 64) -> Tensor:
         """Embeds pictures from outputs (N, C, h, w) of the frozen blocks: (N, D) float32 on the CPU."""
-        batches = slices(range(len(blocks)), batch_size)
-        load = lambda batch: (torch.from_numpy(blocks[batch.start : batch.stop].astype(np.float32)),)  # noqa: E731
-        return torch.cat([*encode_batches(self, batches, load, self.image_encoder)])
+        batches = slices(blocks, batch_size)
+        return self._encode(batches, lambda rows: (torch.from_numpy(rows.astype(np.float32)),), self.image_encoder)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences in eval mode: (N, D) float32 on the CPU, not unit length.
@@ -239,8 +238,7 @@ class TIMAM(
             return token_ids, attention_mask
 
         bar = "encoding texts" if progress else None
-        encoded = encode_batches(self, slices(order, batch_size), load, self.text_encoder, bar)
-        rows = torch.cat([torch.empty(0, self.model_config.embedding_dim), *encoded])
+        rows = self._encode(slices(order, batch_size), load, self.text_encoder, bar)
         limit = self.model_config.max_tokens
         if longest >= limit:  # a sentence may have been cut
             whole = self.tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
@@ -253,7 +251,12 @@ class TIMAM(
         """Embeds captions from a `timam.stores.WordStates`: (M, D) float32 on the CPU, not unit length."""
         captions = np.arange(len(word_states))
         batches = np.array_split(captions, -(-len(captions) // batch_size))
-        return torch.cat([*encode_batches(self, batches, word_states.gather, self.text_encoder.summarize)])
+        return self._encode(batches, word_states.gather, self.text_encoder.summarize)
+
+    def _encode(self, *work: Any) -> Tensor:
+        """`encode_batches` as one tensor (N, D)."""
+        rows = list(encode_batches(self, *work))
+        return torch.cat(rows) if rows else torch.empty(0, self.model_config.embedding_dim)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         saving.save(self, save_directory)
