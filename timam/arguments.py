@@ -14,18 +14,6 @@ from timam.data import DATASETS
 from timam.run import Run
 
 
-class Threshold(click.ParamType):
-    """A cosine similarity, or "auto"."""
-
-    name = "auto|X"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        with suppress(ValueError):
-            if value == "auto" or -1 <= float(value) <= 1:
-                return value if value == "auto" else float(value)
-        self.fail(f"{value}: expected auto or a cosine similarity, in [-1, 1]", param, ctx)
-
-
 class _Path(click.Path):
     """A path in which ~ is the home folder: the shell leaves the ~ of `--output=~/run` to the program."""
 

@@ -1,4 +1,4 @@
-"""Commands that need more than the core: `timam data` (check, oracle, pedestrians), `push` and `studies`."""
+"""Commands that need more than the core: `timam data` (check, oracle, pedestrians), `push`, `search` and `studies`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from timam import arguments
 from timam import config as configs
 from timam.run import Run
+from timam_lab.search_command import search as search
 
 
 @click.group()
