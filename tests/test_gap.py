@@ -5,8 +5,10 @@ import pytest
 
 from timam import gap
 from timam.collapse import training_warnings
-from timam.gap import GAP_MEASURES, modality_gap
+from timam.gap import modality_gap
+from timam_lab import gaps
 from timam_lab.centering import Centering, center_modalities
+from timam_lab.gaps import GAP_MEASURES
 
 
 def two_modalities(shift: float, count: int = 300, dim: int = 8, identities: int = 60, seed: int = 0):
@@ -81,7 +83,7 @@ def test_only_the_kernel_probe_detects_a_difference_in_spread():
     images[:, 3:] *= 0.2
     texts[:, :3] *= 0.2
     labels = np.arange(400) % 80
-    found = modality_gap(images, texts, labels, labels, nonlinear=True)
+    found = gaps.modality_gap(images, texts, labels, labels, nonlinear=True)
     assert found["probe_accuracy"] == pytest.approx(0.5, abs=0.08)
     assert found["nonlinear_probe_accuracy"] > 0.9
     assert found["centroid_distance"] < 0.1
@@ -131,10 +133,22 @@ def test_cross_modal_neighbours_of_mixed_and_of_separate_modalities():
 # -- intervals and limits --------------------------------------------------------------------------------------------
 
 
+def test_weights_of_one_give_the_measures_themselves():
+    sides = two_modalities(shift=2.0)
+    both, identities, is_image, drawn = gap.unit_sample(*sides, seed=0)
+    found = gaps._weighted(both, both @ both.T, identities, is_image, {}, np.ones((1, len(drawn))))
+    expected = modality_gap(*sides)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: expected[name] for name in found}, rel=1e-9
+    )
+
+
 def test_intervals_contain_the_measure_and_widen_with_fewer_identities():
     images, texts, labels, _ = two_modalities(shift=2.0)
-    many = modality_gap(images, texts, labels, labels, resamples=200)
-    few = modality_gap(images[labels < 10], texts[labels < 10], labels[labels < 10], labels[labels < 10], resamples=200)
+    many = gaps.modality_gap(images, texts, labels, labels, resamples=200)
+    few = gaps.modality_gap(
+        images[labels < 10], texts[labels < 10], labels[labels < 10], labels[labels < 10], resamples=200
+    )
     for name in set(GAP_MEASURES) - {"nonlinear_probe_accuracy"}:
         assert many[f"{name}_low"] <= many[name] <= many[f"{name}_high"]
         assert few[f"{name}_high"] - few[f"{name}_low"] > 1.3 * (many[f"{name}_high"] - many[f"{name}_low"])
@@ -145,7 +159,7 @@ def test_intervals_of_uniformity_do_not_count_copies_of_a_person_as_pairs():
     generator = np.random.default_rng(0)
     labels = np.arange(240) % 40
     rows = generator.normal(size=(40, 30))[labels] + 0.05 * generator.normal(size=(2, 240, 30))
-    found = modality_gap(*rows, labels, labels, resamples=300)
+    found = gaps.modality_gap(*rows, labels, labels, resamples=300)
     for name in ("image_uniformity", "text_uniformity"):
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         assert low < found[name] < high

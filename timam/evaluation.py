@@ -170,8 +170,8 @@ def per_query(embeddings: Embeddings, direction: str) -> dict[str, np.ndarray]:
     return {**query_metrics(*queries), "identity": queries[2].numpy()}
 
 
-def gap(embeddings: Embeddings, **options: Any) -> dict[str, float]:
-    """`timam.gap.modality_gap` of a split, with its options; empty for a single identity, as probes need two."""
+def gap(embeddings: Embeddings) -> dict[str, float]:
+    """`timam.gap.modality_gap` of a split; empty for a single identity, as probes need two."""
     if len(embeddings.text_labels.unique()) < 2:
         return {}
-    return modality_gap(*(t.numpy() for t in vars(embeddings).values()), **options)
+    return modality_gap(*(t.numpy() for t in vars(embeddings).values()))

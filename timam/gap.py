@@ -5,26 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
 _LIMIT = 5000  # images or texts that are measured; the memory grows with the square
 _NEIGHBOURS = 10  # per sample, for cross_modal_neighbours
-
-GAP_MEASURES = {  # of `modality_gap`: what it is; its value where the modalities cannot be distinguished
-    "centroid_distance": "distance of the two means; 0",
-    "probe_accuracy": "fresh linear probe; 0.5",
-    "nonlinear_probe_accuracy": "fresh kernel probe; 0.5",
-    "mmd_squared": "maximum mean discrepancy, squared; 0",
-    "cross_modal_neighbours": "share of neighbours of the other modality, over its chance; 1",
-    "alignment": "squared distance of an identity's picture and caption; 0 where they coincide",
-    "image_uniformity": "log mean kernel of two pictures; -4 where they are orthogonal",
-    "text_uniformity": "log mean kernel of two captions; as the pictures'",
-}
 
 
 def modality_gap(
@@ -32,106 +19,82 @@ def modality_gap(
     text_embeddings: np.ndarray,
     image_labels: np.ndarray,
     text_labels: np.ndarray,
-    nonlinear: bool = False,
-    resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Measures how far apart the modalities are, on unit-length embeddings: a number for each of `GAP_MEASURES`.
-
-    Probes: balanced accuracy on identities that they were not fitted on, of a logistic regression and of a support
-    vector machine with a Gaussian kernel. mmd_squared: with the kernel exp(-2 |x - y|^2), unbiased, so it can be
-    slightly negative (Gretton et al., JMLR 2012). cross_modal_neighbours: among a sample's 10 nearest, averaged over
-    the modalities; 0 = separate. alignment: in [0, 4]; NaN without an identity of both modalities. Uniformities: log of
-    the mean of the same kernel over two images, or two texts, in [-8, 0]; lower = more spread out (Wang and Isola,
-    ICML 2020).
+    """Measures how far apart the modalities are, on unit-length embeddings.
 
     Args:
         image_embeddings, text_embeddings: (N, D), (M, D) of any norm. If there are more than 5,000 images or texts,
             randomly drawn identities with at most 5,000 are measured.
         image_labels, text_labels: (N,), (M,) identities, at least two, else ValueError.
-        nonlinear: also fits a kernel probe, which takes longer.
-        resamples: adds NAME_low and NAME_high for each measure: a 95 % percentile bootstrap interval that resamples
-            whole identities. The probes are not fitted again.
+
+    Returns:
+        "centroid_distance", of the two means. "probe_accuracy": balanced accuracy of a logistic regression on
+        identities that it was not fitted on; 0.5 if the modalities look alike. "mmd_squared": the maximum mean
+        discrepancy with the kernel exp(-2 |x - y|^2), unbiased, so it can be slightly negative (Gretton et al., JMLR
+        2012). "cross_modal_neighbours": the share of the other modality among a sample's 10 nearest, over its share
+        among all, averaged over the modalities; 0 = separate, 1 = mixed. "alignment": mean squared distance of an
+        identity's picture and caption, in [0, 4]; NaN without an identity of both modalities. "image_uniformity",
+        "text_uniformity": log of the mean of the same kernel over two images, or two texts, in [-8, 0]; lower = more
+        spread out, -4 where they are orthogonal (Wang and Isola, ICML 2020).
     """
-    identities, labels = np.unique(np.concatenate([image_labels, text_labels]), return_inverse=True)
-    if len(identities) < 2:
+    both, identities, is_image, _ = unit_sample(image_embeddings, text_embeddings, image_labels, text_labels, seed)
+    n, m = int(is_image.sum()), int((~is_image).sum())
+    similarity = both @ both.T
+    kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
+    np.fill_diagonal(kernel, 0)  # a sample is no pair
+    own = identities[:n, None] == identities[n:]  # (n, m) pictures and captions of an identity
+    with np.errstate(divide="ignore", invalid="ignore"):
+        images = kernel[:n, :n].sum(dtype=float) / np.float64(n * (n - 1))
+        texts = kernel[n:, n:].sum(dtype=float) / np.float64(m * (m - 1))
+        return {
+            "centroid_distance": float(np.linalg.norm(both[:n].mean(axis=0) - both[n:].mean(axis=0))),
+            "probe_accuracy": balanced_mean(probe_hits(both, is_image, identities, linear_probe()), is_image),
+            "mmd_squared": float(images + texts - 2 * kernel[:n, n:].mean(dtype=float)),
+            "cross_modal_neighbours": balanced_mean(crossed_neighbours(similarity, is_image), is_image),
+            "alignment": float((2 - 2 * similarity[:n, n:][own]).sum(dtype=float) / np.float64(own.sum())),
+            "image_uniformity": float(np.log(images)),
+            "text_uniformity": float(np.log(texts)),
+        }
+
+
+def unit_sample(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    image_labels: np.ndarray,
+    text_labels: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `modality_gap` measures: unit-length embeddings (N, D), their identities (N,) in [0, C), is_image (N,) bool.
+
+    And the positions (C,) of these identities among all, in the order in which they were drawn.
+    """
+    known, labels = np.unique(np.concatenate([image_labels, text_labels]), return_inverse=True)
+    if len(known) < 2:
         raise ValueError("one identity: expected at least 2, as probes are tested on others than they are fitted on")
     is_image = np.repeat([True, False], [len(image_labels), len(text_labels)])
-    drawn = _draw_identities(labels, is_image, seed)
-    kept = np.isin(labels, drawn)
-    both = np.concatenate([_unit_rows(image_embeddings), _unit_rows(text_embeddings)])
-    _, identity = np.unique(labels[kept], return_inverse=True)
-    weights = np.ones((1, len(drawn)))
-    if resamples:
-        counts = np.random.default_rng(seed).multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), resamples)
-        weights = np.concatenate([weights, counts[:, drawn.argsort()]])
-    measured = _measures(both[kept], identity, is_image[kept], weights, nonlinear)
-    result = {name: float(values[0]) for name, values in measured.items()}
-    for name, values in measured.items() if resamples else ():
-        result[f"{name}_low"], result[f"{name}_high"] = map(float, np.percentile(values[1:], [2.5, 97.5]))
-    return result
-
-
-def _draw_identities(labels: np.ndarray, is_image: np.ndarray, seed: int) -> np.ndarray:
-    """All identities in random order, or as many of the first as have at most `_LIMIT` images and texts."""
-    drawn = np.random.default_rng(seed).permutation(labels.max() + 1)
+    drawn = np.random.default_rng(seed).permutation(len(known))
     for modality in (is_image, ~is_image):
         if modality.sum() > _LIMIT:
-            counts = np.bincount(labels[modality], minlength=labels.max() + 1)[drawn].cumsum()
+            counts = np.bincount(labels[modality], minlength=len(known))[drawn].cumsum()
             drawn = drawn[: max(2, int(np.searchsorted(counts, _LIMIT, side="right")))]
-    return drawn
+    kept = np.isin(labels, drawn)
+    both = np.concatenate([image_embeddings, text_embeddings])[kept]
+    unit = both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
+    return unit, np.unique(labels[kept], return_inverse=True)[1], is_image[kept], drawn
 
 
-def _measures(
-    embeddings: np.ndarray, identity: np.ndarray, is_image: np.ndarray, weights: np.ndarray, nonlinear: bool
-) -> dict[str, np.ndarray]:
-    """Each measure (B,) of unit-length embeddings (N, D), for B weights (B, C) of the identities (N,) in [0, C)."""
-    split = np.array([is_image.sum()])
-    one_hot = csr_array((np.ones(len(identity)), (identity, np.arange(len(identity)))))  # (C, N)
-    sums = one_hot[:, is_image], one_hot[:, ~is_image]  # product with (n, ...): sums by identity
-    counts = [s.sum(axis=1) for s in sums]  # (C,)
-    totals = [s @ part for s, part in zip(sums, np.split(embeddings, split), strict=True)]  # (C, D)
-
-    def balanced_mean(values: np.ndarray) -> np.ndarray:
-        parts = zip(sums, counts, np.split(values, split), strict=True)
-        return sum((weights @ (s @ part)) / (weights @ count) for s, count, part in parts) / 2
-
-    def mean_kernel(a: int, b: int) -> np.ndarray:
-        block = np.split(np.split(kernel, split)[a], split, axis=1)[b]
-        numbers = np.outer(counts[a], counts[b]) - (np.diag(counts[a]) if a == b else 0)  # a sample is no pair
-        return _weighted_pairs(sums[b] @ (sums[a] @ block).T, weights) / _weighted_pairs(numbers.T, weights)
-
-    centroids = [weights @ t / (weights @ n)[:, None] for t, n in zip(totals, counts, strict=True)]
-    result = {"centroid_distance": np.linalg.norm(centroids[0] - centroids[1], axis=1)}
-    result["probe_accuracy"] = balanced_mean(probe_hits(embeddings, is_image, identity, linear_probe()))
-    if nonlinear:
-        hits = probe_hits(embeddings, is_image, identity, SVC(class_weight="balanced"))
-        result["nonlinear_probe_accuracy"] = balanced_mean(hits)
-    similarity = embeddings @ embeddings.T
-    kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
-    np.fill_diagonal(kernel, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        images, texts, across = mean_kernel(0, 0), mean_kernel(1, 1), mean_kernel(0, 1)
-        result["mmd_squared"] = images + texts - 2 * across
-        result["cross_modal_neighbours"] = balanced_mean(_crossed_neighbours(similarity, is_image))
-        pairs = counts[0] * counts[1]
-        distances = 2 * pairs - 2 * (totals[0] * totals[1]).sum(axis=1)
-        result["alignment"] = weights @ distances / (weights @ pairs)
-        return result | {"image_uniformity": np.log(images), "text_uniformity": np.log(texts)}
+def balanced_mean(values: np.ndarray, is_image: np.ndarray) -> float:
+    """Mean over the modalities of the mean of values (N,)."""
+    return float((values[is_image].mean() + values[~is_image].mean()) / 2)
 
 
-def _weighted_pairs(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sums (C, C) over pairs of samples, by their identities -> (B,) weighted totals."""
-    # An identity that is drawn w times counts w times within itself, not w^2: its copies are the same samples, which
-    # would be pairs at distance 0.
-    return ((weights @ sums) * weights).sum(axis=1) - (weights**2 - weights) @ np.diag(sums)
-
-
-def _crossed_neighbours(similarity: np.ndarray, is_image: np.ndarray) -> np.ndarray:
+def crossed_neighbours(similarity: np.ndarray, is_image: np.ndarray) -> np.ndarray:
     """Share of the other modality among each sample's nearest, divided by its share among all others, (N,)."""
     count = min(_NEIGHBOURS, len(is_image) - 1)
-    np.fill_diagonal(similarity, -np.inf)
-    nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    distance = -similarity
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argpartition(distance, count - 1, axis=1)[:, :count]
     expected = np.where(is_image, (~is_image).sum(), is_image.sum()) / (len(is_image) - 1)
     return (is_image[nearest] != is_image[:, None]).mean(axis=1) / expected
 
@@ -149,7 +112,3 @@ def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndar
     folds = GroupKFold(min(5, len(np.unique(identities))))
     pipeline = make_pipeline(StandardScaler(), probe)
     return cross_val_predict(pipeline, embeddings, is_image, groups=identities, cv=folds) == is_image
-
-
-def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

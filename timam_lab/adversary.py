@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from timam import gap
 from timam.config import Config
 from timam.evaluation import DIRECTIONS, Embeddings, evaluate
-from timam.evaluation import gap as measure_gap
 from timam.job import Job
 from timam.models.discriminator import ModalityDiscriminator
 from timam.objective import TERMS, Embedded, train_discriminator
 from timam.run import Run
 from timam_lab import notebook
+from timam_lab.gaps import split_gap
 from timam_lab.studies import Experiment, grid, run_grid
 from timam_lab.variations import rewritten
 
@@ -138,7 +138,7 @@ def validation(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFr
         retrieval = {f"{d}_{k}": v for d in DIRECTIONS for k, v in results[d].items()}
         rows.append({"variant": experiment.variant, "seed": experiment.config.train.seed,
                      "seconds": run.metrics()["seconds"], **retrieval,
-                     **measure_gap(embeddings, nonlinear=True)})  # fmt: skip
+                     **split_gap(embeddings, nonlinear=True)})  # fmt: skip
     return pd.DataFrame(rows)
 
 

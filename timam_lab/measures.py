@@ -16,9 +16,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from timam.evaluation import Embeddings, gap
+from timam.evaluation import Embeddings
 from timam.metrics import two_way_metrics
 from timam_lab.centering import center_modalities
+from timam_lab.gaps import split_gap
 from timam_lab.statistics import paired_over_seeds
 
 CORRECTIONS = {"none": None, "mean subtracted": False, "standardised": True}  # name: `center_modalities(standardise=)`
@@ -119,7 +120,7 @@ def measure(test: Embeddings, validation: Embeddings, rephrased: Embeddings | No
         e = corrected(test, validation, correction)
         found = two_way_metrics(*vars(e).values())
         row = {f"{d}_{name}": found[d][name] for d in found for name in ("rank_1", "mAP")}
-        measured = gap(e, nonlinear=True)
+        measured = split_gap(e, nonlinear=True)
         row |= {name: measured[name] for name in GAP if name in measured}
         row |= {**mixed_gallery(e), "clusters": clusters(e)}
         changed = {"8_bits": quantised(e, 8), "1_bit": quantised(e, 1), "noise": noisy(e)}
