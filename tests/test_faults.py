@@ -36,9 +36,9 @@ from timam.files import recover_folder
 from timam.learner import Learner, Progress
 from timam.models import TIMAM
 from timam.run import RunError
-from timam.search import open_gallery
 from timam.stores import open_pixels
 from timam.training import fit
+from timam_lab.galleries import open_gallery
 from timam_lab.studies import Resources, grid, run_grid
 
 pytestmark = pytest.mark.slow
@@ -341,6 +341,7 @@ import json
 from pathlib import Path
 from timam import config
 from timam.training import fit
+from timam_lab.galleries import open_gallery
 metrics = fit(config.load(Path({config!r})), {run!r}, resume=True, progress=False)
 """
 

@@ -33,7 +33,7 @@ from timam import config as configs
 from timam.data import load_dataset
 from timam.images import ImageError, read_image, to_pixels
 from timam.models.weights import build_backbone
-from timam.search import open_gallery
+from timam_lab.galleries import open_gallery
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "notebooks"))

@@ -17,9 +17,10 @@ from PIL import Image
 
 from timam import search
 from timam.models import TIMAM
-from timam.search import Gallery, PictureFile, open_gallery
+from timam.search import Gallery, PictureFile
+from timam_lab import galleries
 from timam_lab.approximate import IndexedGallery
-from timam_lab.ray_shards import encode_on_ray
+from timam_lab.galleries import build_in_shards, encode_on_ray, encode_shard, open_gallery, parquet_gallery
 
 
 @pytest.fixture
@@ -137,20 +138,36 @@ def test_an_index_is_kept_beside_its_gallery_until_that_changes(model, album, tm
 # -- making and keeping -----------------------------------------------------------------------------------------
 
 
-def test_update_encodes_only_what_is_new_or_changed(model, album):
+@pytest.fixture
+def encoded(monkeypatch):
+    """Names of the pictures that a model has encoded, in order."""
+    names, encode = [], TIMAM.encode_images
+
+    def spy(self, images, *arguments, **options):
+        names.extend(Path(image).name for image in images)
+        return encode(self, images, *arguments, **options)
+
+    monkeypatch.setattr(TIMAM, "encode_images", spy)
+    return names
+
+
+def test_update_encodes_only_what_is_new_or_changed(model, album, encoded):
     gallery = Gallery.build(model, album)
-    assert Gallery.build(model, album, gallery).encoded == 0
+    assert Gallery.build(model, album, [gallery]).embeddings is gallery.embeddings
+    assert len(encoded) == 5
     (album / "1.png").unlink()
     write_picture(album / "2.png", seed=20)
     os.utime(album / "2.png", ns=(1, 1))
     write_picture(album / "5.png", seed=5)
     updated = gallery.update(model)
-    assert updated.encoded == 2
+    assert encoded[5:] == ["2.png", "5.png"]
     assert updated.paths == ["0.png", "2.png", "3.png", "5.png", "deep/4.jpg"]
     np.testing.assert_allclose(updated.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
     with torch.no_grad():
         model.image_encoder.projection.weight.mul_(1.1)
-    assert Gallery.build(model, album, updated).encoded == 5  # another model
+    encoded.clear()
+    Gallery.build(model, album, [updated])
+    assert len(encoded) == 5  # another model
 
 
 def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, album):
@@ -162,10 +179,10 @@ def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, alb
     torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
     assert len(gallery.problems) == 1
     assert "broken.jpg" in gallery.problems[0]
-    assert Gallery.build(model, album, gallery).problems == gallery.problems  # said again, not forgotten
+    assert Gallery.build(model, album, [gallery]).problems == gallery.problems  # said again, not forgotten
 
 
-def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model, album):
+def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model, album, encoded):
     for name, seed in (("a.bmp", 10), ("b.bmp", 11)):
         write_picture(album / name, seed=seed)
         os.utime(album / name, ns=(1, 1))
@@ -174,8 +191,9 @@ def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model
     for name, swapped in zip(("a.bmp", "b.bmp"), reversed(content), strict=True):
         (album / name).write_bytes(swapped)
         os.utime(album / name, ns=(1, 1))
-    updated = Gallery.build(model, album, gallery)
-    assert updated.encoded == 2
+    encoded.clear()
+    updated = Gallery.build(model, album, [gallery])
+    assert encoded == ["a.bmp", "b.bmp"]
     rows = [gallery.paths.index(name) for name in ("a.bmp", "b.bmp")]
     np.testing.assert_allclose(updated.embeddings[rows], gallery.embeddings[rows[::-1]], atol=1e-6)
 
@@ -227,12 +245,12 @@ def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
     queries = model.encode_texts(["a man in a red coat"])
     for ours, theirs in zip(loaded.search(queries, 5), gallery.search(queries, 5), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert Gallery.build(model, album, loaded).encoded == 0
+    assert Gallery.build(model, album, [loaded]).embeddings is loaded.embeddings
 
 
 @pytest.mark.parametrize("name", ["embeddings.npy", "pictures.parquet", "gallery.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
-def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage, model, album, tmp_path):
+def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage, model, album, tmp_path, encoded):
     gallery = Gallery.build(model, album)
     gallery.save(tmp_path / "kept")
     target = tmp_path / "kept" / name
@@ -243,8 +261,8 @@ def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage,
         target.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises((ValueError, FileNotFoundError), match="kept"):
         Gallery.load(tmp_path / "kept")
-    mended = open_gallery(model, album, tmp_path / "kept")
-    assert mended.encoded == 5
+    open_gallery(model, album, tmp_path / "kept")
+    assert len(encoded) == 10
     np.testing.assert_array_equal(Gallery.load(tmp_path / "kept").embeddings, gallery.embeddings)
 
 
@@ -252,7 +270,7 @@ def test_a_gallery_of_another_program_is_read_from_parquet(model, album, tmp_pat
     gallery = Gallery.build(model, album)
     rows = [{"path": path, "embedding": row} for path, row in zip(gallery.paths, 3 * gallery.embeddings, strict=True)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "album.parquet")
-    again, query = Gallery.from_parquet(tmp_path / "album.parquet"), model.encode_texts(["a man in a red coat"])
+    again, query = parquet_gallery(tmp_path / "album.parquet"), model.encode_texts(["a man in a red coat"])
     assert again.paths == gallery.paths
     np.testing.assert_allclose(again.search(query)[0], gallery.search(query)[0], atol=1e-6)
 
@@ -270,19 +288,20 @@ def test_a_gallery_of_another_program_is_read_from_parquet(model, album, tmp_pat
 def test_a_parquet_of_another_form_is_named(rows, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "album.parquet")
     with pytest.raises(ValueError, match=r"album.parquet: "):
-        Gallery.from_parquet(tmp_path / "album.parquet")
+        parquet_gallery(tmp_path / "album.parquet")
 
 
-def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path):
+def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path, encoded):
     kept = tmp_path / "kept"
-    assert open_gallery(model, album, kept).encoded == 5
-    assert open_gallery(model, album, kept).encoded == 0
+    for _ in range(2):
+        open_gallery(model, album, kept)
+        assert len(encoded) == 5
     (album / "0.png").unlink()
     left = ["1.png", "2.png", "3.png", "deep/4.jpg"]
     assert open_gallery(model, album, kept).paths == Gallery.load(kept).paths == left
     shutil.copytree(album, tmp_path / "copy")
     moved = open_gallery(model, tmp_path / "copy", kept)
-    assert (moved.folder, moved.encoded) == ((tmp_path / "copy").resolve(), 4)
+    assert (moved.folder, len(encoded)) == ((tmp_path / "copy").resolve(), 9)
 
 
 def test_unchanged_gallery_stays_on_disk(model, album, tmp_path):
@@ -294,21 +313,8 @@ def test_unchanged_gallery_stays_on_disk(model, album, tmp_path):
 # -- shards -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """Names of the pictures that a model has encoded, in order."""
-    names, encode = [], TIMAM.encode_images
-
-    def spy(self, images, *arguments, **options):
-        names.extend(Path(image).name for image in images)
-        return encode(self, images, *arguments, **options)
-
-    monkeypatch.setattr(TIMAM, "encode_images", spy)
-    return names
-
-
 def test_encoding_that_was_killed_goes_on_from_its_shards(model, album, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(search, "_SHARD", 2)
+    monkeypatch.setattr(galleries, "SHARD", 2)
     whole = Gallery.build(model, album)
     encoded.clear()
     save = Gallery.save
@@ -326,19 +332,18 @@ def test_encoding_that_was_killed_goes_on_from_its_shards(model, album, tmp_path
     resumed = open_gallery(model, album, tmp_path / "kept")
     assert encoded == ["0.png", "1.png", "2.png", "3.png", "00.png", "2.png", "3.png", "4.jpg"]
     np.testing.assert_allclose(np.delete(resumed.embeddings, 1, axis=0), whole.embeddings, atol=1e-6)
-    assert resumed.encoded == 4
     assert not (tmp_path / "kept.shards").exists()
 
 
-def test_damaged_shard_is_encoded_again(model, album, tmp_path, encoded):
-    gallery = Gallery.build(model, album, shards=tmp_path / "shards")
-    (shard,) = (tmp_path / "shards").glob("[!.]*")
+def test_damaged_shard_is_encoded_again(model, album, tmp_path, monkeypatch, encoded):
+    monkeypatch.setattr(galleries, "SHARD", 4)
+    gallery = build_in_shards(model, album, tmp_path / "shards")
+    shard = max((tmp_path / "shards").glob("[!.]*"), key=lambda path: len(Gallery.load(path)))
     (shard / "embeddings.npy").write_bytes(b"")
     encoded.clear()
-    again = Gallery.build(model, album, shards=tmp_path / "shards")
+    again = build_in_shards(model, album, tmp_path / "shards")
     np.testing.assert_array_equal(again.embeddings, gallery.embeddings)
-    assert len(encoded) == 5
-    assert Gallery.load(shard).paths == gallery.paths
+    assert encoded == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def at_once(call, *arguments):
@@ -351,7 +356,7 @@ def at_once(call, *arguments):
 
 def test_what_two_encode_at_once_is_encoded_once(model, album, tmp_path, encoded):
     part = [PictureFile.of(album, f"{i}.png") for i in range(4)]
-    at_once(search.encode_shard, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
+    at_once(encode_shard, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
     assert len(encoded) == 4
     (shard,) = (tmp_path / "shards").glob("[!.]*")
     assert len(Gallery.load(shard)) == 4
@@ -371,7 +376,7 @@ def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatc
     for i in range(48):
         write_picture(album / f"{i:02}.png", seed=i)
     (album / "broken.png").write_bytes(b"no picture")
-    monkeypatch.setattr(search, "_SHARD", 4)
+    monkeypatch.setattr(galleries, "SHARD", 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(search.__file__).parents[1]))
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else any other process starves them
@@ -392,7 +397,7 @@ def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatc
 
         killer = Thread(target=kill_second)
         killer.start()
-        gallery = Gallery.build(model, album, shards=shards, encode_parts=encode_on_ray)
+        gallery = build_in_shards(model, album, shards, encode_parts=encode_on_ray)
         killer.join()
     finally:
         ray.shutdown()

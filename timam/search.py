@@ -1,7 +1,4 @@
-"""Searching any folder of pictures: it is encoded once into a gallery, kept on disk, and compared with queries.
-
-Encoding saves a shard, a small gallery, after every 1,024 pictures, so that a killed build continues.
-"""
+"""Searching any folder of pictures: it is encoded once into a gallery, and compared with queries."""
 
 from __future__ import annotations
 
@@ -9,9 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,7 +24,7 @@ from timam.images import SUFFIXES
 from timam.models import TIMAM
 from timam.models.batching import slices
 
-_SHARD = 1024  # pictures in a shard
+AT_ONCE = 1024  # pictures that are encoded between two steps of the progress bar
 ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
 
 
@@ -47,10 +41,6 @@ class PictureFile(NamedTuple):
         return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
 
 
-# (model, folder, parts of its pictures, folder for shards): calls `encode_shard` for each part
-Encoder = Callable[[TIMAM, Path, list[list[PictureFile]], Path], None]
-
-
 @dataclass
 class Gallery:
     """Embeddings of the pictures of a folder."""
@@ -61,57 +51,39 @@ class Gallery:
     stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `PictureFile`
     model: str = ""  # `model_fingerprint` of the model that encoded them
     problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read
-    encoded: int = 0  # pictures that the last build or update encoded
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @staticmethod
-    def build(
-        model: TIMAM,
-        folder: Path | str,
-        known: Gallery | None = None,
-        progress: bool = False,
-        shards: Path | None = None,
-        encode_parts: Encoder | None = None,
-    ) -> Gallery:
+    def build(model: TIMAM, folder: Path | str, known: Sequence[Gallery] = (), progress: bool = False) -> Gallery:
         """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
 
-        Args:
-            known: an older gallery; what has not changed since is not encoded again.
-            shards: a folder for shards; those in it are not encoded again.
-            encode_parts: makes the shards elsewhere, such as `timam_lab.ray_shards.encode_on_ray`; what it leaves out
-                is encoded here. Only used with `shards`.
-
-        Raises FileNotFoundError where no readable picture is.
+        `known` are other galleries of this folder: what has not changed since is not encoded again. Raises
+        FileNotFoundError where no readable picture is.
         """
         folder, fingerprint = Path(folder).resolve(), model_fingerprint(model)
-        pictures, problems = _picture_files(folder)
-        rows = _rows([known, *_shards(shards)], folder, fingerprint)
+        pictures, problems = picture_files(folder)
+        rows = rows_of(known, folder, fingerprint)
         new = [picture for picture in pictures if picture not in rows]
-        if encode_parts is not None and shards is not None and new:
-            encode_parts(model, folder, slices(new, _SHARD), shards.resolve())
-            rows = _rows([known, *_shards(shards)], folder, fingerprint)
-        left = [picture for picture in new if picture not in rows]  # after `encode_parts`, the unreadable ones
-        for part in tqdm(slices(left, _SHARD), desc="encoding", unit="shard", disable=not progress):
-            shard = encode_shard(model, folder, part, shards)
-            rows |= _rows([shard], folder, fingerprint)
-            problems += shard.problems
+        for part in tqdm(slices(new, AT_ONCE), desc="encoding", disable=not progress):
+            encoded = encode_pictures(model, folder, part)
+            rows |= rows_of([encoded], folder, fingerprint)
+            problems += encoded.problems
         readable = [picture for picture in pictures if picture in rows]
         if not readable:
             reasons = "\n  ".join(["", *problems[:10]])
             raise FileNotFoundError(f"{folder}: no readable pictures ({', '.join(SUFFIXES)}) in it{reasons}")
-        encoded = sum(picture in rows for picture in new)
-        if known is not None and not encoded and readable == list(_rows([known], folder, fingerprint)):
-            return dataclasses.replace(known, problems=problems, encoded=0)  # its embeddings are still on disk
+        if readable == list(rows_of(known[:1], folder, fingerprint)):
+            return dataclasses.replace(known[0], problems=problems)  # its embeddings are still on disk
         embeddings = np.empty((len(readable), model.model_config.embedding_dim), np.float32)
-        for position, (shard, row) in enumerate(rows[picture] for picture in readable):
-            embeddings[position] = shard.embeddings[row]
-        return _gallery(embeddings, readable, folder, fingerprint, problems, encoded)
+        for position, (gallery, row) in enumerate(rows[picture] for picture in readable):
+            embeddings[position] = gallery.embeddings[row]
+        return _gallery(embeddings, readable, folder, fingerprint, problems)
 
     def update(self, model: TIMAM, progress: bool = False) -> Gallery:
         """The gallery of the same folder as it is now. Raises as `build`."""
-        return Gallery.build(model, self.folder, self, progress)
+        return Gallery.build(model, self.folder, [self], progress)
 
     def save(self, folder: Path | str) -> None:
         """Writes embeddings.npy, pictures.parquet and gallery.json, all or nothing."""
@@ -139,24 +111,6 @@ class Gallery:
             raise FileNotFoundError(f"{folder}: no gallery there") from None
         except Exception as error:  # NumPy and pyarrow raise many kinds
             raise ValueError(f"{folder} is a damaged gallery ({error}); remove it") from error
-
-    @classmethod
-    def from_parquet(cls, file: Path | str) -> Gallery:
-        """A gallery that another program wrote: columns `path` (relative to the file) and `embedding` (lists of D).
-
-        Raises FileNotFoundError, and ValueError for other columns or embeddings that are not N x D numbers.
-        """
-        file = Path(file)
-        try:
-            table = pq.read_table(file, columns=["path", "embedding"])
-            paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
-            embeddings = np.array(table["embedding"].to_pylist(), np.float32)
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: expected columns path and embedding of equal lengths ({error})") from error
-        if embeddings.ndim != 2 or not np.isfinite(embeddings).all():
-            raise ValueError(f"{file}: embedding {embeddings.shape}: expected finite numbers, (N, D)")
-        unit = F.normalize(torch.from_numpy(embeddings), dim=1).numpy()
-        return cls(unit, paths, file.parent.resolve())
 
     def search(self, queries: Tensor | np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest pictures of each query (Q, D) of any norm; at most N.
@@ -198,46 +152,10 @@ def model_fingerprint(model: TIMAM) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_gallery(
-    model: TIMAM,
-    folder: Path | str,
-    kept: Path,
-    progress: bool = False,
-    encode_parts: Encoder | None = None,
-) -> Gallery:
-    """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
-
-    A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
-    nothing can be written, the gallery is not kept, and a line in `problems` says so. The rest, and what is raised, as
-    `Gallery.build`.
-    """
-    shards: Path | None = kept.with_name(f"{kept.name}.shards")
-    lock, obstacle, known = FileLock(kept.with_name(f".{kept.name}.lock")), None, None
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:  # the run's folder is read-only
-        shards, obstacle = None, error
-    try:
-        with suppress(FileNotFoundError, ValueError):
-            known = Gallery.load(kept)
-        gallery = Gallery.build(model, folder, known, progress, shards, encode_parts)
-        changed = known is None or gallery.embeddings is not known.embeddings
-        if obstacle is None and changed:
-            gallery.save(kept)
-        elif changed:
-            gallery.problems.append(f"{kept}: not kept, to be encoded again the next time ({obstacle})")
-        if shards is not None:
-            shutil.rmtree(shards, ignore_errors=True)
-        return gallery
-    finally:
-        lock.release()
-
-
 # -- parts of a gallery ------------------------------------------------------------------------------------------------
 
 
-def _picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
+def picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
     """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -251,50 +169,29 @@ def _picture_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
 
 
 def _gallery(
-    embeddings: np.ndarray, pictures: list[PictureFile], folder: Path, model: str, problems: list[str], encoded: int
+    embeddings: np.ndarray, pictures: list[PictureFile], folder: Path, model: str, problems: list[str]
 ) -> Gallery:
     stamps = np.array([picture[1:] for picture in pictures], np.int64).reshape(-1, 2)
-    return Gallery(embeddings, [picture.path for picture in pictures], folder, stamps, model, problems, encoded)
+    return Gallery(embeddings, [picture.path for picture in pictures], folder, stamps, model, problems)
 
 
-def _rows(galleries: Iterable[Gallery | None], folder: Path, model: str) -> dict[PictureFile, tuple[Gallery, int]]:
+def rows_of(galleries: Iterable[Gallery], folder: Path, model: str) -> dict[PictureFile, tuple[Gallery, int]]:
     """Where the embedding of each picture is, among galleries of this folder by this model."""
     return {
         PictureFile(path, *stamp): (gallery, row)
         for gallery in galleries
-        if gallery is not None and (gallery.folder, gallery.model) == (folder, model)
+        if (gallery.folder, gallery.model) == (folder, model)
         for row, (path, stamp) in enumerate(zip(gallery.paths, gallery.stamps.tolist(), strict=True))
     }
 
 
-def _shards(folder: Path | None) -> Iterator[Gallery]:
-    for path in sorted(folder.glob("[!.]*")) if folder is not None else ():
-        with suppress(FileNotFoundError, ValueError):  # a damaged one is encoded again
-            yield Gallery.load(path)
-
-
-def encode_shard(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path | None) -> Gallery:
-    """The gallery of some pictures, saved as a shard where there is a folder for shards."""
-    fingerprint = model_fingerprint(model)
-
-    def encode() -> Gallery:
-        problems: dict[int, str] = {}
-        embeddings = model.encode_images([folder / picture.path for picture in part], unreadable=problems)
-        rows = [row for row in range(len(part)) if row not in problems]
-        unit = F.normalize(embeddings[rows], dim=1).numpy()
-        return _gallery(unit, [part[row] for row in rows], folder, fingerprint, list(problems.values()), len(rows))
-
-    if shards is None:
-        return encode()
-    name = hashlib.sha256(json.dumps([str(folder), fingerprint, part]).encode()).hexdigest()[:32]
-    shards.mkdir(parents=True, exist_ok=True)
-    with FileLock(shards / f".{name}.lock"):  # a cluster may try a task again while the first try goes on
-        with suppress(FileNotFoundError, ValueError):
-            return Gallery.load(shards / name)
-        shard = encode()
-        if len(shard):
-            shard.save(shards / name)
-        return shard
+def encode_pictures(model: TIMAM, folder: Path, pictures: list[PictureFile]) -> Gallery:
+    """The gallery of some pictures of a folder."""
+    unreadable: dict[int, str] = {}
+    embeddings = model.encode_images([folder / picture.path for picture in pictures], unreadable=unreadable)
+    rows = [row for row in range(len(pictures)) if row not in unreadable]
+    unit, readable = F.normalize(embeddings[rows], dim=1).numpy(), [pictures[row] for row in rows]
+    return _gallery(unit, readable, folder, model_fingerprint(model), list(unreadable.values()))
 
 
 def ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

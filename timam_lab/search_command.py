@@ -124,17 +124,13 @@ def _open(
     model: TIMAM, path: Path, kept: Path, progress: bool, approximate: bool, engine: str, gpus: float
 ) -> tuple[Path, Gallery]:
     """A folder of pictures and its gallery, or those of a Parquet file of embeddings."""
-    from timam.search import Gallery, open_gallery
+    from timam_lab import galleries
 
-    encode_parts = None
-    if engine == "ray":
-        from timam_lab.ray_shards import encode_on_ray
-
-        encode_parts = partial(encode_on_ray, gpus=gpus, progress=progress)
     if path.is_file():
-        folder, gallery = path.parent, Gallery.from_parquet(path)
+        folder, gallery = path.parent, galleries.parquet_gallery(path)
     else:
-        folder, gallery = path, open_gallery(model, path, kept, progress, encode_parts)
+        encode_parts = partial(galleries.encode_on_ray, gpus=gpus) if engine == "ray" else None
+        folder, gallery = path, galleries.open_gallery(model, path, kept, progress, encode_parts)
     if approximate:
         from timam_lab.approximate import IndexedGallery
 
