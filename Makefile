@@ -74,7 +74,11 @@ check: lint
 
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
-	$(REPORT) smoke -p workers $(WORKERS)
+	$(REPORT) smoke --data-only
+	$(REPORT) smoke 01_data_exploration 02_training 06_qualitative 08_performance & \
+		$(REPORT) smoke 03_ablation_modules 04_ablation_backbone 09_controlled_study 10_adversary; \
+		studies=$$?; wait $$! && exit $$studies
+	$(REPORT) smoke  # what reads the runs of the others
 
 test-browser: env
 	$(PY) -m pytest -m browser tests/test_browser.py

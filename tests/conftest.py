@@ -8,6 +8,7 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tokenizers
@@ -124,9 +125,10 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return word_piece_tokenizer()
 
 
-@pytest.fixture
-def tiny_model(tokenizer) -> Callable:
-    """tiny_model(num_identities=4, seed=0, captions=[...], **ModelConfig fields) -> a TIMAM with random weights.
+def build_tiny(
+    num_identities: int = 4, seed: int = 0, captions: list[str] | None = None, dropout: float = 0.1, **fields: Any
+):
+    """A TIMAM with random weights; `fields` are ModelConfig's.
 
     `language_model="none"` learns the words of `captions` instead of reading them with a tiny BERT.
     """
@@ -134,18 +136,20 @@ def tiny_model(tokenizer) -> Callable:
     from timam.models.text_encoder import word_tokenizer
     from timam.models.weights import load_backbone
 
-    def build(num_identities: int = 4, seed: int = 0, captions: list[str] | None = None, **fields) -> TIMAM:
-        values = {
-            "backbone": "shufflenet_v2_x0_5", "backbone_weights": "none", "image_height": 64, "image_width": 32,
-            "language_model": "tiny-bert", "max_tokens": 16, "word_embedding_dim": 12, "lstm_hidden": 8,
-            "embedding_dim": 16, "discriminator_hidden": 8, **fields,
-        }  # fmt: skip
-        config = ModelConfig(**values)
-        torch.manual_seed(seed)
-        backbone = load_backbone(config.backbone, "none")
-        if config.language_model == "none":
-            return TIMAM(config, num_identities, word_tokenizer(captions or [WORDS, WORDS]), backbone, None)
-        language_model = tiny_language_model(len(tokenizer))
-        return TIMAM(config, num_identities, tokenizer, backbone, language_model)
+    values = {
+        "backbone": "shufflenet_v2_x0_5", "backbone_weights": "none", "image_height": 64, "image_width": 32,
+        "language_model": "tiny-bert", "max_tokens": 16, "word_embedding_dim": 12, "lstm_hidden": 8,
+        "embedding_dim": 16, "discriminator_hidden": 8, **fields,
+    }  # fmt: skip
+    config = ModelConfig(**values)
+    torch.manual_seed(seed)
+    backbone = load_backbone(config.backbone, "none")
+    if config.language_model == "none":
+        return TIMAM(config, num_identities, word_tokenizer(captions or [WORDS, WORDS]), backbone, None)
+    tokenizer = word_piece_tokenizer()
+    return TIMAM(config, num_identities, tokenizer, backbone, tiny_language_model(len(tokenizer), dropout))
 
-    return build
+
+@pytest.fixture
+def tiny_model() -> Callable:
+    return build_tiny

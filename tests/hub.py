@@ -1,11 +1,10 @@
-"""A stand-in of the Hugging Face hub on localhost: as much of its HTTP interface as huggingface_hub uses here.
+"""A stand-in of the Hugging Face hub on localhost: it answers downloads as huggingface_hub asks for them.
 
-Repositories live in memory. Files ending in .safetensors go through the LFS protocol, others inside the commit.
+Repositories live in memory. They are created over HTTP; files come from huggingface_hub's `upload_folder`, replaced.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.server
 import json
@@ -14,8 +13,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import huggingface_hub
+import pytest
 
 TOKEN = "hf_of_the_test"
 
@@ -33,9 +34,7 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by SHA-256
     requests: list[str] = field(default_factory=list)
-    full: bool = False  # refuses uploads
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -43,16 +42,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def answer(self, content: object, status: int = 200, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -63,13 +52,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def refuse(self, status: int, **headers: str) -> None:
-        self.answer({"error": "refused"}, status, **headers)
-
     def is_owner(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
-
-    # -- download ---------------------------------------------------------------------------------------------------
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -80,79 +64,35 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(?:/(tree|resolve|revision)/([^/]+)/?(.*))?", path)
         repository = match and self.hub.repositories.get(match[1])
         if not repository or (repository.private and not self.is_owner()):
-            return self.refuse(401, X_Error_Code="RepoNotFound")
+            return self.answer({}, 401, X_Error_Code="RepoNotFound")
         kind, name, files = match[2], match[4], repository.files
         if kind == "tree":
-            lfs = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n.endswith(".safetensors")}
             return self.answer([
-                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest(),
-                 **({"lfs": {"oid": lfs[n], "size": len(c), "pointerSize": 134}} if n in lfs else {})}
+                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
                 for n, c in files.items()
             ])  # fmt: skip
         if kind == "resolve":
             if name not in files:
-                return self.refuse(404, X_Error_Code="EntryNotFound")
+                return self.answer({}, 404, X_Error_Code="EntryNotFound")
             digest = hashlib.sha256(files[name]).hexdigest()
             return self.answer(files[name], ETag=f'"{digest}"', X_Repo_Commit=repository.commit)
         siblings = [{"rfilename": n} for n in files]
         self.answer({"id": match[1], "sha": repository.commit, "private": repository.private, "siblings": siblings})
 
-    # -- upload -----------------------------------------------------------------------------------------------------
-
-    def do_PUT(self) -> None:
-        self.hub.requests.append(f"PUT {self.path}")
-        data = self.body()
-        if self.hub.full:
-            return self.refuse(403)
-        digest = self.path.rpartition("/")[2]
-        if hashlib.sha256(data).hexdigest() != digest:
-            return self.refuse(400)
-        self.hub.objects[digest] = data
-        self.answer({})
-
     def do_POST(self) -> None:
-        path, body = self.path.partition("?")[0], self.body()
-        self.hub.requests.append(f"POST {path}")
-        if path == "/api/validate-yaml":
-            return self.answer({"warnings": [], "errors": []})
+        """Creates a repository."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.hub.requests.append(f"POST {self.path}")
         if not self.is_owner():
-            return self.refuse(401)
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-            known = name in self.hub.repositories
-            private = asked.get("visibility") == "private" or bool(asked.get("private"))  # of newer and older clients
-            self.hub.repositories.setdefault(name, Repository(private=private))
-            return self.answer({"url": f"{self.hub.url}/{name}"}, 409 if known else 200)
-        if path.endswith("/info/lfs/objects/batch"):
-            objects = json.loads(body)["objects"]
-            where = f"{self.hub.url}/lfs"
-            upload = [{**o, "actions": {"upload": {"href": f"{where}/{o['oid']}"}}} for o in objects]
-            return self.answer({"transfer": "basic", "objects": upload})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
-            return self.answer({"files": [
-                {"path": f["path"], "shouldIgnore": False,
-                 "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
-                for f in json.loads(body)["files"]
-            ]})  # fmt: skip
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-            return self.commit(match[1], [json.loads(line) for line in body.splitlines()])
-        self.refuse(404)
-
-    def commit(self, name: str, lines: list[dict]) -> None:
-        repository = self.hub.repositories[name]
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                repository.files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                repository.files[value["path"]] = self.hub.objects[value["oid"]]
-        repository.commit = hashlib.sha1(repr(sorted(repository.files.items())).encode()).hexdigest()
-        url = f"{self.hub.url}/{name}/commit/{repository.commit}"
-        self.answer({"commitUrl": url, "commitOid": repository.commit, "success": True})
+            return self.answer({}, 401)
+        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        known = name in self.hub.repositories
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))  # of newer and older clients
+        self.hub.repositories.setdefault(name, Repository(private=private))
+        self.answer({"url": f"{self.hub.url}/{name}"}, 409 if known else 200)
 
 
-def pretend_online(monkeypatch: object, url: str) -> None:
+def pretend_online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Points this process at a hub: huggingface_hub read its environment on import, offline."""
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     values = {
@@ -172,8 +112,18 @@ def running_hub() -> Iterator[Hub]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def upload_folder(api: object, *, repo_id: str, folder_path: str, **_: object) -> str:
+        repository, folder = hub.repositories[repo_id], Path(folder_path)
+        files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        repository.files |= files
+        repository.commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        return f"{hub.url}/{repo_id}/commit/{repository.commit}"
+
     try:
-        yield hub
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+            yield hub
     finally:
         server.shutdown()
         server.server_close()

@@ -59,12 +59,15 @@ def person_search_records(
     return records
 
 
-def write_person_search(root: Path, records: list[Any] | None = None, **sizes: int) -> Path:
-    """reid_raw.json with imgs/ below it; a picture for every record whose path is a plain one. Returns the root."""
+def write_person_search(
+    root: Path, records: list[Any] | None = None, file: str = "reid_raw.json", path_key: str = "file_path", **sizes: int
+) -> Path:
+    """An annotation file with imgs/ below it, and a picture for every record. Returns the root."""
     records = person_search_records(**sizes) if records is None else records
     root.mkdir(parents=True, exist_ok=True)
     (root / "imgs").mkdir(exist_ok=True)
-    (root / "reid_raw.json").write_text(json.dumps(records), encoding="utf-8")
+    content = [{path_key if k == "file_path" else k: v for k, v in record.items()} for record in records]
+    (root / file).write_text(json.dumps(content), encoding="utf-8")
     for seed, record in enumerate(records):
         upper, lower = PAIRS[(record["id"] * 11) % len(PAIRS)]
         write_picture(root / "imgs" / record["file_path"], upper, lower, seed)
@@ -148,20 +151,7 @@ def write_table(root: Path, rows: list[list[str]] | None = None, file: str = "ca
     return root
 
 
-def write_variant(
-    root: Path, file: str, records: list[dict[str, Any]] | None = None, path_key: str = "file_path"
-) -> Path:
-    """As `write_person_search`, with another name of the annotation file and of the key of the path."""
-    records = person_search_records(train=3, val=1, test=1) if records is None else records
-    write_person_search(root, records)
-    (root / "reid_raw.json").unlink()
-    renamed = [{path_key if k == "file_path" else k: v for k, v in record.items()} for record in records]
-    (root / file).write_text(json.dumps(renamed))
-    return root
-
-
-def _small(root: Path) -> Path:
-    return write_person_search(root, train=3, val=1, test=1)
+_small = partial(write_person_search, train=3, val=1, test=1)
 
 
 def _karpathy(name: str, root: Path) -> Path:
@@ -278,10 +268,8 @@ _reed = partial(write_reed, classes=CLASSES, images=1, captions=2)
 LAYOUTS = {
     "pedestrians": ("pedestrians", _small, "reid_raw.json"),
     "cuhk-pedes": ("cuhk-pedes", _small, "reid_raw.json"),
-    "icfg-pedes": ("icfg-pedes", partial(write_variant, file="ICFG-PEDES.json"), "ICFG-PEDES.json"),
-    "rstp-reid": (
-        "rstp-reid", partial(write_variant, file="data_captions.json", path_key="img_path"), "data_captions.json"
-    ),
+    "icfg-pedes": ("icfg-pedes", partial(_small, file="ICFG-PEDES.json"), "ICFG-PEDES.json"),
+    "rstp-reid": ("rstp-reid", partial(_small, file="data_captions.json", path_key="img_path"), "data_captions.json"),
     "flickr8k": ("flickr8k", partial(_karpathy, "flickr8k"), "dataset_flickr8k.json"),
     "flickr30k": ("flickr30k", partial(_karpathy, "flickr30k"), "dataset_flickr30k.json"),
     "coco": ("coco", partial(_karpathy, "coco"), "dataset_coco.json"),

@@ -94,11 +94,11 @@ def signalled_step(monkeypatch: pytest.MonkeyPatch, nth: int, number: int = sign
 
 
 def interrupted(config: Any, run: Path, steps: int) -> Path:
-    """A run that a signal ended in its nth step."""
+    """A run, begun or resumed, that a signal ended in its nth step from here."""
     with pytest.MonkeyPatch.context() as patch:
         signalled_step(patch, steps)
         with pytest.raises(Interrupted):
-            training.fit(config, run, progress=False)
+            training.fit(config, run, resume=True, progress=False)
     return run
 
 

@@ -189,22 +189,15 @@ class Panel:
         assert self.page.evaluate("() => window.seen.some(s => s.startsWith('true searching ...'))")
 
 
-@pytest.fixture
-def searching(lab, browser, workplace):
+def test_search_panel_with_the_mouse_and_the_keyboard(lab, browser, workplace, shots):
     """The panel alone in a notebook, over a search that takes a second."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PANEL)], metadata={"kernelspec": kernel})
     nbformat.write(notebook, workplace / "notebooks/panel.ipynb")
     page = open_and_run(browser, f"{lab}/tree/notebooks/panel.ipynb")
-    panel = Panel(page)
-    panel.wait("found for: a first sentence")
-    yield panel
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    page.close()
-
-
-def test_search_panel_with_the_mouse(searching, shots, workplace):
-    box, pictures, ask = searching.box, searching.pictures, searching.ask
+    searching = Panel(page)
+    searching.wait("found for: a first sentence")
+    box, pictures, ask, keyboard = searching.box, searching.pictures, searching.ask, page.keyboard
     box.click()
     box.press("End")
     box.press_sequentially(" again", delay=20)
@@ -221,13 +214,10 @@ def test_search_panel_with_the_mouse(searching, shots, workplace):
         "The search failed. ValueError: no such word")  # fmt: skip
     searching.panel.get_by_role("slider").fill("0.65")
     searching.wait("The search failed. ValueError: no such word (3 of 6 shown)", 3)
-    for theme in in_both_themes(searching.page):
-        searching.page.screenshot(path=shots / f"panel-{theme}.png")
-
-
-def test_search_panel_with_the_keyboard(searching, shots):
-    keyboard, ask = searching.page.keyboard, searching.ask
-    searching.box.focus()
+    for theme in in_both_themes(page):
+        page.screenshot(path=shots / f"panel-{theme}.png")
+    searching.panel.get_by_role("slider").fill("0")
+    box.focus()
     keyboard.press("Control+a")
     keyboard.type("a dog")  # letters that JupyterLab takes as commands elsewhere
     ask(lambda: keyboard.press("Enter"), "found for: a dog")
@@ -239,9 +229,10 @@ def test_search_panel_with_the_keyboard(searching, shots):
     keyboard.press("Tab")
     keyboard.press("Tab")
     for key in ("Enter", "Space"):  # the second picture, then what has taken its place
-        second = searching.page.evaluate("() => document.activeElement.querySelector('img').alt.split(': ')[1]")
+        second = page.evaluate("() => document.activeElement.querySelector('img').alt.split(': ')[1]")
         ask(lambda key=key: keyboard.press(key), f"pictures like {second} (5 of 6 shown)", 5)
-    searching.page.screenshot(path=shots / "panel-keyboard.png")
     for _ in range(5):  # back to the sentence
         keyboard.press("Shift+Tab")
     ask(lambda: keyboard.press("Enter"), "found for: a dog (5 of 6 shown)", 5)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()

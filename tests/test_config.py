@@ -10,7 +10,8 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from conftest import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 
 from timam import config as configs
@@ -116,7 +117,6 @@ def test_departures_lists_exactly_the_differences():
     paper, modern = flat(PRESETS["paper"]), flat(PRESETS["modern"])
     assert departures("modern") == {k: (paper[k], modern[k]) for k in paper if paper[k] != modern[k]}
     assert departures("modern")["model.image_height"] == (224, 384)
-    assert departures("paper") == {}
     assert departures("paper", base="modern") == {k: (b, a) for k, (a, b) in departures("modern").items()}
 
 
@@ -196,8 +196,6 @@ def test_each_error_is_one_line_in_plain_words():
         ({"train": {"epoch": 3}}, "unknown setting train.epoch"),
         ({"train": [3]}, "train = [3]: expected an instance of TrainConfig"),
         ({"train": {"epochs": True}}, "valid integer"),  # bool is an int in Python
-        ({"train": {"epochs": "3"}}, "valid integer"),
-        ({"data": {"root": 5}}, "valid string"),
         ({"preset": 5}, "preset = 5: expected a valid string"),
     ],
 )
@@ -205,12 +203,6 @@ def test_wrong_dictionary_is_refused(values, expected):
     with pytest.raises(ValueError, match=r"expected|unknown") as caught:
         from_dict(values)
     assert expected in str(caught.value)
-
-
-def test_config_is_frozen_and_a_float_takes_an_integer():
-    assert type(from_dict({"train": {"image_lr": 1}}).train.image_lr) is float
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().train.epochs = 5  # type: ignore[misc]
 
 
 # -- KEY=VALUE --------------------------------------------------------------------------------------------------
@@ -222,10 +214,7 @@ def test_config_is_frozen_and_a_float_takes_an_integer():
         ("train.epochs=3", "train.epochs", 3),
         (" epochs = 3 ", "train.epochs", 3),
         ("image_lr=1", "train.image_lr", 1.0),  # a float from an int
-        ("image_lr=1e-3", "train.image_lr", 1e-3),
         ("horizontal_flip=False", "data.horizontal_flip", False),
-        ("horizontal_flip=true", "data.horizontal_flip", True),
-        ("max_steps=5", "train.max_steps", 5),
         ("early_stop=None", "train.early_stop", None),
         ("language_model=none", "model.language_model", "none"),  # a string setting: the word itself
         ("data.root=12", "data.root", "12"),
@@ -241,10 +230,8 @@ def test_override(assignment, key, value):
     assert type(changed[key]) is type(value)
 
 
-def test_later_overrides_win_and_the_original_stays():
-    config = Config()
-    assert override(config, ["epochs=3", "train.epochs=4"]).train.epochs == 4
-    assert config == Config()
+def test_later_overrides_win():
+    assert override(Config(), ["epochs=3", "train.epochs=4"]).train.epochs == 4
 
 
 @pytest.mark.parametrize(
@@ -254,17 +241,12 @@ def test_later_overrides_win_and_the_original_stays():
         ("", "expected KEY=VALUE"),
         ("=3", "unknown setting ''"),
         ("epoch=3", "unknown setting 'epoch'; the settings are: data.dataset, "),
-        ("train.epoch=3", "unknown setting train.epoch"),
         ("data.epochs=3", "unknown setting data.epochs"),
-        ("optim.epochs=3", "unknown setting 'optim.epochs'"),
         ("preset=modern", "unknown setting 'preset'"),
-        ("epochs=3.5", "train.epochs = 3.5: expected a valid integer"),
         ("epochs=three", "train.epochs = 'three': expected a valid integer"),
         ("epochs=" + "1" * 5000, "valid integer"),
-        ("image_lr=fast", "valid number"),
         ("image_lr=nan", "expected a finite number"),
         ("horizontal_flip=1", "expected a valid boolean"),
-        ("max_steps=0", "greater than or equal to 1"),
     ],
 )
 def test_wrong_override_is_refused(assignment, expected):
@@ -278,60 +260,25 @@ def test_wrong_override_is_refused(assignment, expected):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"3",
-        b"null",
-        b'{"train": {"epochs": 0}}',
-        b'{"optim": {}}',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"train": {"image_lr": NaN}}',
-        b'{"train": {"epochs": 3}, "train": {"epochs": 4}}',
-    ],
-    ids=["empty", "truncated", "list", "number", "null", "bounds", "section", "not utf-8", "deep", "nan", "key twice"],
-)
+    [b"", b"[]", b'{"train": {"epochs": 0}}', b'{"optim": {}}', b"\xff\xfe", b"[" * 100_000,
+     b'{"train": {"image_lr": NaN}}', b'{"train": {"epochs": 3}, "train": {"epochs": 4}}'],
+    ids=["empty", "list", "bounds", "section", "not utf-8", "deep", "nan", "key twice"],
+)  # fmt: skip
 def test_malformed_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="config") as caught:
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         configs.load(path)
-    assert str(path) in str(caught.value)
 
 
-bounded = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 keys = st.sampled_from(["epochs", "data.root", "train.image_lr", "max_steps", "horizontal_flip", "schedule"])
 words = st.sampled_from(["none", "TRUE", "1e400", "-inf", "nan", "1_0", "0x10", "³", "\udce9", "a\0b"])
-
-
-def result(call, *arguments) -> Config | str:
-    """What the call returns, or the message of its ValueError."""
-    try:
-        return call(*arguments)
-    except ValueError as error:
-        return str(error)
 
 
 @bounded
 @given(assignment=st.text(max_size=20) | st.tuples(keys, st.text(max_size=12) | words).map("=".join))
 def test_any_override_is_taken_or_refused(assignment):
-    found = result(override, Config(), [assignment])
-    assert isinstance(found, Config) or re.search("expected|unknown", found)
-
-
-@bounded
-@given(section=st.sampled_from(SECTIONS), data=st.data())
-def test_any_json_is_taken_as_it_is_or_refused_by_name(section, data):
-    key = data.draw(st.sampled_from(sorted(to_dict(Config())[section])) | st.text(max_size=6))
-    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
-    value = data.draw(scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(max_size=4), scalars))
-    found = result(from_dict, {section: {key: value}})
-    if isinstance(found, str):
-        assert f"{section}." in found
-        assert len(found) < 3000
-    else:
-        taken = to_dict(found)[section][key]
-        assert taken == value
-        assert isinstance(taken, bool) == isinstance(value, bool)
+    try:
+        override(Config(), [assignment])
+    except ValueError as error:
+        assert re.search("expected|unknown", str(error))  # noqa: PT017

@@ -5,10 +5,7 @@ import itertools
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,44 +17,37 @@ import psutil
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from conftest import tiny_language_model, word_piece_tokenizer
-from layouts import TINY_SETTINGS, tiny_config, write_person_search
+from accelerate.state import PartialState
+from conftest import build_tiny
+from layouts import tiny_config, write_person_search
+from running import ROOT, assert_same_history, free_port, started, train_command, wait_until
 
 from timam import job, learner, training
-from timam.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from timam.config import Config, DataConfig, LossConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.job import Job, synchronize_batch_norm
 from timam.learner import Learner, build_optimizers
-from timam.models import TIMAM
-from timam.models.weights import load_backbone
 from timam.objective import Inputs, train_step
-from timam.run import RunError
+from timam.run import Run, RunError
 
 BATCH = 8
-BACKBONE = "shufflenet_v2_x0_5"  # small, with BatchNorm
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def in_process(rank: int, count: int, port: int, work, results) -> None:
+def in_process(rank: int, count: int, port: str, work, results) -> None:
+    PartialState._reset_state()  # what this process had when it was forked
     if count > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": port,
                        "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
-    torch.set_num_threads(1)
     results[rank] = work(rank, count)
-    if count > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def on(count: int, work) -> list:
-    """What `work(rank, count)` returns in each of `count` fresh processes."""
-    with multiprocessing.get_context("spawn").Manager() as manager:
+    """What `work(rank, count)` returns in each of `count` forked processes."""
+    with multiprocessing.get_context("fork").Manager() as manager:
         results = manager.dict()
-        multiprocessing.spawn(in_process, (count, free_port(), work, results), nprocs=count)
+        multiprocessing.start_processes(in_process, (count, free_port(), work, results), count, start_method="fork")
         return [results[rank] for rank in range(count)]
 
 
@@ -72,13 +62,7 @@ def every_case(rank: int, count: int) -> list[dict]:
 
 def steps(job: Job, form: str, clip: float, language: bool) -> dict:
     """Three steps in float64 on this process's part; losses and the parameters afterwards."""
-    torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BACKBONE, backbone_weights="none", image_height=64, image_width=32, language_model="tiny-bert",
-        max_tokens=16, lstm_hidden=8, embedding_dim=16, discriminator_hidden=8, shared_classifier=False,
-    )  # fmt: skip
-    tokenizer = word_piece_tokenizer()
-    model = TIMAM(config, 4, tokenizer, load_backbone(BACKBONE, "none"), tiny_language_model(len(tokenizer), 0.0))
+    model = build_tiny(dropout=0.0, shared_classifier=False)
     model.double().train()
     model.text_encoder.freeze(not language)
     synchronize_batch_norm(model)
@@ -132,28 +116,21 @@ def test_parts_of_a_batch_are_the_batch():
 # -- whole runs -------------------------------------------------------------------------------------------------
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-
-def launch(people: Path, output: Path, processes: int, *more: str) -> list:
-    # The command of docs/gpu.md. With --cpu in place of --multi_gpu, Accelerate starts one process only.
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port",
-                  free_port(), "-m"]  # fmt: skip
-    settings = [part for setting in (*TINY_SETTINGS, *more) for part in ("--set", setting)]
-    return [*map(str, start), "timam", "train", "--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people),
-            "--output", str(output), "--resume", *settings]  # fmt: skip
+def finished(command: list[str], **variables: str) -> str:
+    """Stdout of the command, which succeeds."""
+    process = started(command, **variables)
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return out
 
 
 @pytest.mark.slow
 def test_launched_processes_give_the_run_of_one(people, tmp_path):
-    for processes in (1, 2):
-        # One step: float32's rounding grows fast through BatchNorm over a few values; above, in float64, three agree.
-        command = launch(people, tmp_path / str(processes), processes, "train.epochs=1", "train.max_steps=1")
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("text_to_image") == 1  # one process prints
+    """One step: float32's rounding grows fast through BatchNorm over a few values. Above, in float64, three agree."""
+    settings = "train.epochs=1", "train.max_steps=1"
+    training.fit(tiny_config(people, *settings), tmp_path / "1", progress=False)
+    out = finished(train_command(people, tmp_path / "2", *settings, processes=2))
+    assert out.count("text_to_image") == 1  # one process prints
     one, two = (pd.read_csv(tmp_path / n / "history.csv") for n in "12")
     losses = ["total", "matching", "identification_image", "identification_text", "adversarial", "discriminator"]
     for column in [*losses, "val_centroid_distance"]:
@@ -162,7 +139,7 @@ def test_launched_processes_give_the_run_of_one(people, tmp_path):
     assert files[0] == files[1]
 
 
-NOTEBOOK = Path(training.__file__).parents[1] / "notebooks" / "02_training.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "02_training.ipynb"
 IN_A_NOTEBOOK = """
 import json, os, sys
 from pathlib import Path
@@ -185,35 +162,30 @@ exec(next(cell for cell in cells if "notebook_launcher(" in cell).split("data = 
 
 @pytest.mark.slow
 def test_notebook_starts_as_many_processes_as_gpus_share_the_batch_and_no_cuda_before(people, tmp_path):
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(NOTEBOOK.parents[1]), str(Path(__file__).parent)])}
-    command = [sys.executable, "-c", IN_A_NOTEBOOK, NOTEBOOK, people, tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Launching training on 2 " in done.stdout  # of three: a batch of four cannot be shared by three
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    out = finished([sys.executable, "-c", IN_A_NOTEBOOK, NOTEBOOK, people, tmp_path / "run"], PYTHONPATH=path)
+    assert "Launching training on 2 " in out  # of three: a batch of four cannot be shared by three
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_path):
-    run = tmp_path / "run"
-    command = launch(people, run, 2, "train.epochs=400", "train.early_stop=none")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as job:
-        wait_until(lambda: (run / "history.csv").exists(), job)
-        workers = psutil.Process(job.pid).children()
-        assert len(workers) == 2
-        workers[1].kill()
-        _, errors = job.communicate(timeout=120)
+    run, settings = tmp_path / "run", ["epochs=400", "early_stop=none"]
+    job = started(train_command(people, run, *settings, processes=2))
+    wait_until((run / "history.csv").exists, job)
+    workers = psutil.Process(job.pid).children()
+    assert len(workers) == 2
+    workers[1].kill()
+    errors = job.communicate(timeout=120)[1]
     assert job.returncode != 0
     assert "SIGKILL" in errors or "Signal 9" in errors
-    finished = len(pd.read_csv(run / "history.csv"))
+    done = len(Run(run).history())
     assert not (run / "metrics.json").exists()
     config = json.loads((run / "config.json").read_text())
-    config["train"]["epochs"] = finished + 1
+    config["train"]["epochs"] = done + 1
     (run / "config.json").write_text(json.dumps(config))
-    last = launch(people, run, 1, f"train.epochs={finished + 1}", "train.early_stop=none")
-    done = subprocess.run(last, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(pd.read_csv(run / "history.csv")) == finished + 1
+    training.fit(Run(run).config(), run, resume=True, progress=False)
+    assert len(Run(run).history()) == done + 1
 
 
 SLOW_STEPS = """
@@ -224,7 +196,7 @@ if os.environ.get("RANK"):
     def slow(*arguments, **options):
         found = step(*arguments, **options)
         open(sys.argv[sys.argv.index("--output") + 1] + "/step", "w").close()
-        time.sleep(0.2)
+        time.sleep(0.5)
         return found
     training.train_step = slow
 """
@@ -235,27 +207,20 @@ def test_sigterm_to_the_job_saves_the_step_on_which_all_processes_agree(tmp_path
     """As a batch system sends it, to the launcher, which passes it on. They look at every tenth step."""
     people = write_person_search(tmp_path / "data", train=20)
     run, settings = tmp_path / "run", ("train.epochs=1", "data.batch_size=2")
-    command = launch(people, run, 2, *settings)
-    script = tmp_path / "sitecustomize.py"  # a step takes long enough to be interrupted in the middle of the epoch
-    script.write_text(SLOW_STEPS)
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(NOTEBOOK.parents[1])])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as job:
-        wait_until(lambda: (run / "step").exists(), job)
-        job.send_signal(signal.SIGTERM)
-        _, errors = job.communicate(timeout=120)
+    command = train_command(people, run, *settings, processes=2)
+    # A step takes long enough to be interrupted in the middle of the epoch.
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS)
+    job = started(command, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    wait_until((run / "step").exists, job)
+    job.send_signal(signal.SIGTERM)
+    errors = job.communicate(timeout=120)[1]
     assert job.returncode != 0
     assert errors.count("interrupted: the step is finished and saved") == 2
     progress = json.loads((run / "checkpoints/last/training_state.json").read_text())["progress"]
-    assert progress["history"] == []
-    assert progress["step"] == 10
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    undisturbed = launch(people, tmp_path / "undisturbed", 2, *settings)
-    subprocess.run(undisturbed, capture_output=True, check=True, env=ENVIRONMENT)
-    one, two = (
-        pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (run, tmp_path / "undisturbed")
-    )
-    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    assert (progress["history"], progress["step"]) == ([], 10)
+    finished(command)
+    finished(train_command(people, tmp_path / "undisturbed", *settings, processes=2))
+    assert_same_history(run, tmp_path / "undisturbed")
 
 
 def two_draws(rank: int, count: int, people: Path, output: Path) -> list[float]:
@@ -285,32 +250,21 @@ def test_a_lost_process_ends_the_others_with_what_to_do():
     assert timedelta(hours=12) <= job.PATIENCE
 
 
-def wait_until(condition, job) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        assert job.poll() is None, job.stderr.read()[-3000:]
-        time.sleep(0.2)
-    pytest.fail("too slow")
+def refusal(rank: int, count: int, people: Path, output: Path, batch: int, on_cpu: str) -> str:
+    os.environ["ACCELERATE_USE_CPU"] = on_cpu
+    with pytest.raises((RunError, ValueError)) as caught:
+        training.fit(tiny_config(people, f"data.batch_size={batch}"), output, progress=False)
+    return str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_refused(people, tmp_path):
-    done = subprocess.run(
-        launch(people, tmp_path / "run", 2, "data.batch_size=3"), capture_output=True, text=True, check=False,
-        env=ENVIRONMENT,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "a batch of 3 pictures cannot be shared evenly by 2 processes" in done.stderr
-
-
-@pytest.mark.slow
-def test_processes_that_do_not_know_of_each_other_are_refused(people, tmp_path):
-    alone = {name: value for name, value in ENVIRONMENT.items() if name != "ACCELERATE_USE_CPU"}
-    if torch.cuda.is_available():
-        pytest.skip("there they would find each other")
-    command = launch(people, tmp_path / "run", 2)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
-    assert done.returncode != 0
-    assert "ACCELERATE_USE_CPU" in done.stderr
+@pytest.mark.parametrize(
+    ("batch", "on_cpu", "message"),
+    [(3, "true", "a batch of 3 pictures cannot be shared evenly by 2 processes"),
+     pytest.param(4, "false", "set ACCELERATE_USE_CPU=true", marks=pytest.mark.skipif(
+         torch.cuda.is_available(), reason="there they find each other"))],
+)  # fmt: skip
+def test_processes_that_cannot_work_together_are_refused(people, tmp_path, batch, on_cpu, message):
+    work = partial(refusal, people=people, output=tmp_path / "run", batch=batch, on_cpu=on_cpu)
+    assert all(message in said for said in on(2, work))
     assert not (tmp_path / "run").exists()

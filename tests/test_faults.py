@@ -1,11 +1,8 @@
 """Faults, made for real: kills at random moments, full and read-only disks, damaged files, two runs, clocks, signals.
 
 After each of them nothing finished is lost and resuming gives the undisturbed result, or the message names what is
-damaged and says what to do. The table of docs/reliability.md is printed at the end of
-
-    TIMAM_FAULT_TRIES=25 python -m pytest tests/test_faults.py
-
-Kills at chosen moments, one for each step of saving, are in test_training.py, test_files.py and test_stores.py.
+damaged and says what to do. docs/reliability.md reports TIMAM_FAULT_TRIES=3, the kills at random moments. Kills at
+chosen moments are in test_training.py, test_files.py and test_stores.py; of a study's workers, in test_studies.py.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,33 +23,18 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
-import torch
 from layouts import tiny_config, write_picture
 from running import assert_same_run, cut, flip_a_bit, forked, interrupted, started, wait_until
 
 from timam import config as configs
-from timam.files import recover_folder
-from timam.learner import Learner, Progress
 from timam.models import TIMAM
 from timam.run import RunError
 from timam.stores import open_pixels
 from timam.training import fit
 from timam_lab.galleries import open_gallery
-from timam_lab.studies import Resources, grid, run_grid
 
 pytestmark = pytest.mark.slow
 TRIES = int(os.environ.get("TIMAM_FAULT_TRIES", "1"))  # of each kill at a random moment
-COUNTS: Counter[str] = Counter()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table(pytestconfig):
-    yield
-    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
-    if reporter and COUNTS:  # not in a worker of xdist
-        reporter.write_line("\n\n| fault | tries |\n|---|---|")
-        for fault, tries in COUNTS.items():
-            reporter.write_line(f"| {fault} | {tries} |")
 
 
 @pytest.fixture(scope="module")
@@ -100,81 +81,6 @@ def test_training_ended_at_random_moments(config, undisturbed, tmp_path, number)
         fit(config, run, resume=True, progress=False)
         assert_same_run(undisturbed.run, run)
         runs += 1
-    COUNTS[f"{signal.Signals(number).name} while training"] += tries
-
-
-def test_store_building_killed_at_random_moments(tmp_path, monkeypatch):
-    paths = [tmp_path / "pictures" / f"{i}.png" for i in range(24)]
-    for i, path in enumerate(paths):
-        write_picture(path, seed=i, size=(160, 320))
-    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "expected"))
-    started = time.monotonic()
-    expected = np.array(open_pixels(paths, 192, 96, progress=False))
-    seconds, rng = time.monotonic() - started, np.random.default_rng(0)
-    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
-    for _ in range(TRIES):
-        killed(rng.uniform(0, seconds), signal.SIGKILL, open_pixels, paths, 192, 96, False)
-        assert np.array_equal(open_pixels(paths, 192, 96, progress=False), expected)
-        assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1  # nothing of the killed one stays
-        shutil.rmtree(tmp_path / "cache")
-        COUNTS["SIGKILL while a store is built"] += 1
-
-
-def test_saving_killed_at_random_moments(tmp_path, tiny_model):
-    """What is found afterwards is one checkpoint, old or new: weights, optimizers and progress of the same epoch."""
-    model = tiny_model()
-    settings = configs.TrainConfig(image_optimizer="adam")
-    learner = Learner.build(model, configs.Config(train=settings), 1)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    for optimizer in learner.optimizers.values():
-        optimizer.step()
-
-    def set_all(value: int) -> None:
-        with torch.no_grad():
-            model.class_bias.fill_(value)
-        for slots in learner.optimizers["text"].state.values():
-            slots["exp_avg"].fill_(value)
-        learner.progress = Progress(history=[{"val_text_to_image_rank_1": 0.0, "seconds": 1.0}] * value)
-
-    def save_for_ever(first: int) -> None:
-        for value in range(first, 10_000):
-            set_all(value)
-            learner.save(tmp_path / "last")
-
-    rng, value = np.random.default_rng(0), 1
-    set_all(value)
-    learner.save(tmp_path / "last")
-    for _ in range(TRIES):
-        assert killed(rng.uniform(0.1, 0.6), signal.SIGKILL, save_for_ever, value)
-        recover_folder(tmp_path / "last")
-        learner.load(tmp_path / "last")
-        assert learner.progress.epoch >= value
-        value = learner.progress.epoch
-        assert (model.class_bias == value).all()
-        assert all((slots["exp_avg"] == value).all() for slots in learner.optimizers["text"].state.values())
-        COUNTS["SIGKILL while a checkpoint is saved"] += 1
-
-
-def test_batch_study_killed_at_random_moments(people, tmp_path):
-    experiments = grid(tiny_config(people), {"full": "", "alone": "loss.adversarial_weight=0"}, [0])
-    started = time.monotonic()
-    run_grid(experiments, tmp_path / "undisturbed", keep_models=True, progress=False)
-    seconds, rng, rounds, tries = time.monotonic() - started, np.random.default_rng(0), 0, 0
-    while tries < TRIES:
-        runs = tmp_path / f"{rounds}"
-        for _ in range(4):
-            if not killed(rng.uniform(0, seconds), signal.SIGKILL, run_grid, experiments, runs, 1, "local", True,
-                          Resources(), False):  # fmt: skip
-                break
-            tries += 1
-        finished = {p: p.stat().st_mtime_ns for p in runs.glob("*/metrics.json")}
-        run_grid(experiments, runs, keep_models=True, progress=False)
-        assert finished == {p: p.stat().st_mtime_ns for p in finished}  # none is done again
-        for experiment in experiments:
-            assert_same_run(experiment.folder(tmp_path / "undisturbed"), experiment.folder(runs))
-        rounds += 1
-    COUNTS["SIGKILL during a batch study"] += tries
 
 
 # -- disks ------------------------------------------------------------------------------------------------------
@@ -215,7 +121,6 @@ def test_full_disk(config, undisturbed, tmp_path, mount):
     mount("-o", f"remount,size={4 * size:.0f}m", disk)
     fit(config, disk / "run", resume=True, progress=False)
     assert_same_run(undisturbed.run, disk / "run")
-    COUNTS["a full disk while training"] += 1
 
 
 def test_disk_that_fills_before_a_store_is_built(tmp_path, monkeypatch, mount):
@@ -232,7 +137,6 @@ def test_disk_that_fills_before_a_store_is_built(tmp_path, monkeypatch, mount):
     process.join(60)
     assert process.exitcode == 0
     assert not list((tmp_path / "cache").rglob("*.npy"))
-    COUNTS["a full disk while a store is built"] += 1
 
 
 def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
@@ -256,7 +160,6 @@ def test_read_only_run_directory(config, undisturbed, tmp_path, mount):
     shutil.copytree(tmp_path / "begun" / "run", tmp_path / "elsewhere" / "run")
     fit(config, tmp_path / "elsewhere" / "run", resume=True, progress=False)
     assert_same_run(undisturbed.run, tmp_path / "elsewhere" / "run")
-    COUNTS["a read-only run directory"] += 2
 
 
 # -- damaged files ----------------------------------------------------------------------------------------------
@@ -288,7 +191,6 @@ def test_damage_in_any_file_of_an_interrupted_run(config, undisturbed, tmp_path)
             said += 1
             assert (file.name if file.name != "SHA256SUMS" else file.parent.name) in message, file
             assert "and train again" in message, file
-        COUNTS[f"{'a flipped bit' if damage is flip_a_bit else 'a missing end'} in a file of an interrupted run"] += 1
     assert said > 10  # all of the two checkpoints, and the embeddings that are kept from before
 
 
@@ -304,7 +206,6 @@ def test_damage_in_a_finished_run_is_named_and_mended(config, undisturbed, tmp_p
         if name != "config.json":  # the only place that says what the run was: it may be refused
             fit(config, run, resume=True, progress=False)
             assert_same_run(undisturbed.run, run)
-        COUNTS["a flipped bit in a file of a finished run"] += 1
 
 
 # -- two runs, clocks -------------------------------------------------------------------------------------------
@@ -316,7 +217,6 @@ def test_two_processes_on_one_run_directory(config, undisturbed, tmp_path):
         process.join(240)
     assert sorted(process.exitcode for process in processes) in ([0, 3], [0, 0])  # busy, or found it finished
     assert_same_run(undisturbed.run, tmp_path / "run")
-    COUNTS["two processes on one run directory"] += 1
 
 
 def test_clock_that_jumps(config, undisturbed, tmp_path, monkeypatch):
@@ -331,7 +231,6 @@ def test_clock_that_jumps(config, undisturbed, tmp_path, monkeypatch):
     assert_same_run(undisturbed.run, run)
     history = (run / "history.csv").read_text().splitlines()
     assert all(0 <= float(line.rsplit(",", 1)[1]) < 3600 for line in history[1:])  # seconds
-    COUNTS["a clock that jumps"] += 1
 
 
 # -- signals to real processes ----------------------------------------------------------------------------------
@@ -367,4 +266,3 @@ def test_interrupted_papermill_saves_the_step(people, tmp_path):
     assert len(state["history"]) == epochs
     assert not list((tmp_path / "run").rglob(".*"))  # the kernel was not killed in the middle of something
     assert not (tmp_path / "run" / "metrics.json").exists()
-    COUNTS["papermill's interrupt"] += 1

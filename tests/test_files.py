@@ -90,13 +90,6 @@ def test_exception_is_passed_on_and_leaves_everything_as_it_was(tmp_path, replac
     assert (content_of(target) if replacing is replacing_folder else target.read_text() if old else None) == old
 
 
-def test_remains_of_a_killed_writer_do_not_leak_into_the_next_folder(tmp_path):
-    fill(tmp_path / ".last.new", "half")  # SIGKILL inside the with block: no clean-up ran
-    with replacing_folder(tmp_path / "last") as new:
-        fill(new, "new")
-    assert content_of(tmp_path / "last") == "new"
-
-
 def kill_at(monkeypatch, name: str, nth: int) -> None:
     """The nth call of Path.rename or shutil.rmtree on is the moment of the kill: neither it nor any later one runs."""
     owner = Path if name == "rename" else files.shutil

@@ -6,6 +6,7 @@ files are in test_readers.py. `fuzz.py` searches for more, guided by coverage.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -15,13 +16,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import bounded, tiny_language_model, word_piece_tokenizer
+from conftest import bounded, build_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import LAYOUTS, write_person_search, write_picture
@@ -29,26 +29,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from timam import TIMAM
-from timam import config as configs
 from timam.data import load_dataset
 from timam.images import ImageError, read_image, to_pixels
-from timam.models.weights import build_backbone
 from timam_lab.galleries import open_gallery
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 import execute  # noqa: E402
-
-
-def refusal(call, *arguments) -> str | None:
-    """The message of the ValueError that the call raises; None where it does not."""
-    try:
-        call(*arguments)
-    except ValueError as error:
-        return str(error)
-    return None
-
 
 # -- nothing that runs code -------------------------------------------------------------------------------------
 
@@ -111,8 +99,10 @@ def test_damaged_picture_is_refused_or_gives_pixels(tmp_path, format_name, data)
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "a.jpg"
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    message = refusal(lambda: to_pixels(read_image(path), 8, 4))
-    assert message is None or "a.jpg" in message
+    try:
+        to_pixels(read_image(path), 8, 4)
+    except ImageError as error:
+        assert "a.jpg" in str(error)  # noqa: PT017
 
 
 # -- saved models -----------------------------------------------------------------------------------------------
@@ -121,13 +111,7 @@ def test_damaged_picture_is_refused_or_gives_pixels(tmp_path, format_name, data)
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    config = configs.ModelConfig(
-        backbone="squeezenet1_1", backbone_weights="none", image_height=64, image_width=32, max_tokens=16,
-        lstm_hidden=8, embedding_dim=16, discriminator_hidden=8,
-    )  # fmt: skip
-    tokenizer = word_piece_tokenizer()
-    language_model = tiny_language_model(len(tokenizer))
-    TIMAM(config, 4, tokenizer, build_backbone("squeezenet1_1", "none"), language_model).save_pretrained(folder)
+    build_tiny(backbone="squeezenet1_1").save_pretrained(folder)
     return folder
 
 
@@ -136,14 +120,10 @@ def json_edit(file: str, *keys: str, **values):
 
     def change(folder: Path) -> None:
         content = json.loads((folder / file).read_text())
-        part = content
-        for key in keys:
-            part = part[key]
-        for key, value in values.items():
-            if value is ...:
-                del part[key]
-            else:
-                part[key] = value
+        part = functools.reduce(dict.__getitem__, keys, content)
+        part |= values
+        for key in [key for key in values if values[key] is ...]:
+            del part[key]
         (folder / file).write_text(json.dumps(content))
 
     return change
@@ -158,10 +138,9 @@ def tensor_edit(name: str, change):
     return edit
 
 
-def halve(name: str):
-    return lambda folder: (folder / name).write_bytes(
-        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
-    )
+def half_the_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
 def weights_folder(folder: Path) -> None:
@@ -177,40 +156,28 @@ KERNEL = {"_attn_implementation": "kernels-community/flash-attn"}
 # what would fetch, run or allocate something, or fail in a library later: (change of a saved model, what is said)
 HOSTILE_MODELS = {
     "foreign code": (json_edit(TOKENIZER, auto_map=FOREIGN_CODE, tokenizer_class="Evil"), "is damaged"),
-    "foreign class": (json_edit(TOKENIZER, tokenizer_class="BertJapaneseTokenizer"), "tokenizer is damaged"),
-    "tokenizer class a number": (json_edit(TOKENIZER, tokenizer_class=5), "tokenizer is damaged"),
     "padding token a number": (json_edit(TOKENIZER, pad_token=5), "tokenizer is damaged"),
     "no padding token": (json_edit(TOKENIZER, pad_token=...), "no padding token"),
     "tokenizer a list": (lambda f: (f / "tokenizer/tokenizer.json").write_text("[]"), "tokenizer is damaged"),
-    "unknown model": (json_edit("tokenizer/tokenizer.json", model={"type": "Evil"}), "tokenizer is damaged"),
     "negative word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=-1), "tokenizer is damaged"),
     "unknown word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=10**6), "up to 1000000"),
     "backbone fetches": (json_edit("config.json", "model", backbone="fasterrcnn_resnet50_fpn"), "not a class"),
     "language model fetches": (json_edit("config.json", language_model_config=RESNET), "asks for backbone"),
-    "default fetches": (json_edit("config.json", language_model_config={"model_type": "detr"}), "asks for backbone"),
     "kernel of the hub": (json_edit("config.json", LANGUAGE, **KERNEL), "asks for attn_implementation"),
     "quantization": (json_edit("config.json", LANGUAGE, quantization_config={}), "quantization_config"),
     "a million layers": (json_edit("config.json", LANGUAGE, num_hidden_layers=10**6), "1,000,000 layers"),
     "a billion labels": (json_edit("config.json", LANGUAGE, num_labels=10**9, hidden_size=10), "not fit config.json"),
-    "terabytes of identities": (json_edit("config.json", num_identities=10**12), "does not fit config.json"),
     "terabytes of states": (json_edit("config.json", LANGUAGE, hidden_size=10**7), "does not fit config.json"),
     "identities a float": (json_edit("config.json", num_identities=4.0), "num_identities = 4.0"),
     "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
     "NaN": (tensor_edit("class_bias", lambda t: {"class_bias": t * math.nan}), "class_bias holds other"),
-    "infinity": (tensor_edit("class_bias", lambda t: {"class_bias": t + math.inf}), "class_bias holds other"),
-    "complex": (tensor_edit("class_bias", lambda t: {"class_bias": t.to(torch.complex64)}), "class_bias holds other"),
     "a tensor missing": (tensor_edit("class_bias", lambda t: {}), "model.safetensors does not fit config.json"),
     "weights no file": (weights_folder, "it has"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
-    "half a config": (halve("config.json"), "config.json"),
-    "half the weights": (halve("model.safetensors"), "model.safetensors"),
-    "half a vocabulary": (halve("tokenizer/tokenizer.json"), "tokenizer"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+    "half the weights": (half_the_weights, "model.safetensors"),
     "another config": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "config.json"),
     "other size": (json_edit("config.json", "model", embedding_dim=17), "does not fit config.json"),
     "other words": (json_edit("config.json", language_model_config=None), "does not fit"),
-    "no size": (json_edit("config.json", "model", embedding_dim="wide"), "config.json"),
     "unknown setting": (json_edit("config.json", "model", colour="red"), "config.json"),
     "no architecture": (json_edit("config.json", language_model_config={"a": 1}), "config.json"),
 }  # fmt: skip
@@ -266,15 +233,13 @@ def test_damaged_file_of_a_model_is_refused_by_name_or_does_no_harm(saved_model,
 @bounded
 @given(text=st.text(max_size=30))
 def test_any_text_is_embedded_or_refused(saved_model, text):
-    model = embedding_model(saved_model)
-    message = refusal(model.encode_texts, [text])
-    if message is None:
-        assert model.encode_texts([text]).isfinite().all()
-    else:
+    try:
+        assert embedding_model(saved_model).encode_texts([text]).isfinite().all()
+    except ValueError:
         assert not text.strip() or re.search(r"[\ud800-\udfff]", text)
 
 
-@cache
+@functools.cache
 def embedding_model(folder: Path) -> TIMAM:
     return TIMAM.from_pretrained(folder)
 
@@ -313,10 +278,8 @@ def test_root_that_is_not_utf8_is_checked_and_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("declared", "text"),
-    [("int", "three"), ("int", "3.5"), ("int", "true"),
-     ("float", "1e999"), ("float", "NaN"), ("float", "Infinity"), ("int", "1e3"), ("int", "[" * 10_000), ("int", ""),
-     ("float", "1" + "0" * 400), ("int", "1" * 5000), ("bool", "1"), ("str", "a\0b"), ("str", "\udcff"),
-     ("str", "\x1b[2J")],
+    [("int", "three"), ("int", "3.5"), ("int", "true"), ("float", "1e999"), ("float", "NaN"), ("int", "1e3"),
+     ("int", "[" * 10_000), ("int", ""), ("int", "1" * 5000), ("bool", "1"), ("str", "a\0b"), ("str", "\udcff")],
 )  # fmt: skip
 def test_notebook_parameter_of_the_wrong_type_is_refused(declared, text):
     with pytest.raises(SystemExit, match=r"parameter level = .*: expected"):

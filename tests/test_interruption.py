@@ -6,14 +6,13 @@ import os
 import pickle
 import signal
 import threading
+from functools import partial
 
 import pytest
 
 from timam.interruption import Interrupted, interruptible
 
-
-def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+send = partial(os.kill, os.getpid())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -33,7 +33,6 @@ from timam.data import SPLITS, Dataset, load_dataset, read_dataset
 from timam.data.parsing import split_of_name
 from timam.embedded import container, open_picture
 from timam.images import ImageError, read_image
-from timam.stores import open_pixels
 from timam_lab.check import check_dataset
 
 
@@ -208,17 +207,6 @@ def test_embedded_pictures_in_any_order_are_their_own(shard):
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda row: open_picture(picture_of(shard, row)).getvalue(), range(50)))
     assert found == [picture_bytes(row) for row in range(50)]
-
-
-def test_pixel_store_of_embedded_pictures_is_that_of_files(tmp_path):
-    for name, write in (("parquet", write_parquet), ("webdataset", write_webdataset)):
-        paths = load_dataset(name, write(tmp_path / name)).split("train").image_paths
-        pixels = open_pixels(paths, 16, 8, progress=False)
-        files = []
-        for i, path in enumerate(paths):
-            files.append(tmp_path / name / f"{i}.png")
-            files[-1].write_bytes(open_picture(path).getvalue())
-        assert np.array_equal(pixels, open_pixels(files, 16, 8, progress=False))
 
 
 def test_a_changed_shard_is_read_anew(shard):

@@ -386,6 +386,8 @@ def test_class_metrics_by_hand():
     # images (over the classes it would be (1 + 2/3) / 2).
     # Text to image by the means: 7 -> 10 0 20 ..: first three x x . = 2/3, where a truncated AP is 1; 75 -> 60 90 20.
     assert values(3) == pytest.approx((4 / 5, (2 / 3 + 1) / 2), rel=1e-12)
+    # Of all five images, 2 and 3 are right. Divided by the number of right ones it would be 1.
+    assert values(5)[1] == values(50)[1] == pytest.approx((2 / 5 + 3 / 5) / 2, rel=1e-12)
     # By single captions: -10 -> 0 10 20: 2/3; 24 -> 20 10 0: 2/3; 70 -> 60 90 20: 1; 80 -> 90 60 20: 1; at k = 1:
     # 1, 0 | 1, 1, of the means 1 | 1.
     assert values(3, query="caption")[1] == pytest.approx((2 / 3 + 1) / 2, rel=1e-12)

@@ -294,14 +294,6 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 256, (64, 32, 3), dtype=np.uint8)) for _ in range(5)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_batch_size_does_not_matter(tiny_model, pictures, batch_size):
-    model = tiny_model()
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(model.encode_images(pictures, batch_size), model.encode_images(pictures), **close)
-    torch.testing.assert_close(model.encode_texts(CAPTIONS, batch_size), model.encode_texts(CAPTIONS), **close)
-
-
 @both_kinds
 def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, learned):
     model = tiny_model(language_model="none" if learned else "tiny-bert").train()

@@ -92,7 +92,7 @@ def test_one_of_each_kind_of_answer_and_names_of_games():
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     root = tmp_path_factory.mktemp("people") / "people"
-    spec = PedestrianSpec(train_identities=4, val_identities=1, test_identities=2, images_per_identity=1)
+    spec = PedestrianSpec(4, 1, 2, images_per_identity=1, height=64, width=32)
     render_pedestrians(root, spec, workers=1, progress=False)
     return root
 

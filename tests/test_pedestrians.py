@@ -326,14 +326,6 @@ def test_garments_are_where_they_belong_in_their_colours():
     assert child > 1.8 * adult
 
 
-@pytest.mark.parametrize("size", [(32, 64), (128, 512), (200, 128)])
-def test_other_sizes(size):
-    person = draw_identity(np.random.default_rng(5))
-    conditions = replace(CONDITIONS, width=size[0], height=size[1], occlusion=1.0, smallest=40)
-    image, truth = render_image(np.random.default_rng(6), person, 1, places.CAMERAS[0], conditions)
-    assert (image.size, truth["occlusion"] is None) == (size, False)
-
-
 def test_what_is_hidden_follows_the_picture():
     seen = []
     for k, person in enumerate(dataset._draw_people(PedestrianSpec(60, 1, 1))):

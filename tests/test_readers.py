@@ -28,7 +28,6 @@ from layouts import (
     write_picture,
     write_reed,
     write_table,
-    write_variant,
 )
 
 from timam.data import DATASETS, SPLITS, DataError, Dataset, Record, load_dataset, read_dataset
@@ -94,7 +93,7 @@ def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_pa
     records = person_search_records(train=20, val=0, test=4, captions=1)
     for record in records:
         record["id"] -= 1
-    dataset = load_dataset("icfg-pedes", write_variant(tmp_path / "a", "ICFG-PEDES.json", records))
+    dataset = load_dataset("icfg-pedes", write_person_search(tmp_path / "a", records, "ICFG-PEDES.json"))
     found = identities(dataset)
     assert found["test"] == {20, 21, 22, 23}
     assert found["train"] | found["val"] == set(range(20))
@@ -102,7 +101,7 @@ def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_pa
     assert not found["train"] & found["val"]
     assert "2 of 20 training identities are held out" in dataset.notes[0]
     # whatever the order of the file
-    other = load_dataset("icfg-pedes", write_variant(tmp_path / "b", "ICFG-PEDES.json", records[::-1]))
+    other = load_dataset("icfg-pedes", write_person_search(tmp_path / "b", records[::-1], "ICFG-PEDES.json"))
     assert identities(other) == found
 
 
@@ -314,7 +313,6 @@ FAULTS = {
         "id bool": (edit(id=True), "id = True: expected int"),
         # NumPy would turn a list of 1 and 2**63 into floats, and so two persons into one.
         "id large": (edit(id=2**63), "id = 9223372036854775808: expected int"),
-        "id small": (edit(id=-(2**63) - 1), "id = -9223372036854775809: expected int"),
         "captions string": (edit(captions="a man"), "captions = 'a man': expected list"),
         "no captions": (edit(captions=[]), "no captions"),
         "blank caption": (edit(captions=[" \n\t"]), "caption 0 = ' \\n\\t'"),
@@ -323,7 +321,6 @@ FAULTS = {
         "unknown split": (edit(split="training"), "unknown split 'training': expected train, val, test"),
         "record a list": (lambda records: records.__setitem__(2, ["train"]), "expected an object, found list"),
         "missing picture": (edit(file_path="cam_a/none.png"), "no such picture: "),
-        "empty path": (edit(file_path=""), "no such picture"),
         "path upwards": (edit(file_path="../outside.png"), "path '../outside.png' leaves the data root"),
         "path absolute": (edit(file_path="/etc/hostname"), "path '/etc/hostname' leaves the data root"),
         "NUL in path": (edit(file_path="a\0b.png"), "a\\x00b.png"),
@@ -333,9 +330,7 @@ FAULTS = {
         "listed twice in another spelling": (edit(file_path="./cam_a/../cam_a//p1_0.png", id=1), "record 0"),
         "missing": (None, "no such annotation file"),
         "empty": (b"", "not readable as JSON"),
-        "truncated": (b'[{"split": "train"', "not readable as JSON"),
         "deep": (b"[" * 100_000, "not readable as JSON"),
-        "not UTF-8": (b"\xff\xfe[]", "not readable as JSON"),
         "digits": (b"[1" + b"1" * 5000 + b"]", "not readable as JSON"),  # Python reads at most 4,300
         "key twice": (b'[{"a": 1, "b": 2, "a": 3}]', "key 'a' stands twice"),  # parsers read it differently
         "key twice of many": (json.dumps(dict.fromkeys(range(200_000)))[:-1] + ', "7": 1}', "'7' stands twice"),
@@ -347,14 +342,10 @@ FAULTS = {
     "flickr30k": {
         "missing filename": (edit(filename=...), "no key 'filename'"),
         "sentences string": (edit(sentences="a dog"), "sentences = 'a dog'"),
-        "sentence string": (edit(sentences=["a dog"]), "expected an object, found str"),
         "missing raw": (edit(sentence=True, raw=...), "no key 'raw'"),
         "filepath upwards": (edit(filepath="../.."), "leaves the data root"),
-        "filepath absolute": (edit(filepath="/etc"), "leaves the data root"),
-        "filepath wrong": (edit(filepath="val2014"), "no such picture"),
         "a list": (b"[]", "dataset_flickr30k.json: expected an object, found list"),
         "no images": (b"{}", "dataset_flickr30k.json: no key 'images'"),
-        "images an object": (b'{"images": {}}', "dataset_flickr30k.json: images = {}: expected list"),
     },
     "csv": {
         "no caption column": ("image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
@@ -369,9 +360,7 @@ FAULTS = {
         "path leaves the root": ("image_path,caption\n../x.png,a man\n", "row 1: picture path '../x.png' leaves the"),
         # A reader that takes the first column for an index shifts all values by one.
         "comma": ("image_path,caption\np/0.png,a man, in red\n", "row 1: expected 2 values, as in the header"),
-        "too few": ("image_path,caption\np/0.png\n", "row 1: expected 2 values"),
         "column twice": ("image_path,caption, caption\np/0.png,a,b\n", "two columns caption"),
-        "nan": ("image_path,caption,identity\np/0.png,a,nan\n", "row 1: identity = 'nan': expected a name or a whole"),
         "rounded": ("image_path,caption,identity\np/0.png,a,1.23457E+11\n", "row 1: identity = '1.23457E+11': a"),
         "NA": ("image_path,caption,identity\np/0.png,a,NA\n", "row 1: identity = 'NA'"),  # as R writes it
         "quotes": ('image_path,caption\np/0.png,"a" b\n', "line 2: "),
@@ -381,15 +370,10 @@ FAULTS = {
     },
     "csv parquet": {
         "missing identity": (parquet(identity=[0.0, None, 2.0, 3.0, 4.0, 5.0]), "row 2: identity is empty"),
-        "NaN": (parquet(identity=[0.0, math.nan, 2.0, 3.0, 4.0, 5.0]), "row 2: identity is empty"),
-        "infinity": (parquet(identity=[0.0, math.inf, 2.0, 3.0, 4.0, 5.0]), "row 2: identity = inf"),
         "fraction": (parquet(identity=[0.0, 1.5, 2.0, 3.0, 4.0, 5.0]), "row 2: identity = 1.5"),
-        "lists in lists": (parquet(caption=[[["a man"]]] * 6), "row 1: caption 0 = ['a man']"),
         "bytes": (parquet(caption=[b"a man"] * 6), "row 1: caption 0 = b'a man'"),
-        "numbers": (parquet(caption=[1.5] * 6), "row 1: caption 0 = 1.5"),
         "path a number": (parquet(image_path=list(range(6))), "row 1: image_path = 0: expected a path"),
         "no path": (parquet(image_path=[None] * 6), "row 1: image_path = None: expected a path"),
-        "split a number": (parquet(split=[1] * 6), "row 1: unknown split 1"),
         "no rows": (parquet(**dict.fromkeys(("image_path", "caption", "identity", "split"), pa.array([], pa.string()))),
                     "no records"),
     },
@@ -433,18 +417,6 @@ def test_parquet_of_whole_floats_and_lists_of_captions_is_read(layouts, changes)
     dataset, problems = read_hostile("csv parquet", layouts("csv parquet"), parquet(**changes))
     assert problems == []
     assert [r.identity for r in dataset.records] == list(range(6))
-
-
-def test_every_problem_is_reported_at_once_beside_what_is_good(tmp_path):
-    records = person_search_records()
-    root = write_person_search(tmp_path, records)
-    for i, values in ((2, {"id": "2"}), (5, {"captions": []}), (7, {"file_path": LONG})):
-        records[i] |= values
-    (root / "reid_raw.json").write_text(json.dumps(records))
-    dataset, problems = read_dataset("cuhk-pedes", root)
-    assert [p.split(":")[0] for p in problems] == [f"reid_raw.json record {i}" for i in (2, 5, 7)]
-    assert len(dataset.records) == 21
-    assert check_dataset("cuhk-pedes", root)["problems"] == problems  # it goes on after a name that no file can have
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -507,14 +479,6 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", JSON_LAYOUTS)
-@bounded
-@given(content=values)
-def test_any_json_is_read_or_refused(layouts, name, content):
-    read_hostile(name, layouts(name), json.dumps(content).encode())
-
-
-@pytest.mark.parametrize("name", [n for n in JSON_LAYOUTS if n != "coco-captions"])
 @bounded
 @given(data=st.data())
 def test_a_record_with_any_value_in_any_place_is_taken_or_named(layouts, name, data):
@@ -560,15 +524,6 @@ def test_a_table_of_any_text_comes_back_as_it_was(layouts, captions, identities)
     dataset = load_dataset("csv", root)
     assert [c for r in dataset.records for c in r.captions] == [c.strip() for c in captions]
     assert [r.identity for r in dataset.records] == list(identities)  # 3.0, as pandas writes it, is 3
-
-
-@bounded
-@given(
-    rows=st.lists(st.lists(st.text(max_size=6) | st.sampled_from(["p/0.png", "train", "1"]), max_size=6), max_size=6)
-)
-def test_a_table_of_any_rows_is_read_or_refused(layouts, rows):
-    lines = [",".join(r) for r in [["image_path", "caption", "identity", "split"], *rows]]
-    read_hostile("csv", layouts("csv"), "\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
 @bounded

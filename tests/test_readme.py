@@ -1,4 +1,4 @@
-"""What the README and the docs say holds: commands parse, the first ones run, links exist, derived numbers follow.
+"""What the README and the docs say holds: commands parse, the first ones run, links exist.
 
 Commands stand in blocks marked `bash`, snippets in blocks marked `python`. Commands on `ROOT` and `runs/mine` are run
 in order and on tiny data; all others go through the parser of the program that they call.
@@ -7,7 +7,6 @@ in order and on tiny data; all others go through the parser of the program that 
 from __future__ import annotations
 
 import importlib.util
-import math
 import pkgutil
 import re
 import shlex
@@ -18,14 +17,10 @@ from pathlib import Path
 import click
 import papermill
 import pytest
-import torch
-import torchvision
-import transformers
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from hub import TOKEN, pretend_online, running_hub
 from layouts import TINY_SETTINGS, write_picture, write_table
-from torch.utils.flop_counter import FlopCounterMode
 
 from timam import cli, config
 from timam.data import DATASETS
@@ -142,13 +137,6 @@ def test_worked_examples_apply_to_the_code():
         assert not applied.returncode, f"an example of CONTRIBUTING.md no longer fits: {applied.stderr}"
 
 
-def test_conda_gets_the_pythons_of_pyproject_and_all_extras():
-    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    oldest = re.search(r'^requires-python = "(.*)"$', PROJECT, re.M)[1]
-    assert dependencies[0].startswith(f"python {oldest}")
-    assert dependencies[-1] == {"pip": ['-e ".[dev]"']}
-
-
 def headings(text: str) -> set[str]:
     """GitHub's anchors of a page's headings."""
     plain = [re.sub(r"[`*]|\]\(.*?\)", "", heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
@@ -195,57 +183,21 @@ def test_site_builds_with_every_page_notebook_and_module(tmp_path):
     assert "searchindex.js" in {path.name for path in (tmp_path / "site").iterdir()}
 
 
-@pytest.mark.slow
-def test_estimated_cost_follows_from_its_derivation():
-    """FLOPs by torch's counter on shapes alone; pictures from what is published; hours as docs/gpu.md derives them."""
-
-    def gflop(call) -> float:
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops() / 1e9
-
-    with torch.device("meta"):
-        resnet = torchvision.models.resnet101()
-        bert = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-        images = gflop(lambda: resnet(torch.empty(1, 3, 224, 224))), gflop(lambda: resnet(torch.empty(1, 3, 384, 128)))
-        words = gflop(lambda: bert(torch.zeros(1, 32, dtype=torch.long)))
-        pair = transformers.CLIPConfig(vision_config={"patch_size": 16})
-        seen, read = (
-            transformers.CLIPVisionModelWithProjection(pair.vision_config),
-            transformers.CLIPTextModelWithProjection(pair.text_config),
-        )
-        clip = gflop(lambda: seen(torch.empty(1, 3, 384, 128), interpolate_pos_encoding=True))
-        clip_words = gflop(lambda: read(torch.zeros(1, 32, dtype=torch.long)))
-    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
-    step = 3 * (images[0] + words)
-    forward = f"({images[0]:.1f} GFLOP at 224x224, {images[1]:.1f} at 384x128) and of BERT-base on 32 word pieces"
-    assert f"{forward} ({words:.1f} GFLOP): {step:.0f} GFLOP a picture" in " ".join(page.split())
-    clip_step = 3 * (clip + clip_words)
-    forward = f"({clip:.1f} GFLOP) and CLIP's text tower on 32 word pieces ({clip_words:.1f} GFLOP)"
-    assert f"{forward}: {clip_step:.0f} GFLOP" in " ".join(page.split())
-    assert {config.PRESETS[name].train.epochs for name in ("paper", "modern", "clip")} == {60}
-    published = {name.replace("-", ""): b.published for name, b in DATASETS.items()}
-    rows = re.findall(r"^\| ([\w-]+) \| (?:about |at most )?([\d,]+)[^|]*\| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
-    assert len(rows) == 7
-    for name, pictures, *hours in rows:
-        known, count = published[name.replace("-", "").lower()], int(pictures.replace(",", ""))
-        train, _, classes = known.get("train", known.get("train+val"))
-        if name in ("CUB", "Flowers"):  # published for all classes together; the training classes' share of them
-            train = math.floor(known["train+val+test"][0] * classes / known["train+val+test"][2])
-        assert count == train, name
-        expected = [count * 60 * flops * 1e9 / 30e12 / 3600 for flops in (step, clip_step)]
-        assert [float(h) for h in hours] == pytest.approx(expected, abs=0.051), name
-
-
 # -- versions that several files name ---------------------------------------------------------------------------
 
 
-def test_workflow_runs_make_test_on_every_python_with_the_oldest_and_the_newest_torch():
-    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+def read_yaml(name: str):
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_conda_and_the_workflow_take_every_python_and_the_workflow_the_oldest_and_the_newest_torch():
+    workflow, conda = read_yaml(".github/workflows/test.yml"), read_yaml("environment.yml")["dependencies"]
     oldest = {name: re.search(rf'"{name}>=([\d.]+)"', PROJECT)[1] for name in ("torch", "torchvision")}
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
     assert matrix == {"python": ["3.10", "3.11", "3.12", "3.13"], "torch": ["newest", "oldest"]}
     assert re.search(r'^requires-python = ">=(.*)"$', PROJECT, re.M)[1] == matrix["python"][0]
+    assert conda[0].startswith(f"python >={matrix['python'][0]}")
+    assert conda[-1] == {"pip": ['-e ".[dev]"']}
     steps = [step.get("run", "") for step in workflow["jobs"]["test"]["steps"]]
     assert steps[-1] == "make test PYTHON=python"
     assert steps[-2].split()[-2:] == [f"{name}=={version}.0" for name, version in oldest.items()]
@@ -254,8 +206,7 @@ def test_workflow_runs_make_test_on_every_python_with_the_oldest_and_the_newest_
 
 def test_hooks_lint_with_the_locked_ruff_and_keep_the_ids_of_cells():
     locked = re.search(r"^ruff==.*$", (ROOT / "requirements/lock.txt").read_text(encoding="utf-8"), re.M)[0]
-    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
-    hooks = {hook["id"]: hook for hook in repositories[0]["hooks"]}
+    hooks = {hook["id"]: hook for hook in read_yaml(".pre-commit-config.yaml")["repos"][0]["hooks"]}
     assert hooks["ruff-check"]["additional_dependencies"] == hooks["ruff-format"]["additional_dependencies"] == [locked]
     assert hooks["nbstripout"]["entry"] == "nbstripout --keep-id"  # else it renames every cell
     strips = re.compile(hooks["nbstripout"]["files"])

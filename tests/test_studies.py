@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
-from running import forked, wait_until
+from running import interrupted, wait_until
 
 from timam import config as configs
 from timam.cli import cli
@@ -28,7 +28,7 @@ from timam.provenance import code_fingerprint
 from timam.run import BusyError, Run, RunError
 from timam.training import fit
 from timam_lab import studies
-from timam_lab.studies import Experiment, Resources, StudyError, grid, hits, results, run_grid, table, versions
+from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_grid, table, versions
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
 
@@ -74,12 +74,9 @@ def test_what_needs_the_model_is_done_before_its_checkpoints_go(people, tmp_path
 # -- grids ------------------------------------------------------------------------------------------------------
 
 
-def test_grid_is_variants_by_seeds_in_balanced_order(experiments):
+def test_grid_is_variants_by_seeds_in_balanced_order_and_no_run_has_two_names(experiments, people):
     found = [(e.variant, e.config.train.seed, e.config.loss.adversarial_weight) for e in experiments]
     assert found == [("full", 0, 1), ("alone", 0, 0), ("full", 1, 1), ("alone", 1, 0)]
-
-
-def test_grid_refuses_what_would_be_one_run_under_two_names(people):
     with pytest.raises(ValueError, match="'a' and 'b' have the same config"):
         grid(tiny_config(people), {"a": "", "b": ["loss.adversarial_weight=1"]}, [0])
     with pytest.raises(ValueError, match="unknown setting"):
@@ -132,15 +129,14 @@ def test_a_failed_run_stops_no_other_and_is_said_at_the_end(experiments, fake_fi
     assert not list(tmp_path.glob("*.failed.txt"))
 
 
-def test_a_disk_too_full_for_the_reason_stops_no_other_run(experiments, fake_fit, tmp_path, monkeypatch):
+def test_a_full_disk_stops_no_other_run_but_an_interrupt_and_an_unknown_engine_do(
+    experiments, fake_fit, tmp_path, monkeypatch
+):
     fake_fit.fails[(1, 0)] = full = OSError(28, "No space left on device")
-    monkeypatch.setattr(studies, "write_text", Mock(side_effect=full))
+    monkeypatch.setattr(studies, "write_text", Mock(side_effect=full))  # not even for the reason is there room
     with pytest.raises(StudyError, match=r"1 of 4 runs did not finish:\n  full, seed 0 .*or the disk was full"):
         run_grid(experiments, tmp_path, progress=False)
     assert len(list(tmp_path.glob("*/metrics.json"))) == 3
-
-
-def test_an_interrupt_and_an_unknown_engine_end_the_study(experiments, fake_fit, tmp_path):
     fake_fit.fails[(1, 0)] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run_grid(experiments, tmp_path, progress=False)
@@ -173,26 +169,16 @@ def test_a_run_that_another_process_is_at_is_refused(people, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def interrupted(config, run, monkeypatch):
-    """A run that stops after its first epoch."""
-    with monkeypatch.context() as patch:
-        patch.setattr("timam.training._epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("timam.training.tqdm.write", lambda *_: None)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, run)
-    assert (run / "checkpoints/last").exists()
-
-
 def with_another_caption(root):
     records = person_search_records()
     records[0]["captions"][0] += " and a hat"
     (root / "reid_raw.json").write_text(json.dumps(records))
 
 
-def test_an_interrupted_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+def test_an_interrupted_run_does_not_go_on_with_other_data(tmp_path):
     root = write_person_search(tmp_path / "data")
     config = tiny_config(root)
-    interrupted(config, tmp_path / "run", monkeypatch)
+    interrupted(config, tmp_path / "run", steps=4)
     with_another_caption(root)
     with pytest.raises(RunError, match="was begun on other data"):
         fit(config, tmp_path / "run", resume=True, progress=False)
@@ -202,7 +188,7 @@ def test_a_run_that_two_versions_trained_says_so(people, tmp_path, monkeypatch):
     config = tiny_config(people)
     with monkeypatch.context() as patch:
         patch.setattr("timam.training.code_fingerprint", lambda: "01234567")
-        interrupted(config, tmp_path / "run", monkeypatch)
+        interrupted(config, tmp_path / "run", steps=4)
     metrics = fit(config, tmp_path / "run", resume=True, progress=False)
     assert metrics["provenance"]["code"] == f"01234567+{code_fingerprint()}"
 
@@ -323,15 +309,6 @@ def trained_epochs(runs: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_grid(experiments, tmp_path):
-    processes = [forked(run_grid, experiments, tmp_path / "runs", 1, "local", False, Resources(), False) for _ in "12"]
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert all(e.folder(tmp_path / "runs").joinpath("metrics.json").exists() for e in experiments)
-
-
-@pytest.mark.slow
 def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_path, monkeypatch):
     """One of two worker processes is killed in the middle of a run; the other one resumes it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -349,14 +326,6 @@ def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_p
     killer.join()
     assert killed
     assert trained_epochs(runs) == [10, 10]
-
-
-@pytest.mark.slow
-def test_workers_say_which_run_failed(people, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    experiments = grid(tiny_config(people, "model.backbone=no_such_net"), VARIANTS, range(2))
-    with pytest.raises(StudyError, match=r"(?s)4 of 4 runs did not finish.*no_such_net"):
-        run_grid(experiments, tmp_path / "runs", workers=2, progress=False)
 
 
 @pytest.mark.slow

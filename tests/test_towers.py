@@ -1,11 +1,8 @@
 """Encoders of transformers: equal to transformers' own, rebuilt without the hub, refused before any download."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import sys
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -17,15 +14,15 @@ import torch.nn.functional as F
 import transformers
 from conftest import Trap, word_piece_tokenizer
 from hub import Repository, pretend_online, running_hub
-from layouts import tiny_config, write_person_search
+from layouts import tiny_config
+from running import interrupted
 from safetensors.torch import load_file, save_file
 
-from timam import cli, training
+from timam import training
 from timam.config import Config, ModelConfig
 from timam.data import load_dataset
-from timam.evaluation import Embeddings, embed_split, evaluate
+from timam.evaluation import embed_split, evaluate
 from timam.images import normalize
-from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM, WeightsError, towers
@@ -181,27 +178,13 @@ def test_pooled_text_is_the_last_tokens_state_or_the_mean(checkpoints, kind):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_evaluate_measures_a_pair_without_training(checkpoints, kind, tmp_path, monkeypatch, capsys):
-    folder, own = checkpoints(kind)
-    root = write_person_search(tmp_path / "data")
-    monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
-    call = ["timam", "evaluate", "--pretrained", folder, "--dataset", "cuhk-pedes", "--root", root, "--json"]
-    monkeypatch.setattr(sys, "argv", [*map(str, call)])
-    cli.main()
-    found = json.loads(capsys.readouterr().out)
-    split = load_dataset("cuhk-pedes", root).split("test")
-    pixels = torch.from_numpy(np.array(open_pixels(split.image_paths, 32, 32)))
-    padding = {"padding": "max_length", "max_length": 20} if kind == "siglip" else {"padding": True}
-    read = TOKENIZER(split.captions, return_tensors="pt", truncation=True, **({"max_length": 20} | padding))
-    mask = {} if kind == "siglip" else {"attention_mask": read["attention_mask"]}
-    with torch.no_grad():
-        images = own.get_image_features(pixel_values=own_pixels(kind, pixels)).pooler_output
-        sentences = own.get_text_features(input_ids=read["input_ids"], **mask).pooler_output
-    labels = (torch.from_numpy(split.image_labels), torch.from_numpy(split.caption_labels))
-    expected = evaluate(Embeddings(images, sentences, *labels))
-    for direction in ("text_to_image", "image_to_text"):
-        assert found[direction] == pytest.approx(expected[direction])
-    assert (found["dataset"], found["split"]) == ("cuhk-pedes", "test")
+def test_evaluate_measures_a_pair_without_training(checkpoints, people, call, kind):
+    folder = checkpoints(kind)[0]
+    found = call("evaluate", "--pretrained", folder, "--dataset", "cuhk-pedes", "--root", people, "--json")
+    split = load_dataset("cuhk-pedes", people).split("test")
+    model = TIMAM.pretrained(pair_settings(str(folder)), 3, [])  # as transformers' own, by the test above
+    expected = evaluate(embed_split(model, StoredSplit(split, open_pixels(split.image_paths, 32, 32))))
+    assert ({"dataset": "cuhk-pedes", "split": "test"} | expected).items() <= json.loads(found.out).items()
 
 
 # -- in training, saved, rebuilt -------------------------------------------------------------------------------------
@@ -253,23 +236,16 @@ def test_trained_on_stored_words_saved_and_rebuilt_without_the_checkpoint(model,
 WHOLE = {"projection": "pretrained", "text_head": "pooled"}
 RUNS = [
     ("clip", "clip", WHOLE), ("siglip", "siglip", WHOLE | {"embedding_dim": 16}), ("vit", "bert", {}),
-    ("dinov2", "distilbert", {}), ("dinov2_with_registers", "roberta", {}), ("vit", "clip", {}),
-    ("dinov2", "siglip", {}), ("siglip", "mpnet", {"text_head": "pooled"}), ("clip", "modernbert", {}),
+    ("dinov2", "distilbert", {}), ("dinov2_with_registers", "roberta", {}), ("clip", "modernbert", {}),
+    ("siglip", "mpnet", {"text_head": "pooled"}),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    return write_person_search(tmp_path_factory.mktemp("people") / "data")
 
 
 @pytest.mark.parametrize(
     ("image", "text", "fields"),
     [pytest.param(*run, marks=() if run in RUNS[:3:2] else pytest.mark.slow, id="-".join(run[:2])) for run in RUNS],
 )
-def test_a_run_is_resumed_to_the_same_bits_and_read_without_the_checkpoints(
-    checkpoints, people, tmp_path, monkeypatch, image, text, fields
-):
+def test_a_run_is_resumed_to_the_same_bits(checkpoints, people, tmp_path, monkeypatch, image, text, fields):
     """Two epochs of two steps on stored block outputs, the first on stored word states as well."""
     model = asdict(settings(checkpoints, image, text, **fields))
     config = tiny_config(
@@ -302,35 +278,12 @@ def test_a_run_is_resumed_to_the_same_bits_and_read_without_the_checkpoints(
             assert not (words and moved[0]), name
 
     for after in (1, 2):  # stops in the first epoch, then in the second
-        with monkeypatch.context() as patch:
-            stops_after(patch, after)
-            with pytest.raises(Interrupted):
-                fit(config, parts.folder, resume=True, progress=False)
+        interrupted(config, parts.folder, after)
     fit(config, parts.folder, resume=True, progress=False)
     left, right = (load_file(run.last / "model.safetensors") for run in (whole, parts))
     assert [n for n in left if not torch.equal(left[n], right[n])] == []
     found, expected = parts.test_embeddings(), whole.test_embeddings()
     assert all(torch.equal(vars(found)[key], vars(expected)[key]) for key in vars(found))
-
-    for cls in (transformers.PreTrainedModel, transformers.AutoModel):
-        monkeypatch.setattr(cls, "from_pretrained", lambda *a, **k: pytest.fail("asked for a checkpoint"))
-    test = load_dataset("cuhk-pedes", people).split("test")
-    again = embed_split(whole.best_model(), StoredSplit(test, open_pixels(test.image_paths, 48, 32)))
-    assert torch.equal(again.images, expected.images)
-    assert torch.equal(again.texts, expected.texts)
-
-
-def stops_after(monkeypatch, steps: int) -> None:
-    """A signal arrives in the step of this number from here."""
-    original, calls = training.train_step, []
-
-    def wrapped(*args):
-        calls.append(1)
-        if len(calls) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    monkeypatch.setattr(training, "train_step", wrapped)
 
 
 def test_a_projection_is_kept_or_replaced(checkpoints):
