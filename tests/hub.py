@@ -5,6 +5,7 @@ Repositories live in memory. They are created over HTTP; files come from hugging
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.server
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 TOKEN = "hf_of_the_test"
 
@@ -80,11 +82,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"id": match[1], "sha": repository.commit, "private": repository.private, "siblings": siblings})
 
     def do_POST(self) -> None:
-        """Creates a repository."""
+        """Creates a repository, or lets its owner write to it."""
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.hub.requests.append(f"POST {self.path}")
         if not self.is_owner():
             return self.answer({}, 401)
+        if self.path.endswith("/commit"):
+            return self.answer({})
         name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
         known = name in self.hub.repositories
         private = asked.get("visibility") == "private" or bool(asked.get("private"))  # of newer and older clients
@@ -106,24 +110,27 @@ def pretend_online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # transformers lists a repository's files by it
 
 
+@functools.cache
+def _address() -> str:
+    """Of the one server of this process: transformers keeps the first address, and waits long for one that is gone."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    """An empty hub."""
+    hub = _Handler.hub = Hub(_address())
 
     def upload_folder(api: object, *, repo_id: str, folder_path: str, **_: object) -> str:
+        hf_raise_for_status(get_session().post(f"{hub.url}/{repo_id}/commit", headers=build_hf_headers(), json={}))
         repository, folder = hub.repositories[repo_id], Path(folder_path)
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         repository.files |= files
         repository.commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         return f"{hub.url}/{repo_id}/commit/{repository.commit}"
 
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-            yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+        yield hub

@@ -211,7 +211,7 @@ def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     problems = [line for line in result.err.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 6
     (warning,) = (line for line in result.err.splitlines() if line.startswith("warning: "))
-    assert "partial download: 1 of 22 pictures are missing, by folder: cam_a 1 of 22" in warning
+    assert "partial download: 1 of 21 pictures are missing, by folder: cam_a 1 of 21" in warning
     for words in ("record 1: it has no captions", "record 4: id = '3'", "record 2: no such picture", str(truncated),
                   str(empty), "xxx.png"):  # fmt: skip
         assert sum(words in p for p in problems) == 1, words

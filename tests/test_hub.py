@@ -13,10 +13,11 @@ from layouts import TINY_SETTINGS, tiny_config, write_language_model, write_pers
 from timam import TIMAM
 from timam.config import PRESETS, override
 from timam.evaluation import Embeddings, per_query
-from timam.metrics import RETRIEVAL_METRICS, bootstrap_interval
+from timam.metrics import RETRIEVAL_METRICS
 from timam.run import Run
 from timam.training import fit
 from timam_lab import card
+from timam_lab.statistics import bootstrap_interval
 
 SENTENCE = "a person in a red coat and blue trousers"
 
