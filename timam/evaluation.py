@@ -97,8 +97,7 @@ def evaluate_model(model: TIMAM, dataset: Dataset, split: str = "test", progress
 
 
 def _both_directions(embeddings: Embeddings) -> dict[str, Any]:
-    e = embeddings
-    results: dict[str, Any] = dict(two_way_metrics(e.images, e.texts, e.image_labels, e.text_labels))
+    results: dict[str, Any] = dict(two_way_metrics(*vars(embeddings).values()))
     for name in DIRECTIONS:
         queries, gallery, *_ = embeddings.direction(name)
         results[name] |= {"queries": len(queries), "gallery": len(gallery)}
@@ -148,17 +147,16 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     Returns {"folds", "text_to_image", "image_to_text"}: the plain means over the parts, "queries" and "gallery"
     included. ValueError: not 1 to N folds, pictures that share a label, or a caption or picture without the other.
     """
-    labels, position = embeddings.image_labels.sort()  # not 0 .. N-1 where identities do not ascend in the file
-    if not 1 <= folds <= len(labels):
-        raise ValueError(f"folds = {folds}: expected 1 to {len(labels)}, the number of pictures")
-    if len(labels.unique()) < len(labels) or not torch.isin(embeddings.text_labels, labels).all():
+    e, count = embeddings, len(embeddings.images)
+    if not 1 <= folds <= count:
+        raise ValueError(f"folds = {folds}: expected 1 to {count}, the number of pictures")
+    if len(e.image_labels.unique()) < count or not torch.isin(e.text_labels, e.image_labels).all():
         raise ValueError("folds need a label for each picture, and a picture for each caption")
-    image_fold = (torch.arange(len(labels)) // (len(labels) // folds)).clamp(max=folds - 1)
-    text_fold = image_fold[position[torch.searchsorted(labels, embeddings.text_labels)]]
+    image_fold = (torch.arange(count) // (count // folds)).clamp(max=folds - 1)
     parts = []
     for fold in range(folds):
-        i, t = image_fold == fold, text_fold == fold
-        e = embeddings
+        i = image_fold == fold
+        t = torch.isin(e.text_labels, e.image_labels[i])
         parts.append(_both_directions(Embeddings(e.images[i], e.texts[t], e.image_labels[i], e.text_labels[t])))
     means = {d: {key: float(np.mean([p[d][key] for p in parts])) for key in parts[0][d]} for d in DIRECTIONS}
     return {"folds": folds, **means}

@@ -104,13 +104,6 @@ def synchronize_batch_norm(model: nn.Module) -> None:
             layer.__class__ = _CPUSyncBatchNorm
 
 
-def _precision(setting: str) -> str:
-    """ "auto" is bf16 where the GPU supports it. CPUs use float32: without native bf16 they are many times slower."""
-    if setting != "auto":
-        return setting
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
 class Job:
     """This process's place in the job: its device and precision, the signals it received, and the other processes.
 
@@ -121,9 +114,12 @@ class Job:
     def __init__(self, mixed_precision: str = "auto", tracker: str = "none", folder: Path | None = None) -> None:
         if tracker not in ("none", *map(str, get_available_trackers())):
             raise RunError(f"train.tracker = {tracker!r} is not installed: pip install {tracker}")
+        if mixed_precision == "auto":  # CPUs use float32: without native bf16 they are many times slower
+            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+            mixed_precision = "bf16" if has_bf16 else "no"
         self.signals = Signals()
         self._accelerator = Accelerator(
-            mixed_precision=_precision(mixed_precision),
+            mixed_precision=mixed_precision,
             log_with=None if tracker == "none" else tracker,
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],

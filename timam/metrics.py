@@ -263,12 +263,6 @@ def _chunk_best(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor)
 
 # -- classes: the protocol of CUB and Oxford Flowers ---------------------------------------------------------------
 
-CLASS_OPTIONS = {  # the first of each is the default
-    "query": ("class_mean", "caption"),
-    "gallery": ("caption", "class_mean"),
-    "similarity": ("cosine", "dot"),
-}
-
 
 def class_retrieval_metrics(
     image_embeddings: Tensor,
@@ -276,27 +270,16 @@ def class_retrieval_metrics(
     caption_embeddings: Tensor,
     caption_classes: Tensor,
     k: int = 50,
-    **options: str,
 ) -> dict[str, float]:
     """{"image_to_text_rank_1", f"text_to_image_ap_{k}"} as reported on CUB and Oxford Flowers (Reed et al., CVPR 2016).
 
-    Reed et al.'s "AP@50" is the precision among the first 50 images, averaged over the classes. It is neither the
-    average precision of `query_metrics` nor divided by a class's number of images. Papers differ in three more choices
-    or leave them open, hence the options. Reed et al.'s code has "class_mean", "class_mean", "dot". ValueError also for
-    an unknown option, k below 1, and a class without an image or without a caption.
-
-    Args:
-        k: how many of the first images count; of fewer images, all. A class of fewer than k cannot reach 1.
-        query: of text-to-image. "class_mean": the mean of a class's captions, before any normalisation, is its one
-            query. "caption": every caption is one; the mean is over those of a class, then over the classes.
-        gallery: of image-to-text. "caption": the nearest caption must be of the image's class. "class_mean": the
-            nearest mean of a class's captions must be. Either way the mean is over the images.
-        similarity: "cosine" or "dot", the inner product, which favours long gallery vectors.
+    Rank-1 is the share of the images whose nearest caption is of their class. Reed et al.'s "AP@50" is the precision
+    among the first 50 images (of fewer, all), averaged over the classes; the mean of a class's captions, before any
+    normalisation, is its one query. It is neither the average precision of `query_metrics` nor divided by a class's
+    number of images, so a class of fewer than k cannot reach 1. Papers differ in three choices, or leave them open:
+    `timam_lab.class_readings` has the others. ValueError also for k below 1, and a class without an image or without a
+    caption.
     """
-    chosen = {name: values[0] for name, values in CLASS_OPTIONS.items()} | options
-    for name, value in chosen.items():
-        if value not in CLASS_OPTIONS.get(name, ()):
-            raise ValueError(f"{name} = {value!r}: expected one of {', '.join(CLASS_OPTIONS.get(name, CLASS_OPTIONS))}")
     if k < 1:
         raise ValueError(f"k = {k}: expected 1 or more")
     images, captions, image_classes, caption_classes = _checked_sides(
@@ -304,17 +287,13 @@ def class_retrieval_metrics(
     )
     if missing := sorted(set(image_classes.tolist()) ^ set(caption_classes.tolist())):
         raise ValueError(f"{len(missing)} classes have no image or no caption; the first is {missing[0]}")
-    single, averaged = (captions, caption_classes), _class_means(captions, caption_classes)
-    queries, query_classes = averaged if chosen["query"] == "class_mean" else single
-    texts, text_classes = averaged if chosen["gallery"] == "class_mean" else single
-    scale = _unit if chosen["similarity"] == "cosine" else _scaled_for_dot
-    nearest = _hits(1, scale(_Sides(images, texts, image_classes, text_classes)))
-    precision = _hits(k, scale(_Sides(queries, images, query_classes, image_classes))) / min(k, len(images))
-    by_class, _ = _class_means(precision[:, None], query_classes)
-    return {"image_to_text_rank_1": float(nearest.mean()), f"text_to_image_ap_{k}": float(by_class.mean())}
+    nearest = hits_among_first(1, images, captions, image_classes, caption_classes)
+    queries, query_classes = class_means(captions, caption_classes)
+    precision = hits_among_first(k, queries, images, query_classes, image_classes) / min(k, len(images))
+    return {"image_to_text_rank_1": float(nearest.mean()), f"text_to_image_ap_{k}": float(precision.mean())}
 
 
-def _class_means(values: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def class_means(values: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of the values (N, D) of each class (C, D), and the classes (C,), ascending."""
     found, index, counts = classes.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(found), values.shape[1], dtype=torch.float64, device=values.device)
@@ -323,16 +302,9 @@ def _class_means(values: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return (sums / counts[:, None]).to(values.dtype), found
 
 
-def _scaled_for_dot(sides: _Sides) -> _Sides:
-    """q.g / (|q| max|g|): in [-1, 1], and in the order of the inner products of a query.
-
-    Their rounding error is proportional to that divisor, so the tolerance for ties fits.
-    """
-    longest = sides.gallery.norm(dim=1).max().clamp(min=1e-12)  # the epsilon of F.normalize
-    return sides._replace(queries=F.normalize(sides.queries, dim=1), gallery=sides.gallery / longest)
-
-
-def _hits(k: int, sides: _Sides) -> Tensor:
+def hits_among_first(
+    k: int, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor
+) -> np.ndarray:
     """How many of each query's first k gallery items are relevant, (Q,) float64."""
-    found = _by_chunk(lambda *chunk: {"hits": (_relevant_ranks(*chunk) <= k).sum(dim=1).double()}, sides)
-    return torch.from_numpy(found["hits"]).to(sides.queries.device)
+    sides = _unit(_Sides(queries, gallery, query_labels, gallery_labels))
+    return _by_chunk(lambda *chunk: {"hits": (_relevant_ranks(*chunk) <= k).sum(dim=1).double()}, sides)["hits"]
