@@ -166,13 +166,23 @@ def tests(lab: Lab) -> Iterator[Item]:
     pure = ["tests/test_losses.py", "tests/test_metrics.py", "tests/test_objective.py"]
     fast = ["-m", "not slow and not browser"]
     table = "Fast tests"
-    yield Item(table, "as they are", partial(pytest_rows, lab.size(fast, ["tests/test_batches.py"]), {}))
     device = {"TIMAM_TEST_DEVICE": DEVICE.type}
     yield Item(table, "device as default", partial(pytest_rows, [*fast, *lab.size(pure, pure[:1])], device))
+    yield Item(table, "as they are", partial(pytest_rows, lab.size(fast, ["tests/test_batches.py"]), {}))
 
 
 def pytest_rows(arguments: list[str], environment: dict[str, str]) -> Iterator[Row]:
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-n", str(CORES)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        str(max(1, CORES // 2)),
+    ]
     done = subprocess.run(
         [*command, *arguments], cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True
     )

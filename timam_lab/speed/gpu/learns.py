@@ -35,13 +35,33 @@ FACTORS = (0.5, 1, 2)  # of the learning rates; each variant of notebook 03 gets
 
 
 def learning(lab: Lab) -> Iterator[Item]:
-    people = lab.size(PEOPLE, SMALLEST)["train_identities"]
-    yield Item("Rank-1 over time", f"{people} people", partial(learning_rows, lab, people))
+    experiments = learning_runs(lab)
+    workers = min(len(experiments), max(1, CORES - 2))
+    yield Item("Test split", f"{workers} runs at a time", partial(learning_rows, lab, experiments, workers))
+    yield Item("Over time", experiments[0].variant, partial(over_time, lab, experiments[0]))
     yield Item("Ceiling (oracle) and chance, text to image", "test", partial(ceiling, lab.work / "people"))
 
 
+def learning_runs(lab: Lab) -> list[Experiment]:
+    """`quick` with batches of 64, some changes of one thing, and fewer people."""
+    base, t = learning_config(lab, every_person(lab)), PRESETS["quick"].train
+    changed = {
+        "the rates of quick": f"image_lr={t.image_lr} text_lr={t.text_lr} language_model_lr={t.language_model_lr}",
+        "no adversary": "adversarial_weight=0",
+        "seven frozen blocks": "frozen_blocks=7",
+        "language model trained from the middle": f"unfreeze_epoch={base.train.epochs // 2 + 1}",
+    }
+    made = grid(base, {"batches of 64": ""}, range(lab.size(3, 1))) + grid(base, changed, [0])
+    few = [Experiment(f"{n} people", learning_config(lab, n)) for n in lab.size((3_000, 750), (10,))]
+    return made[: lab.size(None, 2)] + few
+
+
+def every_person(lab: Lab) -> int:
+    return lab.size(PEOPLE, SMALLEST)["train_identities"]
+
+
 def learning_settings(lab: Lab, people: int) -> list[str]:
-    """`quick` with batches of 64, and 5,000 steps where 40 passes over the pictures give as many.
+    """`quick` with batches of 64, and 2,400 steps where 40 passes over the pictures give as many.
 
     The rates grow with the root of the batch, the rule for Adam (Malladi et al., NeurIPS 2022); the warm-up keeps its
     number of steps. There are some three pictures of a person.
@@ -49,37 +69,40 @@ def learning_settings(lab: Lab, people: int) -> list[str]:
     t, batch = PRESETS["quick"].train, lab.size(64, 8)
     factor = (batch / PRESETS["quick"].data.batch_size) ** 0.5
     rates = {name: getattr(t, name) * factor for name in ("image_lr", "text_lr", "language_model_lr")}
-    steps = lab.size(min(500, 3 * people // batch), 2)
+    steps = lab.size(min(300, 3 * people // batch), 2)
     warm_up = t.warmup_epochs * (t.max_steps or steps) / steps
-    times = {"epochs": lab.size(min(40, 5_000 // steps), 2), "max_steps": steps, "warmup_epochs": warm_up}
+    times = {"epochs": lab.size(min(40, 2_400 // steps), 2), "max_steps": steps, "warmup_epochs": warm_up}
     sizes = lab.size("", f"{TINY} lstm_hidden=32 max_tokens=16").split()
     return [f"batch_size={batch}", *sizes, *(f"{key}={value}" for key, value in (rates | times).items())]
 
 
 def learning_config(lab: Lab, people: int) -> Config:
     root = lab.work / "people"
-    every = lab.size(PEOPLE, SMALLEST)["train_identities"]
-    settings = " ".join(learning_settings(lab, people))
-    return configure("quick", lab, root if people == every else with_fewer(root, people), settings)
+    return configure("quick", lab, root if people == every_person(lab) else with_fewer(root, people),
+                     *learning_settings(lab, people))  # fmt: skip
 
 
-def learning_rows(lab: Lab, people: int) -> Iterator[Row]:
-    """An epoch a row, and the test; what is there of it where the time does not suffice: another call goes on."""
-    config = learning_config(lab, people)
-    run = Run.named(lab.work / "runs", config)
+def learning_rows(lab: Lab, experiments: list[Experiment], workers: int) -> Iterator[Row]:
+    """A row for each finished run; another call goes on with the others."""
+    runs = lab.work / "runs"
     try:
-        fit(config, run.folder, resume=True, progress=False)
+        run_grid(experiments, runs, workers, keep_models=True, progress=False)
     finally:
-        history = run.history() if (run.folder / "history.csv").exists() else pd.DataFrame()
-        seconds = 0.0
-        for row in history.to_dict("records"):
-            seconds += row["seconds"]
-            yield {"people": people, "batch": config.data.batch_size, "epoch": int(row["epoch"]), "s": seconds,
-                   "loss": row["total"], "validation rank-1": row["val_text_to_image_rank_1"],
-                   "of as many training people": row["train_text_to_image_rank_1"]}  # fmt: skip
-    found = run.metrics()
-    yield {"people": people, "epoch": found["best_epoch"], "s": found["seconds"],
-           **{f"test {key}": found["text_to_image"][key] for key in ("rank_1", "rank_10", "mAP")}}  # fmt: skip
+        for e in (e for e in experiments if e.run(runs).finished):
+            found, last = e.run(runs).metrics(), e.run(runs).history().iloc[-1]
+            test = {f"test {key}": found["text_to_image"][key] for key in ("rank_1", "rank_10", "mAP")}
+            yield {"run": e.variant, "seed": e.config.train.seed, "s": found["seconds"], "best epoch": found["best_epoch"],
+                   "training people rank-1": last["train_text_to_image_rank_1"], **test}  # fmt: skip
+
+
+def over_time(lab: Lab, experiment: Experiment) -> Iterator[Row]:
+    """An epoch a row, as far as it is."""
+    seconds = 0.0
+    for row in experiment.run(lab.work / "runs").history().to_dict("records"):
+        seconds += row["seconds"]
+        yield {"epoch": int(row["epoch"]), "s": seconds, "loss": row["total"],
+               "validation rank-1": row["val_text_to_image_rank_1"],
+               "of as many training people": row["train_text_to_image_rank_1"]}  # fmt: skip
 
 
 def ceiling(root: Path) -> Iterator[Row]:
@@ -101,13 +124,8 @@ def studies(lab: Lab) -> Iterator[Item]:
 
 
 def first_runs(lab: Lab) -> dict[str, list[Experiment]]:
-    """Other numbers of people; rates of notebook 03 and settings of notebook 10, of which validation chooses."""
-    few = {f"{people} people": learning_config(lab, people) for people in lab.size((3_000, 750), (10,))}
-    return {
-        "people": [Experiment(name, config) for name, config in few.items()],
-        "03, rates": rates(lab),
-        "10, settings": [e for tried in settings_of_arms(lab).values() for e in tried],
-    }
+    """Rates of notebook 03 and settings of notebook 10, of which validation chooses."""
+    return {"03, rates": rates(lab), "10, settings": [e for tried in settings_of_arms(lab).values() for e in tried]}
 
 
 def all_runs(lab: Lab) -> dict[str, list[Experiment]]:
@@ -142,13 +160,8 @@ def rephrase(arms: frozenset[str], run: Run) -> None:
         adversary.rephrased(run)
 
 
-def study_data(lab: Lab) -> Path:
-    """As many people as `make reproduce` has: a run reads all pictures when it starts."""
-    return with_fewer(lab.work / "people", lab.size(6_250, 20))
-
-
 def study_config(lab: Lab) -> Config:
-    return configure("quick", lab, study_data(lab), study_settings(lab))
+    return configure("quick", lab, lab.work / "people", study_settings(lab))
 
 
 def arms_config(lab: Lab) -> Config:
@@ -156,7 +169,7 @@ def arms_config(lab: Lab) -> Config:
 
 
 def study_settings(lab: Lab) -> str:
-    settings = dict(s.split("=") for s in learning_settings(lab, lab.size(6_250, 20)))
+    settings = dict(s.split("=") for s in learning_settings(lab, every_person(lab)))
     settings |= lab.size({"epochs": 4, "max_steps": 250, "unfreeze_epoch": 3}, {"epochs": 1, "unfreeze_epoch": 1})
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
@@ -233,13 +246,11 @@ def notebooks(lab: Lab) -> Iterator[Item]:
     table, common = "Executed notebooks", {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick"}
     own = " ".join(settings_of("quick", lab))
     settings = f"{own} {study_settings(lab)}"
-    study = common | {"root": study_data(lab)}
-    rated = study | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
+    rated = common | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
     yield Item(table, "03", partial(execute_study, lab, modules, "03_ablation_modules", rated))
-    frozen = study | {"settings": f"{settings} {FROZEN_WORDS}"}
+    frozen = common | {"settings": f"{settings} {FROZEN_WORDS}"}
     yield Item(table, "10", partial(execute_study, lab, arms, "10_adversary", frozen))
-    people = lab.size(PEOPLE, SMALLEST)["train_identities"]
-    learned = common | {"settings": " ".join([own, *learning_settings(lab, people)])}
+    learned = common | {"settings": " ".join([own, *learning_settings(lab, every_person(lab))])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
     growing = {"root": lab.work / "people", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
                "processes": "1", "rounds": lab.size(3, 1)}  # fmt: skip

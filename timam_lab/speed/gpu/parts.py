@@ -18,15 +18,15 @@ PARTS = {
         costs.abreast,
     ),
     "learning": Part(
-        "Learning at the size of CUHK-PEDES",
-        "Rendered pedestrians. The recipe of `quick`, scaled (`learning_settings`). Seconds are of training and "
-        "validation. Test: 1,000 people.",
+        "Learning",
+        "The rendered pedestrians of `make reproduce`. The recipe of `quick` with batches of 64 (`learning_settings`), "
+        "and one thing changed. Text to image. Seconds are of training and validation, beside the other runs.",
         learns.learning,
     ),
     "studies": Part(
         "Studies",
-        "Many runs side by side on one device; `learning_settings` with other numbers of people, and with fewer steps "
-        "the variants of notebooks 03 and 10. Percent, mean and 95 % interval over the seeds; test: 1,000 people.",
+        "Many runs side by side on one device: the variants of notebooks 03 and 10 with `study_settings`. Percent, mean "
+        "and 95 % interval over the seeds.",
         learns.studies,
     ),
     "notebooks": Part("Notebooks", "Executed by notebooks/execute.py.", learns.notebooks),
