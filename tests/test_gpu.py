@@ -202,7 +202,7 @@ def test_the_recipe_has_as_many_steps_with_any_number_of_people_that_is_not_smal
     full = Lab(lab.work, lab.output, rehearsal=False)
     few, some, many = (dict(s.split("=") for s in learns.learning_settings(full, n)) for n in (750, 3_000, 6_250))
     steps = [int(s["epochs"]) * int(s["max_steps"]) for s in (few, some, many)]
-    assert steps == [40 * 35, 17 * 140, 8 * 292]
+    assert steps == [40 * 35, 10 * 140, 5 * 280]
     quick = PRESETS["quick"].train
     for settings in (few, some, many):
         warm_up = float(settings["warmup_epochs"]) * int(settings["max_steps"])

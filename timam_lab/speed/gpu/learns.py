@@ -61,7 +61,7 @@ def every_person(lab: Lab) -> int:
 
 
 def learning_settings(lab: Lab, people: int) -> list[str]:
-    """`quick` with batches of 64, and 2,400 steps where 40 passes over the pictures give as many.
+    """`quick` with batches of 64 and half its steps, 1,400, where 40 passes over the pictures give as many.
 
     The rates grow with the root of the batch, the rule for Adam (Malladi et al., NeurIPS 2022); the warm-up keeps its
     number of steps. There are some three pictures of a person.
@@ -69,9 +69,9 @@ def learning_settings(lab: Lab, people: int) -> list[str]:
     t, batch = PRESETS["quick"].train, lab.size(64, 8)
     factor = (batch / PRESETS["quick"].data.batch_size) ** 0.5
     rates = {name: getattr(t, name) * factor for name in ("image_lr", "text_lr", "language_model_lr")}
-    steps = lab.size(min(300, 3 * people // batch), 2)
+    steps = lab.size(min(280, 3 * people // batch), 2)
     warm_up = t.warmup_epochs * (t.max_steps or steps) / steps
-    times = {"epochs": lab.size(min(40, 2_400 // steps), 2), "max_steps": steps, "warmup_epochs": warm_up}
+    times = {"epochs": lab.size(min(40, 1_400 // steps), 2), "max_steps": steps, "warmup_epochs": warm_up}
     sizes = lab.size("", f"{TINY} lstm_hidden=32 max_tokens=16").split()
     return [f"batch_size={batch}", *sizes, *(f"{key}={value}" for key, value in (rates | times).items())]
 
@@ -91,7 +91,8 @@ def learning_rows(lab: Lab, experiments: list[Experiment], workers: int) -> Iter
         for e in (e for e in experiments if e.run(runs).finished):
             found, last = e.run(runs).metrics(), e.run(runs).history().iloc[-1]
             test = {f"test {key}": found["text_to_image"][key] for key in ("rank_1", "rank_10", "mAP")}
-            yield {"run": e.variant, "seed": e.config.train.seed, "s": found["seconds"], "best epoch": found["best_epoch"],
+            yield {"run": e.variant, "seed": e.config.train.seed, "s": found["seconds"],
+                   "best epoch": found["best_epoch"],
                    "training people rank-1": last["train_text_to_image_rank_1"], **test}  # fmt: skip
 
 

@@ -25,8 +25,8 @@ PARTS = {
     ),
     "studies": Part(
         "Studies",
-        "Many runs side by side on one device: the variants of notebooks 03 and 10 with `study_settings`. Percent, mean "
-        "and 95 % interval over the seeds.",
+        "Many runs side by side on one device: the variants of notebooks 03 and 10 with `study_settings`. Percent, "
+        "mean and 95 % interval over the seeds.",
         learns.studies,
     ),
     "notebooks": Part("Notebooks", "Executed by notebooks/execute.py.", learns.notebooks),
