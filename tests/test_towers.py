@@ -436,7 +436,7 @@ def test_local_weights_of_a_tower(checkpoints, tmp_path):
 def test_local_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path):
     state = load_backbone("resnet18", "none").state_dict()
     save_file({**state, "layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"other.*not fit resnet18: layer1.0.conv1.weight has the size \(1,\)"):
+    with pytest.raises(WeightsError, match=r"other.*not fit resnet18: [\s\S]*size mismatch for layer1.0.conv1.weight"):
         load_backbone("resnet18", str(tmp_path / "other.safetensors"))
     torch.save({"conv1.weight": Trap(tmp_path / "ran")}, tmp_path / "trap.pth")
     for name in ("trap.pth", "absent.pth"):

@@ -177,14 +177,13 @@ class Run:
     def _check_config(self, config: Config) -> None:
         """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
         try:
-            known, asked = configs.to_dict(self.config()), configs.to_dict(config)
+            known, asked = configs.flat(self.config()), configs.flat(config)
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.folder} and train again") from error
         changed = [
-            f"{section}.{key}: {known[section][key]!r} there, {asked[section][key]!r} asked for"
-            for section in configs.SECTIONS
-            for key in asked[section]
-            if known[section][key] != asked[section][key] and (section, key) != ("data", "root")
+            f"{key}: {known[key]!r} there, {value!r} asked for"
+            for key, value in asked.items()
+            if known[key] != value and key != "data.root"
         ]
         if changed:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
@@ -194,16 +193,12 @@ class Run:
         try:
             learner.load(self.last)
         except Exception as error:  # safetensors, json and torch each raise their own
-            raise RunError(
-                f"{self.last} is damaged ({type(error).__name__}: {error}); remove {self.folder} and train again"
-            ) from error
+            damage = f"{self.last} is damaged ({type(error).__name__}: {error})"
+            raise RunError(f"{damage}; remove {self.folder} and train again") from error
         for moment, digest in learner.progress.kept.items():
             path = self._val_file(moment)
             if not path.exists() or sha256(path) != digest:
                 raise RunError(f"{path} is damaged; remove {self.folder} and train again")
-
-    def save_last(self, learner: Learner) -> None:
-        learner.save(self.last)
 
     def save_epoch(self, learner: Learner) -> None:
         """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
@@ -214,7 +209,7 @@ class Run:
                 learner.model.save_pretrained(folder)
                 write_sums(folder)
         self.write_history(learner)
-        self.save_last(learner)
+        learner.save(self.last)
 
     def write_history(self, learner: Learner) -> None:
         import pandas as pd

@@ -182,7 +182,7 @@ class _Training:
         if row is None:
             progress.seconds += time.monotonic() - started
             if job.is_main:
-                self.run.save_last(learner)
+                learner.save(self.run.last)
             job.wait()
             self._interrupt(f"in epoch {progress.epoch + 1} after step {progress.step} of {self.epoch_steps(data)}")
         row["language_model_frozen"] = learner.model.text_encoder.frozen

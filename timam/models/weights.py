@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 import transformers
@@ -160,17 +159,13 @@ def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
         state = state[key] if isinstance(state.get(key), dict) else state
     loaded = model.model if isinstance(model, ImageTower) else model
     target = loaded if isinstance(model, ImageTower) else strip_head(copy.deepcopy(model))
-    sizes = {n: t.shape for n, t in target.state_dict().items() if not n.endswith("num_batches_tracked")}
-    first = next(iter(sizes))
-    prefix = min((n.removesuffix(first) for n in state if f".{n}".endswith(f".{first}")), key=len, default="")
-    found: dict[str, Any] = {n: getattr(state.get(prefix + n), "shape", None) for n in sizes}
-    if wrong := [n for n, size in sizes.items() if found[n] != size]:
-        n = wrong[0]
-        raise WeightsError(
-            f"model.backbone_weights = {path}: does not fit {name}: {prefix}{n} has the size "
-            f"{found[n] and tuple(found[n])}, expected {tuple(sizes[n])} (one of {len(wrong)} that differ)"
-        )
-    loaded.load_state_dict({n: state[prefix + n] for n in sizes}, strict=False)
+    names = [n for n in target.state_dict() if not n.endswith("num_batches_tracked")]
+    prefix = min((n.removesuffix(names[0]) for n in state if f".{n}".endswith(f".{names[0]}")), key=len, default="")
+    try:
+        loaded.load_state_dict({n: state[prefix + n] for n in names}, strict=False)
+    except (KeyError, RuntimeError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(f"model.backbone_weights = {path}: does not fit {name}: {problem}") from error
     return model
 
 
@@ -257,14 +252,12 @@ def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
 def _from_checkpoint(source: str | Path, config: Any) -> Any:
     tower = towers.tower_of(config)
     auto = tower.model == "AutoModel"  # finds its config itself
-    options = tower.options if auto else {**tower.options, "config": config}
+    options: dict[str, Any] = {**tower.options} if auto else {**tower.options, "config": config}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would list the tensors of the other tower and of heads
     try:
-        model, report = getattr(transformers, tower.model).from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
-            **options,
-        )  # fmt: skip
+        options |= {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
+        model, report = getattr(transformers, tower.model).from_pretrained(source, output_loading_info=True, **options)
     finally:
         transformers.logging.set_verbosity(verbosity)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
@@ -282,10 +275,10 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
         content = read_json(Path(path)) if path else {}
         content = content.get("image_processor", content)
         if "image_mean" in content and "image_std" in content:
-            mean, std = np.array(content["image_mean"], float), np.array(content["image_std"], float)
-            if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+            mean, std = (tuple(map(float, content[key])) for key in ("image_mean", "image_std"))
+            if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
                 raise ValueError(f"{file}: image_mean {mean}, image_std {std}: expected 3 numbers, 3 above 0")
-            return tuple(mean.tolist()), tuple(std.tolist())
+            return mean, std
     return None
 
 
@@ -296,11 +289,10 @@ def pair_settings(name: str) -> ModelConfig:
     if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
         raise ValueError(f"{name!r}: a model of the type {config.model_type}; expected a pair such as CLIP or SigLIP")
     image, text = towers.image_part(config, name), towers.text_part(config, name)
-    return ModelConfig(
-        backbone=name, language_model=name, projection="pretrained", text_head="pooled",
-        image_height=image.image_size, image_width=image.image_size, max_tokens=text.max_position_embeddings,
-        embedding_dim=getattr(text, "projection_dim", None) or text.projection_size,
-    )  # fmt: skip
+    width = getattr(text, "projection_dim", None) or text.projection_size
+    sizes = {"image_height": image.image_size, "image_width": image.image_size, "embedding_dim": width}
+    sizes["max_tokens"] = text.max_position_embeddings
+    return ModelConfig(backbone=name, language_model=name, projection="pretrained", text_head="pooled", **sizes)
 
 
 def check_encoder(name: str, model: Any) -> Any:
