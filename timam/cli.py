@@ -129,11 +129,12 @@ def _table(metrics: dict[str, Any]) -> str:
     keys = list(RETRIEVAL_METRICS)
 
     def rows(part: dict[str, Any]) -> list[str]:
-        return [
-            f"{direction:14}" + "".join(f"{100 * part[direction][key]:9.2f}" for key in keys)
-            + "   {queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
-            for direction in ("text_to_image", "image_to_text")
-        ]  # fmt: skip
+        lines = []
+        for direction in ("text_to_image", "image_to_text"):
+            values = "".join(f"{100 * part[direction][key]:9.2f}" for key in keys)
+            sizes = "{queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
+            lines.append(f"{direction:14}{values}   {sizes}")
+        return lines
 
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
     lines += rows(metrics)

@@ -19,11 +19,8 @@ from timam.embedded import open_picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_TURNS = {  # values of EXIF's orientation tag, and what makes such a picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+# What makes a picture upright whose EXIF orientation tag is 2, 3, ..., 8.
+_TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 # Pillow reads 40 more. Some start a program (PostScript), others have decoders that few have checked for safety.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a row of 90 million pixels would take gigabytes
@@ -54,7 +51,8 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
+    orientation = _orientation(image)
+    turn = Image.Transpose[_TURNS[orientation - 2]] if 2 <= orientation <= 8 else None
     if image.mode == "RGB" and "transparency" not in image.info and turn is None:
         return image  # each of the steps below would copy it
     if turn is not None:  # ImageOps.exif_transpose writes all tags anew, which fails where any of them is malformed

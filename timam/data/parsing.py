@@ -22,8 +22,7 @@ from timam.files import read_json
 HELD_OUT = 0.1  # share of the identities for validation, and again for the test, where no splits are given
 # What other tools write for a missing value. Read as a name, it would make one person of all who have none.
 MISSING = {"nan", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "inf", "-inf"}
-_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-          "test": "test", "testing": "test"}  # fmt: skip
+_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
 @dataclass
@@ -116,7 +115,7 @@ def split_of_name(path: PurePath) -> str | None:
     """The split that a file's name has as a word, or a folder as its name: data/test-00000.parquet, val2014/1.jpg."""
     words = [part.rstrip("0123456789") for part in path.parent.as_posix().lower().split("/")]
     words += re.findall("[a-z]+", path.name.lower())
-    return next((_NAMES[word] for word in words if word in _NAMES), None)
+    return next((split for word in words for split, names in _NAMES.items() if word in names), None)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from timam.images import IMAGENET_MEAN, IMAGENET_STD
 
 Colour = tuple[float, float, float]
 _HALF: Colour = (0.5, 0.5, 0.5)
+_CLIP: dict[str, Any] = {"mean": tuple(OPENAI_CLIP_MEAN), "std": tuple(OPENAI_CLIP_STD)}
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,14 @@ class Tower:
 
 
 TOWERS = {
-    "clip_vision_model": Tower(
-        "CLIPVisionModelWithProjection", "vision_model", "visual_projection",
-        mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
-    ),
+    "clip_vision_model": Tower("CLIPVisionModelWithProjection", "vision_model", "visual_projection", **_CLIP),
     "siglip_vision_model": Tower("SiglipVisionModel", shared_space=True, mean=_HALF, std=_HALF),
     "vit": Tower("ViTModel", mean=_HALF, std=_HALF, options={"add_pooling_layer": False}),
     "dinov2": Tower("Dinov2Model"),
     "dinov2_with_registers": Tower("Dinov2WithRegistersModel"),
     "clip_text_model": Tower("CLIPTextModelWithProjection", "text_model", "text_projection", sees=False),
     "siglip_text_model": Tower("SiglipTextModel", projection="head", sees=False, padded=True),
-}  # fmt: skip
+}
 IMAGE_TOWERS = [name for name, tower in TOWERS.items() if tower.sees]
 TEXT_TOWERS = [name for name, tower in TOWERS.items() if not tower.sees]
 
