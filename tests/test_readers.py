@@ -479,6 +479,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [n for n in JSON_LAYOUTS if n != "coco-captions"])
 @bounded
 @given(data=st.data())
 def test_a_record_with_any_value_in_any_place_is_taken_or_named(layouts, name, data):
