@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from timam.config import PRESETS, Config, LossConfig, TrainConfig
-from timam.learner import Learner, Progress, build_optimizers, build_schedulers, cosine_factor, warmup_factor
+from timam.learner import Learner, Progress, build_optimizers, build_schedulers, cosine_factor
 
 
 def progress_of(scores: list[float], unfrozen_at: int | None = None) -> Progress:
@@ -66,11 +66,6 @@ def test_unfreezing_epoch_by_epoch(epoch, patience, scores, expected):
         found += "ft"[state.unfrozen_at is not None]
         state.history.append({"val_text_to_image_rank_1": score})
     assert found == expected
-
-
-def test_warmup_starts_above_zero_and_ends_at_one():
-    assert [warmup_factor(s, 4) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert [warmup_factor(s, 0) for s in range(2)] == [1.0, 1.0]
 
 
 def test_cosine_step_by_step():

@@ -166,23 +166,6 @@ def test_readme_is_short_and_complete():
     assert f"In the run above {100 - rank_1:.0f} of 100 sentences" in " ".join(README.split())
 
 
-@pytest.mark.slow
-def test_site_builds_with_every_page_notebook_and_module(tmp_path):
-    """As `make docs` builds it, which fails for a link that leads nowhere; its extra packages are optional."""
-    pytest.importorskip("myst_nb", reason="needs the extra `docs`")
-    recipe = subprocess.run(["make", "-n", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    line = next(line for line in recipe.splitlines() if "-m sphinx" in line)
-    words = shlex.split(line.replace("docs/site", str(tmp_path / "site")))
-    built = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr[-3000:]
-    pages = [path.relative_to(ROOT).with_suffix(".html") for path in [*PAGES, *ROOT.glob("reports/*/*.ipynb")]]
-    modules = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "timam").rglob("*.py") if p.stem[0] != "_"]
-    pages += [Path("docs/api/timam", ".".join(module.parts) + ".html") for module in modules]
-    assert [page for page in pages if not (tmp_path / "site" / page).exists()] == []
-    assert "README.html" in (tmp_path / "site/index.html").read_text()
-    assert "searchindex.js" in {path.name for path in (tmp_path / "site").iterdir()}
-
-
 # -- versions that several files name ---------------------------------------------------------------------------
 
 
