@@ -335,19 +335,6 @@ def test_another_kind_is_refused_before_its_weights_are_read(checkpoints, tmp_pa
         load(str(folder), "IMAGENET1K_V1")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"image": "vit", "text": "bert", "projection": "pretrained"}, "neither encoder has a projection"),
-        ({"text": "roberta", "max_tokens": 20}, "max_tokens = 20: .* reads at most 19"),  # counts from behind id 0
-        ({"text": "mpnet", "max_tokens": 20}, "max_tokens = 20: .* reads at most 18"),  # from behind id 1
-    ],
-)
-def test_parts_that_do_not_fit_are_refused_by_name(checkpoints, fields, message):
-    with pytest.raises(ValueError, match=message):
-        TIMAM.pretrained(settings(checkpoints, **fields), 3, CAPTIONS * 2)
-
-
 def test_a_language_model_that_cannot_be_saved_or_reads_its_padding_is_refused(checkpoints, monkeypatch):
     with pytest.raises(ValueError, match=r"fnet.*reads its padding"):
         load_language_model(str(checkpoints("fnet")[0]), True)
@@ -371,9 +358,6 @@ def hub(checkpoints, monkeypatch, tmp_path):
         yield found
 
 
-CLIP = {"backbone": "somebody/clip", "backbone_weights": "IMAGENET1K_V1", "language_model": "somebody/clip"}
-
-
 @pytest.mark.parametrize(("image", "text", "fields"), RUNS, ids=lambda v: v if isinstance(v, str) else "")
 def test_towers_from_the_hub_are_those_of_a_folder(checkpoints, hub, image, text, fields):
     names = {"backbone": f"somebody/{image}", "language_model": f"somebody/{text}"}
@@ -388,16 +372,20 @@ def test_towers_from_the_hub_are_those_of_a_folder(checkpoints, hub, image, text
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("image", "text", "fields", "message"),
     [
-        ({"projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16: .* gives 12"),
-        ({"max_tokens": 21}, "max_tokens = 21: .* reads at most 20"),
-        ({"backbone": "resnet19"}, "model.backbone = 'resnet19'"),
+        ("clip", "clip", {"projection": "pretrained", "embedding_dim": 16}, "embedding_dim = 16: .* gives 12"),
+        ("clip", "clip", {"max_tokens": 21}, "max_tokens = 21: .* reads at most 20"),
+        ("clip", "roberta", {"max_tokens": 20}, "max_tokens = 20: .* reads at most 19"),  # counts from behind id 0
+        ("clip", "mpnet", {"max_tokens": 20}, "max_tokens = 20: .* reads at most 18"),  # from behind id 1
+        ("vit", "bert", {"projection": "pretrained"}, "neither encoder has a projection"),
+        ("", "clip", {"backbone": "resnet19"}, "model.backbone = 'resnet19'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_weights_are_downloaded(checkpoints, hub, fields, message):
+def test_what_does_not_fit_is_refused_before_weights_are_downloaded(checkpoints, hub, image, text, fields, message):
+    names = {"backbone": f"somebody/{image}", "language_model": f"somebody/{text}", "backbone_weights": "IMAGENET1K_V1"}
     with pytest.raises(ValueError, match=message):
-        TIMAM.pretrained(settings(checkpoints, **{**CLIP, **fields}), 3, [])
+        TIMAM.pretrained(settings(checkpoints, **{**names, **fields}), 3, [])
     assert not [request for request in hub.requests if request.endswith("model.safetensors")]
 
 
