@@ -21,9 +21,12 @@ def test_mixed_gallery_by_hand():
     # Sentence of 0 at -20: its fellow (0). Sentence of 1 at 80: picture of 1 (90). Sentence of 2 at 180: picture of 1.
     e = at([10.0, 90.0], [0.0, -20.0, 80.0, 180.0], [0, 1], [0, 0, 1, 2])
     found = measures.mixed_gallery(e, k=1)
-    assert found == {"mixed_rank_1": 3 / 4, "mixed_pictures": 3 / 4, "mixed_parity": 2 / 5}
+    # Of the right identity and a picture: of the first and the third sentence.
+    expected = {"mixed_rank_1": 3 / 4, "mixed_right_picture": 2 / 4, "mixed_pictures": 3 / 4, "mixed_parity": 2 / 5}
+    assert found == expected
     # Among the two nearest: (picture, sentence), (sentence, picture), (picture, picture), (picture, sentence).
     assert measures.mixed_gallery(e, k=2)["mixed_pictures"] == 5 / 8
+    assert measures.mixed_gallery(e, k=2)["mixed_right_picture"] == 3 / 4
     assert measures.mixed_gallery(e, k=10)["mixed_pictures"] == pytest.approx(2 / 5)  # the whole gallery
     tie = at([30.0, -30.0], [0.0], [0, 1], [0])
     tie.images[1] = tie.images[0]  # a wrong picture as near as the right one
@@ -82,12 +85,22 @@ def test_a_shift_costs_what_mean_subtraction_gives_back():
 
 
 def test_related_is_the_correlation_of_ranks():
-    # Ranks of b against a: 1 2 4 3 -> 1 - 6 * (1 + 1) / (4 * 15) = 0.8; c falls where a rises; d is constant.
-    frame = pd.DataFrame({"a": [1, 2, 3, 4], "b": [1, 2, 9, 3], "c": [4, 3, 2, 0], "d": 1.0})
+    # Ranks of b against a: 1 2 4 3 5 -> 1 - 6 * (1 + 1) / (5 * 24) = 0.9; c falls where a rises; d is constant.
+    frame = pd.DataFrame({"a": [1, 2, 3, 4, 5], "b": [1, 2, 9, 3, 20], "c": [4, 3, 2, 0, -7], "d": 1.0})
     found = measures.related(frame, ["b", "c", "d"], ["a"]).set_index("measure")
-    assert found["a"].tolist()[:2] == pytest.approx([0.8, -1])
+    assert found["a"].tolist()[:2] == pytest.approx([0.9, -1])
     assert np.isnan(found.loc["d", "a"])
-    assert set(found["n"]) == {4}
+    assert set(found["n"]) == {5}
+    assert measures.related(frame[:4], ["b"], ["a"])[["a", "a_p"]].isna().all(axis=None)
+
+
+def test_table_for_reading():
+    frame = pd.DataFrame(
+        {"variant": ["b", "b", "a"], "text_to_image_mAP": [0.5, 0.6, 0.125], "mmd_squared": [0.1, 0.1, 2.0]}
+    )
+    shown = measures.table(frame, ["text_to_image_mAP", "mmd_squared"]).data
+    assert shown.to_numpy().tolist() == [["b", 2, "55.0 ± 63.5", "0.100 ± 0.000"], ["a", 1, "12.5", "2.000"]]
+    assert list(shown) == ["variant", "seeds", "text to image, mAP", "MMD²"]
 
 
 def test_differences_pair_the_seeds():
@@ -98,3 +111,13 @@ def test_differences_pair_the_seeds():
     assert (row["measure"], row["ours"], row["baseline"]) == ("x", pytest.approx(0.45), pytest.approx(0.2))
     assert row["difference"] == pytest.approx((0.5 - 0.3 + 0.4 - 0.1) / 2)
     assert row["seeds_high"] - row["difference"] == pytest.approx(12.706 * 0.05, rel=1e-4)  # Student's t, 1 degree
+
+
+def test_difference_table_has_points_and_bold_where_the_interval_excludes_0():
+    found = pd.DataFrame({"arm": list("bbaa"), "correction": "none", "measure": ["mixed_rank_1", "mmd_squared"] * 2,
+                          "difference": [0.02, 0.5, -0.01, 0.25], "seeds_low": [0.01, -1, -0.02, np.nan],
+                          "seeds_high": [0.03, 1, 0.01, np.nan]})  # fmt: skip
+    style = measures.difference_table(found)
+    assert style.data.to_numpy().tolist() == [[2, 0.5], [-1, 0.25]]  # arms in their order, not sorted
+    assert list(style.data) == ["mixed gallery, rank-1", "MMD²"]
+    assert style.to_html().count("font-weight: bold") == 1

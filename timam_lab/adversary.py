@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timam import gap
-from timam.config import Config
+from timam.config import Config, override
 from timam.evaluation import DIRECTIONS, Embeddings, evaluate
 from timam.job import Job
 from timam.models.discriminator import ModalityDiscriminator
@@ -25,6 +25,7 @@ from timam.objective import TERMS, Embedded, train_discriminator
 from timam.run import Run
 from timam_lab import notebook
 from timam_lab.gaps import split_gap
+from timam_lab.measures import measure
 from timam_lab.studies import Experiment, grid, run_grid
 from timam_lab.variations import rewritten
 
@@ -93,19 +94,33 @@ def chosen(tried: Mapping[str, Sequence[Experiment]], runs: Path | str) -> tuple
 
 
 def train(
-    base: Config, runs: Path | str, arms: Sequence[str], seeds: Sequence[int], workers: int = 1
+    base: Config, runs: Path | str, arms: Sequence[str], seeds: Sequence[int], workers: int = 1, trial: str = ""
 ) -> tuple[list[Experiment], pd.DataFrame]:
     """Chooses each arm's setting with the first seed, then trains all arms with all seeds; finished runs are re-used.
+
+    Args:
+        trial: more overrides for the runs that choose. Without them, the chosen ones are the first seed's of the arms.
 
     Returns:
         The experiments, one for each arm and seed, and the table of `chosen`.
     """
-    tried = trials(base, arms, seeds[0])
+    tried = trials(override(base, trial.split()), arms, seeds[0])
     run_grid([e for experiments in tried.values() for e in experiments], runs, workers, then=rephrased)
     settings, table = chosen(tried, runs)
     experiments = grid(base, settings, seeds)
     run_grid(experiments, runs, workers, then=rephrased)
     return experiments, table
+
+
+def measured(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame:
+    """`timam_lab.measures.measure` of each run's test split: a row for each run and correction after training."""
+    tables = []
+    for experiment in experiments:
+        run = experiment.run(runs)
+        found = measure(run.test_embeddings(), run.val_embeddings("best"), rephrased(run))
+        found.insert(0, "variant", experiment.variant)
+        tables.append(found.assign(seed=experiment.config.train.seed, seconds=run.metrics()["seconds"]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def rephrased(run: Run) -> Embeddings | None:

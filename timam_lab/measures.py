@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from pandas.io.formats.style import Styler
 from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
@@ -20,7 +21,7 @@ from timam.evaluation import Embeddings
 from timam.metrics import two_way_metrics
 from timam_lab.centering import center_modalities
 from timam_lab.gaps import split_gap
-from timam_lab.statistics import paired_over_seeds
+from timam_lab.statistics import mean_intervals, paired_over_seeds, plus_minus
 
 CORRECTIONS = {"none": None, "mean subtracted": False, "standardised": True}  # name: `center_modalities(standardise=)`
 NOISE = 0.5  # length of the noise on an embedding, as a share of the embedding's
@@ -35,6 +36,7 @@ MEASURES = {  # of `measure`: title, and whether more is better (None: neither)
     "mmd_squared": ("MMD²", None),
     "cross_modal_neighbours": ("cross-modal neighbours, over chance", None),
     "mixed_rank_1": ("mixed gallery, rank-1", True),
+    "mixed_right_picture": ("mixed gallery, a right picture in the top ten", True),
     "mixed_pictures": ("mixed gallery, pictures in the top ten", None),
     "clusters": ("clusters against identities (NMI)", True),
     "rank_1_8_bits": ("rank-1 at 8 bits a dimension", True),
@@ -43,6 +45,7 @@ MEASURES = {  # of `measure`: title, and whether more is better (None: neither)
     "rank_1_rephrased": ("rank-1 in unseen words", True),
     "mAP_rephrased": ("mAP in unseen words", True),
 }
+PLAIN = ("centroid_distance", "mmd_squared", "cross_modal_neighbours")  # shown as they are; the others in percent
 GAP = ("centroid_distance", "probe_accuracy", "nonlinear_probe_accuracy", "mmd_squared", "cross_modal_neighbours")
 
 
@@ -82,8 +85,9 @@ def mixed_gallery(embeddings: Embeddings, k: int = 10) -> dict[str, float]:
 
     Returns:
         mixed_rank_1: share of sentences whose nearest item is of the right identity, whatever its modality; ties count
-        against it. mixed_pictures: share of pictures among the k nearest. mixed_parity: their share of the gallery,
-        which a search that is blind to the modality would show on average.
+        against it. mixed_right_picture: share of sentences with a picture of the right identity among the k nearest.
+        mixed_pictures: share of pictures among the k nearest. mixed_parity: their share of the gallery, which a search
+        that is blind to the modality would show on average.
     """
     images, texts = (F.normalize(e, dim=1) for e in (embeddings.images, embeddings.texts))
     gallery, labels = torch.cat([images, texts]), torch.cat([embeddings.image_labels, embeddings.text_labels])
@@ -95,6 +99,7 @@ def mixed_gallery(embeddings: Embeddings, k: int = 10) -> dict[str, float]:
     nearest = similarity.topk(min(k, len(gallery) - 1), dim=1).indices
     return {
         "mixed_rank_1": float((best > wrong).float().mean()),
+        "mixed_right_picture": float(((nearest < len(images)) & right.gather(1, nearest)).any(dim=1).float().mean()),
         "mixed_pictures": float((nearest < len(images)).float().mean()),
         "mixed_parity": len(images) / (len(gallery) - 1),
     }
@@ -137,18 +142,28 @@ def related(frame: pd.DataFrame, measures: Iterable[str], targets: Sequence[str]
     """Which measure goes with which target: Spearman's rank correlation over the rows of `frame`.
 
     Returns:
-        One row per measure: measure, n (rows), and for each target TARGET and TARGET_p (two-sided); NaN where the
-        measure or the target does not vary, or with fewer than three rows.
+        One row per measure: measure, n (rows), and for each target TARGET and TARGET_p (two-sided). NaN where the
+        measure or the target does not vary, or with fewer than five rows: the order of four shows nothing at 5 %.
     """
     rows = []
     for name in measures:
         row: dict[str, float | str] = {"measure": name, "n": len(frame)}
         for target in targets:
-            varies = len(frame) > 2 and frame[[name, target]].nunique().min() > 1
+            varies = len(frame) > 4 and frame[[name, target]].nunique().min() > 1
             found = stats.spearmanr(frame[name], frame[target]) if varies else (np.nan, np.nan)
             row[target], row[f"{target}_p"] = map(float, found)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def table(frame: pd.DataFrame, measures: Sequence[str]) -> Styler:
+    """For reading: a row for each variant, and of each measure the mean over the seeds ± half its 95 % interval."""
+    rows = []
+    for variant, part in frame.groupby("variant", sort=False):
+        found = pd.Series(mean_intervals(part, measures))
+        texts = {MEASURES[m][0]: plus_minus(found, m, *((1, 3) if m in PLAIN else (100, 1))) for m in measures}
+        rows.append({"variant": variant, "seeds": len(part), **texts})
+    return pd.DataFrame(rows).style.hide(axis="index")
 
 
 def differences(
@@ -168,3 +183,20 @@ def differences(
         found = paired_over_seeds(sides[0][name].to_numpy(), sides[1][name].to_numpy())
         made.append({"measure": name, "ours": sides[0][name].mean(), "baseline": sides[1][name].mean(), **found})
     return pd.DataFrame(made)
+
+
+def difference_table(found: pd.DataFrame) -> Styler:
+    """For reading: `differences` of several arms, which have the columns "arm" and "correction"; measures as columns.
+
+    Fractions in percentage points. Bold: the interval over seeds excludes 0.
+    """
+    names = {m: MEASURES[m][0] for m in found["measure"].unique()}
+    clear = found["seeds_low"] * found["seeds_high"] > 0
+    shown = found["difference"].where(found["measure"].isin(PLAIN), 100 * found["difference"])
+    wide, bold = (
+        found.assign(shown=values).pivot(index=["arm", "correction"], columns="measure", values="shown")
+        .reindex(pd.MultiIndex.from_frame(found[["arm", "correction"]].drop_duplicates()))[list(names)]
+        .rename(columns=names)
+        for values in (shown, clear)
+    )  # fmt: skip
+    return wide.style.format("{:+.2f}").apply(lambda _: bold.map({True: "font-weight: bold", False: ""}.get), axis=None)
