@@ -33,8 +33,9 @@ def verdicts(f: Findings) -> dict[str, str]:
 
 
 def test_a_gain_and_its_absence():
-    ours = {(ALONE, "mean subtracted"): {"mixed_right_picture": 0.7, "text_to_image_rank_1": 0.5, "text_to_image_mAP": 0.5,
-                                         "clusters": 0.6, "rank_1_1_bit": 0.6, "rank_1_noise": 0.6},
+    same = {"text_to_image_rank_1": 0.5, "text_to_image_mAP": 0.5}
+    better = {"mixed_right_picture": 0.7, "clusters": 0.6, "rank_1_1_bit": 0.6, "rank_1_noise": 0.6}
+    ours = {(ALONE, "mean subtracted"): same | better,
             (ALONE, "none"): {"probe_accuracy": 1.0, "centroid_distance": 0.6},
             (ALONE, "standardised"): {"probe_accuracy": 0.5, "nonlinear_probe_accuracy": 0.5, "centroid_distance": 0.1},
             (GAME, "none"): {"text_to_image_mAP": 0.6, "centroid_distance": 0.2}}  # fmt: skip
