@@ -12,6 +12,7 @@ import pytest
 from layouts import tiny_config
 from running import started, train_command, wait_until
 
+from timam.run import Run
 from timam.training import fit
 from timam_lab.studies import Experiment, run_grid
 
@@ -25,13 +26,6 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def settings(language_model) -> list[str]:
     return [*SETTINGS, f"model.language_model={language_model}"]
-
-
-def trained(people: Path, output: Path, settings: list[str], cache: Path) -> None:
-    """`timam train` in a process of its own, with stores of its own."""
-    process = started(train_command(people, output, *settings), TIMAM_CACHE=str(cache))
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
 
 
 def content(run: Path) -> dict[str, bytes | str]:
@@ -49,8 +43,11 @@ def content(run: Path) -> dict[str, bytes | str]:
 
 @pytest.fixture(scope="module")
 def first(people, settings, tmp_path_factory) -> dict[str, bytes | str]:
+    """Of `timam train` in a process of its own, with stores of its own."""
     place = tmp_path_factory.mktemp("first")
-    trained(people, place / "run", settings, place / "cache")
+    process = started(train_command(people, place / "run", *settings), TIMAM_CACHE=str(place / "cache"))
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     return content(place / "run")
 
 
@@ -63,8 +60,7 @@ def test_another_seed_gives_others(people, settings, first, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_resumed_run_has_the_same_bytes(people, settings, first, tmp_path, number):
-    """Ended in the second epoch, and resumed, both in processes of their own; a signal is answered by a line."""
-    arguments = people, tmp_path / "run", settings, tmp_path / "cache"
+    """Ended in the second epoch, and resumed by another process; a signal is answered by a line."""
     process = started(train_command(people, tmp_path / "run", *settings), TIMAM_CACHE=str(tmp_path / "cache"))
     wait_until((tmp_path / "run/checkpoints/last").exists, process)
     process.send_signal(number)
@@ -76,7 +72,7 @@ def test_a_resumed_run_has_the_same_bytes(people, settings, first, tmp_path, num
         assert last.endswith(", which is saved; go on with --resume")
         assert "Traceback" not in errors
     assert not (tmp_path / "run/metrics.json").exists()
-    trained(*arguments)
+    fit(Run(tmp_path / "run").config(), tmp_path / "run", resume=True, progress=False)
     assert content(tmp_path / "run") == first
 
 

@@ -188,6 +188,11 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_
     assert len(Run(run).history()) == done + 1
 
 
+def goes_on(rank: int, count: int, config: Config, output: Path) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    training.fit(config, output, resume=True, progress=False)
+
+
 SLOW_STEPS = """
 import os, sys, time
 if os.environ.get("RANK"):
@@ -206,10 +211,10 @@ if os.environ.get("RANK"):
 def test_sigterm_to_the_job_saves_the_step_on_which_all_processes_agree(tmp_path):
     """As a batch system sends it, to the launcher, which passes it on. They look at every tenth step."""
     people = write_person_search(tmp_path / "data", train=20)
-    run, settings = tmp_path / "run", ("train.epochs=1", "data.batch_size=2")
-    command = train_command(people, run, *settings, processes=2)
+    run = tmp_path / "run"
     # A step takes long enough to be interrupted in the middle of the epoch.
     (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS)
+    command = train_command(people, run, "train.epochs=1", "data.batch_size=2", processes=2)
     job = started(command, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     wait_until((run / "step").exists, job)
     job.send_signal(signal.SIGTERM)
@@ -218,8 +223,8 @@ def test_sigterm_to_the_job_saves_the_step_on_which_all_processes_agree(tmp_path
     assert errors.count("interrupted: the step is finished and saved") == 2
     progress = json.loads((run / "checkpoints/last/training_state.json").read_text())["progress"]
     assert (progress["history"], progress["step"]) == ([], 10)
-    finished(command)
-    finished(train_command(people, tmp_path / "undisturbed", *settings, processes=2))
+    for output in (run, tmp_path / "undisturbed"):
+        on(2, partial(goes_on, config=Run(run).config(), output=output))
     assert_same_history(run, tmp_path / "undisturbed")
 
 
