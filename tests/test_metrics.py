@@ -382,7 +382,9 @@ def test_class_metrics_by_hand():
     sides = unit(0, 10, 20, 60, 90), labels(0, 0, 1, 1, 1), unit(-10, 24, 70, 80), labels(0, 0, 1, 1)
 
     def values(k, **options):
-        return tuple(class_readings(*sides, k=k, **options).values())
+        found = class_readings(*sides, k=k, **options)
+        assert options or found == class_retrieval_metrics(*sides, k=k)
+        return tuple(found.values())
 
     # Image to text, nearest caption: 0 -> -10 (0), 10 -> 24 (0), 20 -> 24 (0, wrong), 60 -> 70, 90 -> 80: 4 of 5
     # images (over the classes it would be (1 + 2/3) / 2).
