@@ -43,8 +43,10 @@ def code_fingerprint() -> str:
 def commit(*folders: Path) -> str | None:
     """The package's commit, "-dirty" if the folders (by default the package) differ.
 
-    Of an installed copy: the environment's TIMAM_COMMIT, or None.
+    The environment's TIMAM_COMMIT wins, where a copy of the code knows better than git. None: an installed copy.
     """
+    if known := os.environ.get("TIMAM_COMMIT"):
+        return known
 
     def git(*arguments: object) -> str:
         command = ["git", *map(str, arguments)]
@@ -55,4 +57,4 @@ def commit(*folders: Path) -> str | None:
         differs = git("status", "--porcelain", "--", *(folders or [_PACKAGE]))
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("TIMAM_COMMIT")
+        return None
