@@ -171,6 +171,9 @@ HOSTILE_MODELS = {
     "identities a float": (json_edit("config.json", num_identities=4.0), "num_identities = 4.0"),
     "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
     "NaN": (tensor_edit("class_bias", lambda t: {"class_bias": t * math.nan}), "class_bias holds other"),
+    "means of another width": (
+        tensor_edit("class_bias", lambda t: {"class_bias": t, "modality_means": t[:, :2].clone()}), "modality_means",
+    ),
     "a tensor missing": (tensor_edit("class_bias", lambda t: {}), "model.safetensors does not fit config.json"),
     "weights no file": (weights_folder, "it has"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),

@@ -205,11 +205,14 @@ class Run:
         # The checkpoint "last" is written at the end. After a kill before that, the epoch is trained again to the same
         # result, which writes the two others again.
         if learner.progress.best_epoch == learner.progress.epoch:
-            with replacing_folder(self.best) as folder:
-                learner.model.save_pretrained(folder)
-                write_sums(folder)
+            self.save_best(learner.model)
         self.write_history(learner)
         learner.save(self.last)
+
+    def save_best(self, model: TIMAM) -> None:
+        with replacing_folder(self.best) as folder:
+            model.save_pretrained(folder)
+            write_sums(folder)
 
     def write_history(self, learner: Learner) -> None:
         import pandas as pd

@@ -23,6 +23,7 @@ from timam.files import files_below, read_json, recover_folder, replacing_folder
 from timam.images import SUFFIXES
 from timam.models import TIMAM
 from timam.models.batching import slices
+from timam.models.joint import IMAGE
 
 AT_ONCE = 1024  # pictures that are encoded between two steps of the progress bar
 ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
@@ -84,6 +85,10 @@ class Gallery:
     def update(self, model: TIMAM, progress: bool = False) -> Gallery:
         """The gallery of the same folder as it is now. Raises as `build`."""
         return Gallery.build(model, self.folder, [self], progress)
+
+    def centered(self, model: TIMAM) -> Gallery:
+        """The same pictures without their mean on validation, in memory; queries must be `TIMAM.centered`, too."""
+        return dataclasses.replace(self, embeddings=model.centered(torch.tensor(self.embeddings), IMAGE).numpy())
 
     def save(self, folder: Path | str) -> None:
         """Writes embeddings.npy, pictures.parquet and gallery.json, all or nothing."""

@@ -271,6 +271,9 @@ class _Training:
             raise RunError(f"{error}; remove {self.run.folder} and train again") from error
         validation = embed_split(model, StoredSplit(data.val.split, data.val.pixels))
         self.run.keep_embeddings("best", validation)
+        unit = (torch.nn.functional.normalize(e, dim=1) for e in (validation.images, validation.texts))
+        model.modality_means = torch.stack([e.mean(dim=0) for e in unit])
+        self.run.save_best(model)
         test = embed_split(model, data.test, progress=self.show)
         seconds = sum(row["seconds"] for row in progress.history) + time.monotonic() - started
         metrics = {

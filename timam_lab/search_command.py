@@ -51,6 +51,7 @@ class _Threshold(click.ParamType):
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode here, or on Ray.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option("--threshold", type=_Threshold(), metavar="auto|X", help=_THRESHOLD)
+@click.option("--centered", is_flag=True, help="Compare without each modality's mean on the validation split.")
 @arguments.json
 @click.option("--figure", type=arguments.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
 def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
@@ -60,7 +61,9 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     SENTENCE, --sentences and --like, each line of the standard input is answered at once; with --json, by one line.
     """
     sentence, file, like, threshold = (options.pop(n) for n in ("sentence", "sentences", "like", "threshold"))
-    queries = _queries(sentence, file, like)
+    queries, centered = _queries(sentence, file, like), options.pop("centered")
+    if centered and (threshold == "auto" or options["approximate"]):
+        raise click.UsageError("--threshold auto and --approximate are for similarities that are not --centered")
     if like and threshold == "auto":
         raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
     if figure is not None:
@@ -73,14 +76,18 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     run.require_best()
     least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
     from timam.images import read_image
+    from timam.models.joint import IMAGE, TEXT
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
     galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in folders]
+    if centered:
+        galleries = [(folder, gallery.centered(model)) for folder, gallery in galleries]
     for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
+        embeddings = model.centered(embeddings, IMAGE if like else TEXT) if centered else embeddings
         found = _best(galleries, embeddings, k, least)
         answers = [{"sentence": query, "answers": best} for query, best in zip(part, found, strict=True)]
         if not as_json:
