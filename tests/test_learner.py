@@ -153,13 +153,17 @@ def test_every_parameter_is_in_one_optimizer_at_its_rate(tiny_model, fields):
         assert rates[id(parameter)] == pytest.approx(next(v for k, v in expected.items() if name.startswith(k))), name
 
 
-def test_the_learned_temperature_survives_a_checkpoint(tiny_model, tmp_path):
+def test_progress_and_the_learned_temperature_survive_a_checkpoint(tiny_model, tmp_path):
     config = Config(loss=LossConfig(matching="infonce", temperature=0.07))
     learner, other = (Learner.build(tiny_model(), config, epoch_steps=1) for _ in range(2))
     assert float(learner.log_temperature.detach().exp()) == pytest.approx(0.07)
     learner.log_temperature.grad = torch.ones(())
     learner.optimizers["text"].step()
+    learner.progress = Progress(
+        [{"val_text_to_image_rank_1": 0.5}], 1, "data", ["code"], {"best": "sum"}, 2, {"a": 1.5}, 3
+    )
     learner.save(tmp_path / "last")
     other.load(tmp_path / "last")
+    assert other.progress == learner.progress
     assert torch.equal(other.log_temperature, learner.log_temperature)
     assert not torch.isclose(other.log_temperature.exp(), torch.tensor(0.07), rtol=1e-6)
