@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,14 @@ def on(count: int, work) -> list:
     """What `work(rank, count)` returns in each of `count` forked processes."""
     with multiprocessing.get_context("fork").Manager() as manager:
         results = manager.dict()
-        multiprocessing.start_processes(in_process, (count, free_port(), work, results), count, start_method="fork")
+        arguments = (count, free_port(), work, results)
+        context = multiprocessing.start_processes(in_process, arguments, count, join=False, start_method="fork")
+        deadline = time.monotonic() + 300
+        while not context.join(timeout=5):
+            if time.monotonic() > deadline:
+                for process in context.processes:
+                    process.kill()
+                pytest.fail("the processes wait for each other")
         return [results[rank] for rank in range(count)]
 
 
@@ -228,21 +236,23 @@ def test_sigterm_to_the_job_saves_the_step_on_which_all_processes_agree(tmp_path
     assert_same_history(run, tmp_path / "undisturbed")
 
 
-def two_draws(rank: int, count: int, people: Path, output: Path) -> list[float]:
-    """A parameter of each network after a run in which the processes began with different weights."""
+def two_draws(rank: int, count: int, people: Path, output: Path) -> tuple[list[float], list[int]]:
+    """After a run whose processes began with different weights: a parameter of each network, and the steps' seeds."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    seeds, models = training.set_seed, []
+    seeds, models, step, drawn = training.set_seed, [], training.train_step, []
+    training.train_step = lambda *arguments: drawn.append(torch.initial_seed()) or step(*arguments)
     training.set_seed = lambda seed: seeds(seed + rank)
     learner.build_optimizers = lambda model, config: models.append(model) or build_optimizers(model, config)
     training.fit(tiny_config(people, "train.epochs=1", "train.max_steps=2"), output, progress=False)
     parts = models[0].image_encoder, models[0].text_encoder, models[0].discriminator
-    return [float(next(part.parameters()).double().sum()) for part in parts]
+    return [float(next(part.parameters()).double().sum()) for part in parts], drawn
 
 
 @pytest.mark.slow
-def test_processes_begin_with_the_weights_of_the_first(people, tmp_path):
-    one, two = on(2, partial(two_draws, people=people, output=tmp_path / "run"))
+def test_processes_begin_with_the_weights_of_the_first_and_draw_their_own_augmentations(people, tmp_path):
+    (one, drawn), (two, also_drawn) = on(2, partial(two_draws, people=people, output=tmp_path / "run"))
     assert one == two
+    assert len({*drawn, *also_drawn}) == 2 * 2  # of two steps
 
 
 def test_a_lost_process_ends_the_others_with_what_to_do():
