@@ -31,9 +31,8 @@ from layouts import (
 )
 
 from timam.data import DATASETS, SPLITS, DataError, Dataset, Record, load_dataset, read_dataset
-from timam.data.datasets import PROTOCOLS
 from timam.data.parsing import by_hash
-from timam_lab.check import check_dataset
+from timam_lab.check import PROTOCOLS, check_dataset
 
 
 def problems_of(name: str, root: Path) -> list[str]:

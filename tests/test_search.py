@@ -159,7 +159,7 @@ def test_update_encodes_only_what_is_new_or_changed(model, album, encoded):
     write_picture(album / "2.png", seed=20)
     os.utime(album / "2.png", ns=(1, 1))
     write_picture(album / "5.png", seed=5)
-    updated = gallery.update(model)
+    updated = Gallery.build(model, album, [gallery])
     assert encoded[5:] == ["2.png", "5.png"]
     assert updated.paths == ["0.png", "2.png", "3.png", "5.png", "deep/4.jpg"]
     np.testing.assert_allclose(updated.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)

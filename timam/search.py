@@ -82,10 +82,6 @@ class Gallery:
             embeddings[position] = gallery.embeddings[row]
         return _gallery(embeddings, readable, folder, fingerprint, problems)
 
-    def update(self, model: TIMAM, progress: bool = False) -> Gallery:
-        """The gallery of the same folder as it is now. Raises as `build`."""
-        return Gallery.build(model, self.folder, [self], progress)
-
     def centered(self, model: TIMAM) -> Gallery:
         """The same pictures without their mean on validation, in memory; queries must be `TIMAM.centered`, too."""
         return dataclasses.replace(self, embeddings=model.centered(torch.tensor(self.embeddings), IMAGE).numpy())

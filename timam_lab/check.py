@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from timam.data.datasets import DATASETS, PROTOCOLS, Counts, read_dataset
+from timam.data.datasets import DATASETS, Counts, read_dataset
 from timam.data.records import SPLITS, Dataset, Record, plain, show
 from timam.embedded import container, open_picture
 from timam.images import find_unreadable
@@ -19,6 +19,12 @@ MAX_WORDS = 120  # the longest sentences of the benchmarks have some 100 words
 FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several percent
 MAX_LOST = 0.05  # share of the captions that may be cut, and of tokens that may be unknown, without a warning
 _COUNTS = ("images", "captions", "identities")
+
+PROTOCOLS = {
+    "identity": "relevant is every picture (or caption) of the same identity; rank-1/5/10, mAP, mINP, both directions",
+    "instance": "relevant is the described picture, or any of its captions; rank-1/5/10, both directions",
+    "class": "relevant is every picture of the same class; image-to-text rank-1, text-to-image AP@50 (and the ranks)",
+}
 
 
 def check_dataset(

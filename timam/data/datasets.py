@@ -19,11 +19,6 @@ from timam.embedded import container
 
 Counts = list[int | None]  # [pictures, captions, identities or classes]; None: no source states it
 
-PROTOCOLS = {
-    "identity": "relevant is every picture (or caption) of the same identity; rank-1/5/10, mAP, mINP, both directions",
-    "instance": "relevant is the described picture, or any of its captions; rank-1/5/10, both directions",
-    "class": "relevant is every picture of the same class; image-to-text rank-1, text-to-image AP@50 (and the ranks)",
-}
 _PARSERS: dict[str, Callable[..., Parsed]] = {
     name.removeprefix("parse_"): parser
     for module in (benchmarks, folders, tables)
@@ -36,7 +31,7 @@ _PARSERS: dict[str, Callable[..., Parsed]] = {
 class DatasetSpec:
     """A data set as published, and how it is read: parse_PARSER(ROOT, **options)."""
 
-    kind: str  # what is relevant, a key of `PROTOCOLS`; the parser may decide otherwise
+    kind: str  # what is relevant: as `Dataset.kind`; the parser may decide otherwise
     parser: str
     image_folders: list[str]  # where in ROOT the pictures may lie; "." is ROOT itself
     layout: str  # what ROOT must hold

@@ -34,7 +34,7 @@ class Parsed:
     problems: list[str] = field(default_factory=list)  # the data set cannot be used
     warnings: list[str] = field(default_factory=list)  # these do not prevent its use
     notes: list[str] = field(default_factory=list)  # what the parser decided, such as a split of its own
-    kind: str | None = None  # what is relevant, a key of PROTOCOLS, where the annotation decides it
+    kind: str | None = None  # what is relevant, as `Dataset.kind`, where the annotation decides it
 
     @contextmanager
     def naming(self, source: object) -> Iterator[None]:

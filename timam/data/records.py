@@ -77,7 +77,7 @@ class Dataset:
     """A data set; its records are in the order of the annotation file.
 
     `kind` says what is relevant: "identity" (every picture of the same one), "instance" (the described picture) or
-    "class" (every picture of the same class); `datasets.PROTOCOLS` says what is reported.
+    "class" (every picture of the same class); `timam_lab.check.PROTOCOLS` says what is reported.
     """
 
     name: str

@@ -82,8 +82,10 @@ class TIMAM(
         if (highest := max(tokenizer.get_vocab().values(), default=0)) >= embeddings:
             raise ValueError(f"the tokenizer gives ids up to {highest}; {embeddings} have an embedding")
         self.padded_length = towers.padded_length(language_model)
-        pooled = model_config.text_head == "pooled"
-        summary = f"pooled {towers.text_pooling(language_model)}" if pooled else model_config.lstm_summary
+        pooled, summary = model_config.text_head == "pooled", str(model_config.lstm_summary)
+        if pooled:  # CLIP and SigLIP were trained with the last token; for BERT-like models the mean is usual [ours]
+            has_line = language_model is not None and language_model.config.model_type in towers.TOWERS
+            summary = "pooled last" if has_line else "pooled mean"
         own_projection = own_projection if keep and pooled else None
         if keep and not has_own and own_projection is None:
             raise ValueError("model.projection = 'pretrained': neither encoder has a projection of its own to keep")

@@ -134,14 +134,6 @@ def split_text(model: Any) -> tuple[Any, nn.Module | None]:
     return text_body(model), projection
 
 
-def text_pooling(model: Any) -> str:
-    """How `model.text_head=pooled` makes one vector of the word states: "last" token or "mean" over the tokens [ours].
-
-    CLIP and SigLIP were trained with the last token. For BERT-like models the mean is usual.
-    """
-    return "last" if model is not None and model.config.model_type in TOWERS else "mean"
-
-
 def padded_length(model: Any) -> int | None:
     """Tokens that every sentence is padded to; None where a model has an attention mask for padding."""
     return longest_input(model) if model is not None and tower_of(model.config).padded else None
