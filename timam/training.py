@@ -258,7 +258,15 @@ class _Training:
         pixels = batch.pixels.to(device, non_blocking=True)
         # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
         images = pixels.float() if stored.blocks is not None else augment(normalize(pixels), self.config.data)
-        return Inputs(images, text_inputs(model, stored, batch), batch.identity_labels.to(device))
+        if stored.words is not None:
+            states, mask = stored.words.gather(batch.captions)
+            words = {"word_states": states.to(device)}
+        else:
+            token_ids, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
+            words = {"token_ids": token_ids.to(device)}
+        # The lengths stay on the CPU, so that nothing waits for the device.
+        text = {**words, "attention_mask": mask.to(device), "lengths": mask.sum(dim=1)}
+        return Inputs(images, text, batch.identity_labels.to(device))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -313,18 +321,6 @@ def warm_start(model: TIMAM, source: str, show: bool = True) -> None:
     left = sorted({name.rsplit(".", 1)[0] for name in own if name not in taken})
     if show:
         tqdm.write(f"started from {source}: {len(taken)} of {len(own)} tensors; new: {', '.join(left) or 'none'}")
-
-
-def text_inputs(model: TIMAM, stored: StoredSplit, batch: Batch) -> dict[str, Tensor]:
-    """The captions of a batch as `TIMAM.forward` takes them, on the model's device."""
-    if stored.words is not None:
-        states, attention_mask = stored.words.gather(batch.captions)
-        words = {"word_states": states.to(model.device)}
-    else:
-        token_ids, attention_mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
-        words = {"token_ids": token_ids.to(model.device)}
-    # The lengths stay on the CPU, so that nothing waits for the device.
-    return {**words, "attention_mask": attention_mask.to(model.device), "lengths": attention_mask.sum(dim=1)}
 
 
 def _validate(model: TIMAM, data: _Data) -> dict[str, float]:
