@@ -140,7 +140,6 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
         click.echo(f"{name}: failed\n{type(error).__name__}: {error}", err=True)
         return False
     _tidy(temporary)
-    _sign(temporary, parameters, time.monotonic() - started)
     os.replace(temporary, executed)
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(wanted)
@@ -160,29 +159,6 @@ def _tidy(path: Path) -> None:
         notebook.metadata.pop("widgets", None)
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
-    nbformat.write(notebook, path)
-
-
-def _sign(path: Path, parameters: dict[str, Any], seconds: float) -> None:
-    """Adds a last cell that says what produced this copy: commit, versions, hardware, data, parameters, time."""
-    import torch
-
-    from timam.data import load_dataset
-    from timam.provenance import commit, provenance
-    from timam_lab.notebook import configure
-
-    made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    made |= {"commit": commit(HERE, ROOT / "timam", ROOT / "timam_lab"), "seconds": round(seconds)}
-    made["parameters"] = parameters
-    if root := parameters.get("root"):
-        name, settings = parameters.get("dataset", "pedestrians"), parameters.get("settings", "")
-        columns = configure("paper", name, HERE / root, settings).data.renamed
-        made["data_fingerprint"] = load_dataset(name, HERE / root, columns=columns).fingerprint()
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["timam"] = made
-    lines = [f"| {key} | `{value}` |" for key, value in made.items()]
-    text = "\n".join(["## What produced this report", "", "| | |", "|---|---|", *lines])
-    notebook.cells.append(nbformat.v4.new_markdown_cell(text, id="provenance"))
     nbformat.write(notebook, path)
 
 

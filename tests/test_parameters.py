@@ -1,0 +1,36 @@
+"""timam_lab.parameters: what papermill has set is checked from inside; the last cell says what produced the copy."""
+
+from pathlib import Path
+
+import pytest
+
+from timam_lab import parameters
+
+
+def namespace(injected: str, **values):
+    """Of a notebook with the parameters root and level, as IPython keeps it."""
+    declared = {"root": str, "dataset": str, "level": int, "share": float}
+    cells = ["root: str = ''", f"# Parameters\n{injected}", "parameters.check(globals())"]
+    return {"__annotations__": declared, "In": cells, "root": "", "dataset": "", "level": 1, "share": 0.5, **values}
+
+
+def test_what_the_notebook_does_not_declare_is_refused_from_inside():
+    parameters.check(namespace("level = 2\nshare = 1", level=2, share=1))
+    parameters.check({**namespace("level = 2", level=2), "FROZEN": "a name of a later cell, which is executed again"})
+    with pytest.raises(ValueError, match="unknown parameter levle; this notebook has root, dataset, level, share"):
+        parameters.check(namespace("levle = 2", levle=2))
+    with pytest.raises(ValueError, match=r"parameter level = '2': expected int"):
+        parameters.check(namespace('level = "2"', level="2"))
+    with pytest.raises(ValueError, match="parameter level = True: expected int"):
+        parameters.check(namespace("level = True", level=True))
+
+
+def test_without_papermill_there_is_nothing_to_refuse():
+    parameters.check({**namespace(""), "In": ["root: str = ''", "parameters.check(globals())"], "level": "2"})
+
+
+def test_the_last_cell_names_commit_versions_data_and_parameters(people: Path):
+    text = parameters.produced(namespace("", root=people, dataset="cuhk-pedes")).data
+    for part in ("| torch | `", "| commit | `", "| data_fingerprint | `", "| level | `1` |", f"| root | `{people}` |"):
+        assert part in text
+    assert "data_fingerprint" not in parameters.produced(namespace("", root="nowhere", dataset="cuhk-pedes")).data
