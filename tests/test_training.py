@@ -254,7 +254,23 @@ def test_collapse_is_printed_and_kept(people, tmp_path, capsys, settings, expect
         assert said == (expected is not None and expected.startswith(beginning)), lines
     row = Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
     penalty = 0.0 if "loss.gradient_penalty=0" in settings else 10.0
-    assert metrics["warnings"] == training_warnings(row.to_dict(), penalty)
+    kept = [w for w in metrics["warnings"] if not w.startswith("rank-1 on validation is")]
+    assert kept == training_warnings(row.to_dict(), penalty)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank_1", "told"), [(0.4, True), (0.7, False)])
+def test_a_run_that_ends_near_chance_says_so(people, tmp_path, monkeypatch, capsys, rank_1, told):
+    val = load_dataset("cuhk-pedes", people).split("val")
+    found = [sum(val.image_labels == label) for label in val.caption_labels]
+    chance = sum(found) / len(found) / len(val.image_paths)
+    assert 0.4 < 2 * chance < 0.7
+    original = training._validate
+    with_score = lambda *a: original(*a) | {"val_text_to_image_rank_1": rank_1}  # noqa: E731
+    monkeypatch.setattr(training, "_validate", with_score)
+    metrics = fit(tiny_config(people), tmp_path / "run")
+    line = f"rank-1 on validation is {rank_1:.1%} and chance {chance:.1%}"
+    assert (line in capsys.readouterr().out, any(line in w for w in metrics["warnings"])) == (told, told)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Warnings about training that has collapsed, from a row of history. The thresholds are ours."""
+"""Warnings about training that has collapsed or has learned nothing. The thresholds are ours."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> 
             "loss.adversarial_weight"
         )
     return warnings
+
+
+def chance_warnings(rank_1: float, chance: float) -> list[str]:
+    """Of a finished run: its rank-1 on validation, beside that of a random order. Empty from twice chance on."""
+    if rank_1 >= 2 * chance:
+        return []
+    return [
+        f"rank-1 on validation is {rank_1:.1%} and chance {chance:.1%}: what was learned does not carry over to other "
+        "identities. What usually helps: more of them, more steps, --init with a model of other data. With few of them "
+        "a linear map between the frozen encoders, the baseline of notebook 02, may be better"
+    ]

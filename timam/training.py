@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from timam import config as configs
-from timam.collapse import training_warnings
+from timam.collapse import chance_warnings, training_warnings
 from timam.config import Config
 from timam.data import DataError, Dataset, load_dataset
 from timam.data.augment import augment, augments
@@ -283,6 +283,11 @@ class _Training:
         model.modality_means = torch.stack([e.mean(dim=0) for e in unit])
         self.run.save_best(model)
         test = embed_split(model, data.test, progress=self.show)
+        best, val = progress.history[progress.best_epoch - 1], data.val.split
+        chance = float(np.bincount(val.image_labels)[val.caption_labels].mean()) / len(val.image_paths)
+        carried_over = chance_warnings(best["val_text_to_image_rank_1"], chance)
+        for warning in carried_over if self.show else ():
+            tqdm.write(f"warning: {warning}")
         seconds = sum(row["seconds"] for row in progress.history) + time.monotonic() - started
         metrics = {
             "dataset": self.config.data.dataset,
@@ -292,7 +297,7 @@ class _Training:
             **evaluate(test, data.dataset.kind, data.dataset.folds, open_set_thresholds(validation)),
             "modality_gap": gap(test),
             # Of the epoch that was tested:
-            "warnings": training_warnings(progress.history[progress.best_epoch - 1], self.config.loss.gradient_penalty),
+            "warnings": training_warnings(best, self.config.loss.gradient_penalty) + carried_over,
             "provenance": {
                 **provenance(self.job.device),
                 "code": "+".join(progress.code),
