@@ -1,5 +1,5 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
-# make studies     the ablations on two CPU cores, some four and a half hours (estimated) -> reports/studies
+# make studies     the ablations on two CPU cores, some five hours (estimated) -> reports/studies
 # make adversary   notebook 10: the adversary and its rivals, two to three hours (estimated) -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
 # make gpu         what only a GPU can answer, in eight minutes -> reports/gpu (docs/gpu.md)
