@@ -2,8 +2,8 @@
 # make studies     the ablations on two CPU cores, some five hours (estimated) -> reports/studies
 # make adversary   notebook 10: the adversary and its rivals, two to three hours (estimated) -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
-# make gpu         what only a GPU can answer, in eight minutes -> reports/gpu (docs/gpu.md)
-# make check       lint, types and the fast tests: the daily loop, some 150 seconds of processor time
+# make gpu         what only a GPU can answer, MINUTES (8) of it -> reports/gpu (docs/gpu.md)
+# make check       lint, types and the fast tests: the daily loop, three and a half minutes on two cores
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make docs        one site: the pages, the executed notebooks, the API -> docs/site/index.html
