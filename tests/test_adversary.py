@@ -9,7 +9,7 @@ import torch
 
 from timam.config import PRESETS, override
 from timam.evaluation import Embeddings
-from timam_lab import adversary, studies
+from timam_lab import adversary, studies, wordings
 from timam_lab.adversary import ARMS, GRID, probe_accuracy, shift_control, what_a_probe_uses
 
 
@@ -48,7 +48,7 @@ def test_the_value_with_the_best_validation_score_is_chosen(monkeypatch):
 
 def test_rephrased_captions_are_embedded_once_and_kept(tmp_path, monkeypatch):
     """The test sentences in unseen words, each at the place of the one it rephrases."""
-    monkeypatch.setattr(adversary, "rewritten", lambda root, split, **shares: [["a hat"], ["a bag", "a bag"]])
+    monkeypatch.setattr(wordings, "rewritten", lambda root, split, **shares: [["a hat"], ["a bag", "a bag"]])
     asked = []
     labels, words = torch.tensor([0, 1, 1]), torch.arange(6.0).reshape(3, 2)
 
@@ -68,7 +68,7 @@ def test_rephrased_captions_are_embedded_once_and_kept(tmp_path, monkeypatch):
         assert torch.equal(found.images, torch.ones(2, 2))
     assert asked == [["a hat", "a bag", "a bag"]]
     (tmp_path / adversary.REPHRASED).unlink()
-    monkeypatch.setattr(adversary, "rewritten", lambda *_, **__: [["a hat"]])
+    monkeypatch.setattr(wordings, "rewritten", lambda *_, **__: [["a hat"]])
     with pytest.raises(ValueError, match="1 test captions, 3"):
         adversary.rephrased(run)
 

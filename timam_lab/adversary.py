@@ -27,7 +27,7 @@ from timam_lab import notebook
 from timam_lab.gaps import split_gap
 from timam_lab.measures import measure
 from timam_lab.studies import Experiment, grid, run_grid
-from timam_lab.variations import rewritten
+from timam_lab.wordings import worded
 
 # The game as the paper's text leaves it: raw embeddings, one slow discriminator step with momentum, smoothed labels.
 # "SGD" and "AdamW" are the discriminator's optimizer; the paper's is SGD. The encoders keep the preset's, AdamW in
@@ -133,12 +133,7 @@ def rephrased(run: Run) -> Embeddings | None:
         return Embeddings.load(path)
     if not (Path(data.root) / "attributes.json").exists():
         return None
-    captions = [text for texts in rewritten(Path(data.root), "test", unseen_words=1.0) for text in texts]
-    test = run.test_embeddings()
-    if len(captions) != len(test.texts):
-        raise ValueError(f"{data.root}: {len(captions)} test captions, {len(test.texts)} in {run.folder}")
-    model = run.best_model()
-    found = Embeddings(test.images, model.encode_texts(captions), test.image_labels, test.text_labels)
+    found = worded(run, run.best_model(), unseen_words=1.0)
     found.save(path)
     return found
 

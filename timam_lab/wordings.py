@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from timam.evaluation import Embeddings, evaluate
+from timam.models import TIMAM
 from timam.run import Run
 from timam_lab.oracle import Picture, read_truth
 from timam_lab.variations import rewritten
@@ -28,6 +29,18 @@ THINGS = {
     "scarf": ("a scarf", "no scarf"),
     "bag": ("a bag", "no bag"),
 }
+
+
+def worded(run: Run, model: TIMAM, **shares: float) -> Embeddings:
+    """The run's test split with captions of other shares (`timam_lab.variations.rewritten`), by the run's model.
+
+    Raises ValueError where the folder does not have the captions that the run was tested with.
+    """
+    test, root = run.test_embeddings(), Path(run.config().data.root)
+    captions = [text for texts in rewritten(root, "test", **shares) for text in texts]
+    if len(captions) != len(test.texts):
+        raise ValueError(f"{root}: {len(captions)} test captions, {len(test.texts)} in {run.folder}")
+    return Embeddings(test.images, model.encode_texts(captions), test.image_labels, test.text_labels)
 
 
 def reread(run: Run) -> pd.DataFrame | None:
@@ -50,9 +63,8 @@ def reread(run: Run) -> pd.DataFrame | None:
     rows: list[tuple[str, float | str, float]] = []
     for varied in VARIED:
         for share in SHARES:
-            captions = [text for texts in rewritten(root, "test", **{varied: share}) for text in texts]
-            found = Embeddings(test.images, model.encode_texts(captions), test.image_labels, test.text_labels)
-            rows.append((varied, share, evaluate(found)["text_to_image"]["rank_1"]))
+            found = evaluate(worded(run, model, **{varied: share}))
+            rows.append((varied, share, found["text_to_image"]["rank_1"]))
     pictures = [picture for picture in read_truth(root) if picture.split == "test"]
     for thing, phrases in THINGS.items():
         sentences = model.encode_texts([f"A person with {phrase}." for phrase in phrases])
