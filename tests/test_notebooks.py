@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -17,8 +16,8 @@ from layouts import (
     write_karpathy,
     write_language_model,
     write_person_search,
-    write_picture,
     write_reed,
+    write_table,
 )
 
 from timam.data import DATASETS
@@ -90,10 +89,19 @@ def test_smoke_report_has_every_notebook_and_the_callers_parameters_win_and_must
 
 # Classes, a tenth of the trainval ones held out by the reader for validation: two, for the probes' sake.
 FLOWERS = {"trainval": [f"class_{i:05d}" for i in range(1, 21)], "test": ["class_00021", "class_00022"]}
-# kind of data: (how to write it, its notebooks, of which 02, 05, 06 and 07 share a run)
+
+
+def write_own(root):
+    """Three pictures, no identities, no splits: fewer than a notebook would like to show. Columns of other names."""
+    rows = [["Bild", "Satz"], *([f"p/{i}.png", f"a person in a red coat number {i}"] for i in range(3))]
+    return write_table(root, rows)
+
+
+# data: (how to write them, notebooks that treat them in a way of their own, of which 02, 05, 06 and 07 share a run)
 KINDS = {
-    "coco": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco"), "01 02 05 06"),
-    "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 06 07"),
+    "coco": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco"), "02 06"),
+    "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 07"),
+    "csv": (write_own, "01"),
 }
 
 
@@ -101,7 +109,9 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_notebooks_run_on_data_of_the_other_kinds(name, tmp_path):
     write, numbers = KINDS[name]
-    chosen = {"dataset": name, "root": write(tmp_path / "data"), "preset": "smoke", "runs": tmp_path / "runs"}
+    settings = "columns=image_path=Bild;caption=Satz" if name == "csv" else "epochs=2 max_steps=2"
+    chosen = {"dataset": name, "root": write(tmp_path / "data"), "preset": "smoke", "runs": tmp_path / "runs",
+              "settings": settings}  # fmt: skip
     for path in [path for path in NOTEBOOKS if path.stem[:2] in numbers.split()]:
         known = papermill.inspect_notebook(str(path)).keys() - ({"dataset"} if "results" in path.stem else set())
         parameters = {key: value for key, value in chosen.items() if key in known}
@@ -123,63 +133,41 @@ def test_notebooks_run_on_data_of_the_other_kinds(name, tmp_path):
     assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".pdf", ".csv"}
 
 
+# data of the paper preset: (how to write them, notebook, variants: some of each kind that the smoke report leaves out)
+ABLATIONS = {
+    "cuhk-pedes": (write_person_search, "03_ablation_modules",
+                   "matching; matching + identification; adversarial, learned words; gradient reversal; triplet"),
+    "flickr30k": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=4)), "04_ablation_backbone",
+                  "ResNet-50; ResNet-101"),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuhk-pedes", "flickr30k"])
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_of_the_paper_preset(name, tmp_path):
     """The paper's architecture on the paper's layouts, at the size of a thumbnail and with random weights."""
-    if name == "cuhk-pedes":
-        root, notebook, variants = write_person_search(tmp_path / "data"), "03_ablation_modules", ""
-    else:
-        root = write_karpathy(tmp_path / "data", karpathy_images(train=12, val=4, test=4))
-        notebook, variants = "04_ablation_backbone", "ResNet-50;ResNet-101;ResNet-152"
+    write, notebook, variants = ABLATIONS[name]
     bert = write_language_model(tmp_path / "bert")
     # Clipped: four thumbnails send gradients of 1e15 through a hundred random batch-normalised layers.
     settings = (
         f"language_model={bert} backbone_weights=none image_height=32 image_width=32 max_tokens=16 lstm_hidden=8 "
-        f"embedding_dim=16 batch_size=4 epochs=1 max_steps=1 gradient_clip=1{'' if variants else ' backbone=resnet18'}"
+        f"embedding_dim=16 batch_size=4 epochs=1 max_steps=1 gradient_clip=1"
     )
-    chosen = {"preset": "paper", "dataset": name, "root": root, "runs": tmp_path / "runs", "variants": variants,
-              "settings": settings}  # fmt: skip
+    if name == "cuhk-pedes":
+        settings += " backbone=resnet18"
+    chosen = {"preset": "paper", "dataset": name, "root": write(tmp_path / "data"), "runs": tmp_path / "runs",
+              "variants": variants, "settings": settings}  # fmt: skip
     result = run_notebooks([notebook], tmp_path / "reports", chosen)
     assert result.exit_code == 0, result.output[-3000:]
     finished = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/config.json")]
-    assert {c["preset"] for c in finished} == {"paper"}
-    # MODULES, CHOICES, and the matching losses that the preset does not have.
-    assert len(finished) == (7 + 2 + 3 if name == "cuhk-pedes" else 3)
+    assert [c["preset"] for c in finished] == ["paper"] * len(variants.split(";"))
 
 
-@pytest.mark.slow
-def test_a_failed_run_of_a_study_fails_the_notebook_after_all_others(tmp_path):
-    """No report that looks finished; the other runs are finished, and the message names the failed ones."""
-    root = write_person_search(tmp_path / "data")
-    chosen = {"preset": "smoke", "dataset": "cuhk-pedes", "root": root, "runs": tmp_path / "runs",
-              "variants": "MobileNetV2, pretrained;ResNet-18", "settings": "backbone_weights=NO_SUCH"}  # fmt: skip
-    bad = run_notebooks(["04_ablation_backbone"], tmp_path / "reports", chosen)
-    assert bad.exit_code == 1
-    assert "1 of 2 runs did not finish" in bad.output
-    assert "NO_SUCH" in bad.output
-    assert not (tmp_path / "reports/04_ablation_backbone.ipynb").exists()
-    assert len(list((tmp_path / "runs").glob("*/metrics.json"))) == 1
-
-
-@pytest.mark.slow
 def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
-    result = run_notebooks([NOTEBOOKS[0].stem], tmp_path, {"dataset": "cub", "root": tmp_path / "none"})
-    assert result.exit_code == 1
-    assert f"SystemExit: cub: {tmp_path}/none/text_c10: no such folder of captions (get it here: " in result.output
-
-
-@pytest.mark.slow
-def test_exploration_of_a_tiny_table_of_ones_own(tmp_path):
-    """Three pictures, no identities, no splits: fewer than the notebook would like to show. Columns of other names."""
-    rows = ["Bild,Satz", *(f"{i}.png,a person in a red coat number {i}" for i in range(3))]
-    (tmp_path / "captions.csv").write_text("\n".join(rows))
-    for i in range(3):
-        write_picture(tmp_path / f"{i}.png", seed=i)
-    chosen = {"dataset": "csv", "root": tmp_path, "preset": "smoke", "settings": "columns=image_path=Bild;caption=Satz"}
-    result = run_notebooks([NOTEBOOKS[0].stem], tmp_path / "reports", chosen)
-    assert result.exit_code == 0, result.output[-3000:]
-    assert (tmp_path / "reports/figures/01_examples.png").exists()
+    parameters, _, start = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"][:3]
+    exec(parameters, names := {})
+    with pytest.raises(SystemExit, match=r"cub: .*/none/text_c10: no such folder of captions \(get it here: "):
+        exec(start, names | {"dataset": "cub", "root": str(tmp_path / "none")})
 
 
 @pytest.mark.slow
@@ -188,11 +176,7 @@ def test_plain_papermill_from_any_folder_writes_only_where_it_is_told_to(tmp_pat
     (tmp_path / "here").mkdir()
     path, out = ROOT / "notebooks/07_results.ipynb", tmp_path / "here/out.ipynb"
     command = [sys.executable, "-m", "papermill", path, out, "-p", "output", "tables", "-p", "dataset", "cub"]
-    called = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path / "here", timeout=600)
-    refused = called([*map(str, command), "-p", "datset", "cub"])
-    assert refused.returncode == 1
-    assert "unknown parameter datset; this notebook has dataset," in refused.stderr
-    called(list(map(str, command)), check=True)
+    subprocess.run(list(map(str, command)), capture_output=True, cwd=tmp_path / "here", timeout=600, check=True)
     assert {p.name for p in (tmp_path / "here").iterdir()} == {"out.ipynb", "tables"}
     assert "| torch | `" in str(nbformat.read(out, as_version=4).cells[-1].outputs)  # what produced it
     assert {p.name for p in tmp_path.iterdir()} == {"here"}
