@@ -75,16 +75,11 @@ def write_person_search(
 
 
 def karpathy_images(train: int = 3, val: int = 2, test: int = 2, sentences: int = 5) -> list[dict[str, Any]]:
-    """Entries of Karpathy's json, with the keys of the distributed files that no reader needs."""
+    """Entries of Karpathy's json."""
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     return [
         {
-            "sentids": [i * sentences + k for k in range(sentences)],
-            "imgid": i,
-            "sentences": [
-                {"tokens": ["picture", str(i)], "raw": f"Picture {i}, sentence {k}.", "imgid": i, "sentid": k}
-                for k in range(sentences)
-            ],
+            "sentences": [{"tokens": ["picture"], "raw": f"Picture {i}, sentence {k}."} for k in range(sentences)],
             "split": split,
             "filename": f"{1000 + i}.jpg",
         }
@@ -112,15 +107,16 @@ def write_reed(
         flat: as Flowers, jpg/image_NNNNN.jpg; else as CUB, CUB_200_2011/images/CLASS/NAME.jpg, beside an images/ of
             features.
     """
-    names = sorted({c for members in classes.values() for c in members})
+    root.mkdir(parents=True, exist_ok=True)
     for list_name, members in classes.items():
-        write = root / f"{list_name}classes.txt"
-        write.parent.mkdir(parents=True, exist_ok=True)
-        write.write_text("".join(f"{m}\n" for m in members))
-    for c, class_name in enumerate(names):
+        (root / f"{list_name}classes.txt").write_text("".join(f"{m}\n" for m in members))
+    for c, class_name in enumerate(sorted({c for members in classes.values() for c in members})):
         folder = root / "text_c10" / class_name
         folder.mkdir(parents=True)
-        (root / "text_c10" / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
+        features = [root / "text_c10"] if flat else [root / "text_c10", root / "images"]
+        for beside in features:
+            beside.mkdir(exist_ok=True)
+            (beside / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
         upper, lower = PAIRS[(c * 11) % len(PAIRS)]
         for i in range(images):
             stem = f"image_{c * images + i + 1:05d}" if flat else f"{class_name.split('.')[-1]}_{i:04d}"
@@ -129,9 +125,6 @@ def write_reed(
             (folder / f"{stem}.h5").write_bytes(b"\x89HDF\r\n")
             pictures = root / "jpg" if flat else root / "CUB_200_2011" / "images" / class_name
             write_picture(pictures / f"{stem}.jpg", upper, lower, seed=c * images + i)
-        if not flat:
-            (root / "images").mkdir(exist_ok=True)
-            (root / "images" / f"{class_name}.t7").write_bytes(b"\x04\x00torch")
     return root
 
 
@@ -189,12 +182,9 @@ def write_imagefolder(root: Path, file: str = "metadata.jsonl") -> Path:
         rows = [{"file_name": f"{i}.png", "caption_0": f"{split} {i}", "caption_1": "in red"} for i in range(n)]
         for i in range(n):
             write_picture(root / split / f"{i}.png", seed=i)
-        if file.endswith(".csv"):
-            lines = [",".join(row.values()) for row in rows]
-            text = "\n".join(["file_name,caption_0,caption_1", *lines])
-        else:
-            text = "\n".join(map(json.dumps, rows))
-        (root / split / file).write_text(text + "\n")
+        lines = [",".join(row) for row in (rows[0], *(row.values() for row in rows))]
+        lines = lines if file.endswith(".csv") else list(map(json.dumps, rows))
+        (root / split / file).write_text("\n".join(lines) + "\n")
     return root
 
 
