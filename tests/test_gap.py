@@ -7,7 +7,7 @@ from timam import gap
 from timam.collapse import training_warnings
 from timam.gap import modality_gap
 from timam_lab import gaps
-from timam_lab.centering import Centering, center_modalities
+from timam_lab.centering import center_modalities
 from timam_lab.gaps import GAP_MEASURES
 
 
@@ -187,10 +187,11 @@ def test_large_splits_are_measured_on_whole_identities(monkeypatch):
 @pytest.mark.parametrize("standardise", [False, True])
 def test_centring_by_hand(standardise):
     # Unit vectors at 0 and 90 degrees: mean (1/2, 1/2), deviations (1/2, 1/2), whatever the lengths.
-    fitted = Centering.fit(np.array([[3.0, 0], [0, 0.1]]), standardise)
+    fitted_on, rows = np.array([[3.0, 0], [0, 0.1]]), np.array([[5.0, 0], [6.0, 8.0]])
     # (1, 0) becomes (1/2, -1/2); (0.6, 0.8) becomes (0.1, 0.3). Equal deviations change no direction.
     expected = np.array([[1, -1], [1, 3]]) / np.sqrt([[2], [10]])
-    np.testing.assert_allclose(fitted(np.array([[5.0, 0], [6.0, 8.0]])), expected, rtol=1e-12)
+    for centred in center_modalities(rows, rows, (fitted_on, fitted_on), standardise):
+        np.testing.assert_allclose(centred, expected, rtol=1e-12)
 
 
 def test_standardising_equals_the_spread_of_the_coordinates():
@@ -198,7 +199,9 @@ def test_standardising_equals_the_spread_of_the_coordinates():
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = (unit - unit.mean(axis=0)) / unit.std(axis=0)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(Centering.fit(rows, standardise=True)(rows), expected, rtol=1e-12)
+    images, texts = center_modalities(rows, 3 * rows, (rows, 3 * rows), standardise=True)
+    np.testing.assert_allclose(images, expected, rtol=1e-12)
+    np.testing.assert_allclose(texts, expected, rtol=1e-12)
     same = np.ones((4, 4), np.float32)
     for centred in center_modalities(same, same, (same, same), standardise=True):  # finite, and of the same dtype
         assert centred.dtype == np.float32
