@@ -73,13 +73,18 @@ def _settings(cls: type[T]) -> type[T]:
     return made
 
 
+def added(default: Any) -> Any:
+    """A setting younger than the first runs: at its default, which does what was done before, no fingerprint has it."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 @_settings
 class DataConfig:
     """Which data, and how batches are drawn from it."""
 
     dataset: str = "pedestrians"
     root: str = ""
-    columns: str = ""  # of a table under other names than ours: "caption=text;image_path=file"
+    columns: str = added("")  # of a table under other names than ours: "caption=text;image_path=file"
     # Pictures a step. The matching loss compares each with every caption of the batch, so 2 are needed [recalled].
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = 64
     # 0: shuffled batches. K: batches of K pictures of each identity; K must divide the batch size [ours].
@@ -116,16 +121,16 @@ class ModelConfig:
     language_model_weights: bool = True  # False: the architecture with random weights
     max_tokens: Annotated[int, Field(ge=4, le=512)] = 64  # word pieces of a caption, special tokens included [ours]
     word_embedding_dim: Width = 300  # only with language_model = "none" [ours]
-    normalize_words: bool = False  # word states get mean 0 and variance 1 each before the LSTM [ours]
+    normalize_words: bool = added(False)  # word states get mean 0 and variance 1 each before the LSTM [ours]
     lstm_hidden: Width = 512  # per direction [ours]
     lstm_summary: Literal["max", "last"] = "max"  # masked maximum over time, or each direction's last state [ours]
-    text_head: Literal["lstm", "pooled"] = "lstm"  # "pooled": the language model's own pooling, no LSTM [paper: LSTM]
-    projection: Literal["new", "pretrained"] = "new"  # "pretrained": CLIP and SigLIP keep theirs [ours]
+    text_head: Literal["lstm", "pooled"] = added("lstm")  # "pooled": the language model's own pooling [paper: LSTM]
+    projection: Literal["new", "pretrained"] = added("new")  # "pretrained": CLIP and SigLIP keep theirs [ours]
     embedding_dim: Width = 512  # D [recalled]
     shared_classifier: bool = True  # one identity classifier for both modalities, or one each [ours]
     normalized_classifier: bool = True  # its rows have unit length: norm-softmax [paper]; False: plain softmax
     discriminator_hidden: Width = 256  # width between the discriminator's two linear layers [ours]
-    discriminator_conditional: bool = False  # it also sees the identity: its row of the classifier [ours]
+    discriminator_conditional: bool = added(False)  # it also sees the identity: its row of the classifier [ours]
 
 
 @_settings
@@ -135,17 +140,17 @@ class LossConfig:
     identification_weight: Nonnegative = 1.0  # L_I [paper]
     matching_weight: Nonnegative = 1.0  # L_M [paper]
     adversarial_weight: Nonnegative = 1.0  # L_D [paper]
-    matching: Literal["cmpm", "sdm", "infonce", "triplet"] = "cmpm"  # the matching loss [paper: CMPM]
-    temperature: Annotated[float, Field(gt=0, le=1)] = 0.02  # of "sdm"; "infonce" starts from it and learns it [ours]
-    margin: Annotated[float, Field(ge=0, le=2)] = 0.2  # of "triplet", a difference of cosines [ours]
+    matching: Literal["cmpm", "sdm", "infonce", "triplet"] = added("cmpm")  # the matching loss [paper: CMPM]
+    temperature: Annotated[float, Field(gt=0, le=1)] = added(0.02)  # of "sdm"; "infonce" learns it from there [ours]
+    margin: Annotated[float, Field(ge=0, le=2)] = added(0.2)  # of "triplet", a difference of cosines [ours]
     matching_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8  # inside the logarithm of "cmpm" and "sdm" [ours]
     # "alternating": the encoders minimise the discriminator's loss with exchanged labels [ours].
     adversarial_form: Literal["alternating", "gradient_reversal"] = "alternating"
     adversarial_input: Literal["raw", "unit"] = "raw"  # embeddings as they are, or all scaled to length sqrt(D) [ours]
     gradient_penalty: Nonnegative = 0.0  # weight of the R1 penalty on the discriminator; 0 = off [paper: none]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # the target for images is 1 - this [recalled]
-    discrepancy: Literal["mmd", "coral"] = "mmd"  # what `discrepancy_weight` weights: a distance of the modalities
-    discrepancy_weight: Nonnegative = 0.0  # in place of the adversary, or beside it; 0 = off [paper: none]
+    discrepancy: Literal["mmd", "coral"] = added("mmd")  # the distance that `discrepancy_weight` weights
+    discrepancy_weight: Nonnegative = added(0.0)  # in place of the adversary, or beside it; 0 = off [paper: none]
 
 
 @_settings
@@ -161,7 +166,7 @@ class TrainConfig:
     text_lr: LearningRate = 2e-4  # [recalled]
     language_model_lr: LearningRate = 2e-5  # once it is unfrozen [ours]
     # Times the rates: for what has no pretrained weights beside the encoders (projections, LSTM, classifier) [ours].
-    new_layers_factor: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    new_layers_factor: Annotated[float, Field(gt=0, le=1000)] = added(1.0)
     discriminator_lr: LearningRate = 2e-4  # [recalled]
     discriminator_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # SGD's, or Adam's first beta
     discriminator_steps: Annotated[int, Field(ge=1, le=16)] = 1  # for each step of the encoders [ours]
@@ -173,14 +178,14 @@ class TrainConfig:
     warmup_epochs: Nonnegative = 0.0  # linear from 0, with "cosine" and "constant"
     unfreeze_epoch: CountOrNone = None  # the first epoch that trains the language model; None: not by epoch
     unfreeze_patience: CountOrNone = 3  # unfreeze after so many epochs without a better score; None: not by score
-    init: str = ""  # a run or a saved TIMAM (folder or hub id) whose encoders training starts from; "" for none [ours]
+    init: str = added("")  # a run or a TIMAM (folder, hub id) whose encoders training starts from; "": none [ours]
     # The backbone's first blocks keep their weights and statistics. Their outputs are stored unless pictures are
     # augmented [ours].
-    frozen_blocks: Annotated[int, Field(ge=0)] = 0
+    frozen_blocks: Annotated[int, Field(ge=0)] = added(0)
     gradient_clip: Nonnegative = 0.0  # greatest norm of each optimizer's gradient; 0 = off
     early_stop: CountOrNone = 15  # stop after so many epochs without a better validation score [ours]
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # "auto": bf16 where the GPU has it, else "no"
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # also gets what history.csv gets
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = added("none")  # also gets what history.csv gets
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # as many bits as NumPy's generator takes
 
 
@@ -198,24 +203,6 @@ class Config:
 _TYPES: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
 SECTIONS = tuple(_TYPES)
 _FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
-# Settings younger than the first runs. While such a setting has its default it does not enter the fingerprint, so that
-# existing runs are found again. Its default must do what was done before the setting existed.
-NEW_SETTINGS = (
-    "loss.matching",
-    "loss.temperature",
-    "loss.margin",
-    "loss.discrepancy",
-    "loss.discrepancy_weight",
-    "train.frozen_blocks",
-    "train.init",
-    "train.new_layers_factor",
-    "train.tracker",
-    "model.normalize_words",
-    "model.text_head",
-    "model.projection",
-    "model.discriminator_conditional",
-    "data.columns",
-)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -225,10 +212,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """8 hex digits that differ where any setting differs: names the run's directory."""
-    settings, defaults = to_dict(config), to_dict(Config())
-    for section, name in (key.split(".") for key in NEW_SETTINGS):
-        if settings[section][name] == defaults[section][name]:
-            del settings[section][name]
+    settings = to_dict(config)
+    for section, cls in _TYPES.items():
+        for field in dataclasses.fields(cls):
+            if "added" in field.metadata and settings[section][field.name] == field.default:
+                del settings[section][field.name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
