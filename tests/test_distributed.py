@@ -26,7 +26,7 @@ from running import ROOT, assert_same_history, free_port, started, train_command
 from timam import job, learner, training
 from timam.config import Config, DataConfig, LossConfig, TrainConfig
 from timam.data.batches import epoch_batches
-from timam.job import Job, synchronize_batch_norm
+from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.objective import Inputs, train_step
 from timam.run import Run, RunError
@@ -73,7 +73,7 @@ def steps(job: Job, form: str, clip: float, language: bool) -> dict:
     model = build_tiny(dropout=0.0, shared_classifier=False)
     model.double().train()
     model.text_encoder.freeze(not language)
-    synchronize_batch_norm(model)
+    job.share_weights(model)
     train = TrainConfig(
         image_lr=0.01, text_lr=0.01, discriminator_lr=0.1, text_optimizer="sgd", gradient_clip=clip,
         discriminator_steps=2,

@@ -166,7 +166,7 @@ def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> di
     Returns detached scalars on the device: "total", the weighted sum; every term of `TERMS`, unweighted; and the
     discriminator's loss and accuracy.
     """
-    with job.autocast():
+    with job.accelerator.autocast():
         images, texts = learner.model(inputs.images, **inputs.text)
     batch = Embedded(
         gather(full_precision(images)),

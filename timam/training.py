@@ -71,7 +71,9 @@ def fit(
         data = training.open_data()
         learner = training.start(data)
         # Without the data's folder on this machine, as a tracker may send the settings elsewhere.
-        job.start_tracking(run.folder.name, {k: v for k, v in configs.flat(config).items() if k != "data.root"})
+        settings = {k: v for k, v in configs.flat(config).items() if k != "data.root"}
+        names = {tracker: {"name": run.folder.name} for tracker in ("wandb", "trackio")}
+        job.accelerator.init_trackers("timam", settings, names)
         while not learner.progress.is_over(config.train):
             training.epoch(learner, data)
             if after_epoch is not None and job.is_main:
@@ -110,7 +112,7 @@ class _Training:
             tqdm.write(f"{dataset.name}: {line}")
         stored, problems = [], []
         height, width = self.config.model.image_height, self.config.model.image_width
-        with self.job.main_first():
+        with self.job.accelerator.main_process_first():
             for split in splits:
                 try:
                     stored.append(StoredSplit(split, open_pixels(split.image_paths, height, width, self.show)))
@@ -151,7 +153,7 @@ class _Training:
         model.text_encoder.freeze(progress.unfrozen_at is None)
         model.image_encoder.freeze_blocks(self.config.train.frozen_blocks)
         if self.config.train.frozen_blocks and not augments(self.config.data):
-            with self.job.main_first():
+            with self.job.accelerator.main_process_first():
                 for part in (data.train, data.val):
                     part.blocks = open_block_outputs(model, part.pixels, progress=self.show)
         return learner
@@ -183,13 +185,13 @@ class _Training:
             progress.seconds += time.monotonic() - started
             if job.is_main:
                 learner.save(self.run.last)
-            job.wait()
+            job.accelerator.wait_for_everyone()
             self._interrupt(f"in epoch {progress.epoch + 1} after step {progress.step} of {self.epoch_steps(data)}")
         row["language_model_frozen"] = learner.model.text_encoder.frozen
         row |= job.on_main(lambda: _validate(learner.model, data))
         row["seconds"], progress.seconds = progress.seconds + time.monotonic() - started, 0.0
         learner.end_epoch(row, config.train)
-        job.track(progress.history[-1])
+        job.accelerator.log(progress.history[-1], step=progress.epoch)
         if job.is_main:
             self.run.save_epoch(learner)
         if self.show:
@@ -216,7 +218,7 @@ class _Training:
         if not model.text_encoder.frozen:
             data.train.words = data.val.words = None
         elif data.train.words is None:
-            with self.job.main_first():
+            with self.job.accelerator.main_process_first():
                 for part in stored:
                     part.words = open_word_states(model, part.split.captions, progress=self.show)
         if not progress.epoch and not progress.step and self.job.is_main:

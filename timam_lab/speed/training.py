@@ -67,7 +67,7 @@ class Setting:
         """The same encoders' forward, backward and optimizer steps, on tensors in memory."""
         self.learner.model.train()
         for step in inputs:
-            with self.job.autocast():
+            with self.job.accelerator.autocast():
                 images, texts = self.learner.model(**step)
             (images.float().square().mean() + texts.float().square().mean()).backward()
             for name in ("image", "text"):

@@ -83,7 +83,8 @@ def switches(lab: Lab) -> dict[str, Callable[[Learner, Job], None]]:
     """Each takes back something that training does; the last one adds to it."""
 
     def float32(learner: Learner, job: Job) -> None:
-        setattr(job, "autocast", nullcontext)  # noqa: B010  (mypy: a method)
+        job.accelerator = copy.copy(job.accelerator)
+        setattr(job.accelerator, "autocast", nullcontext)  # noqa: B010  (mypy: a method)
 
     def contiguous(learner: Learner, job: Job) -> None:
         learner.model.to(memory_format=torch.contiguous_format)
