@@ -151,8 +151,8 @@ def test_identification_equals_the_equation(pattern, dtype):
     """Zhang and Lu, equation 7: softmax of W x / |W_c| + b, and without the division."""
     rows, _, labels = embeddings(PATTERNS[pattern], dtype=dtype)
     weights, bias = classifier(classes=9, dtype=dtype)  # of lengths 1 to 9
-    for loss, used in ((norm_softmax_loss, F.normalize(weights, dim=1)), (losses.softmax_loss, weights)):
-        found = loss(rows, weights, bias, labels)
+    for unit_rows, used in ((True, F.normalize(weights, dim=1)), (False, weights)):
+        found = norm_softmax_loss(rows, weights, bias, labels, unit_rows)
         assert found.dtype == dtype
         expected = F.cross_entropy(rows.double() @ used.double().T + bias.double(), labels).item()
         assert found.item() == pytest.approx(expected, rel=TOLERANCE[dtype])

@@ -23,7 +23,6 @@ from timam.losses import (
     mmd_loss,
     norm_softmax_loss,
     sdm_loss,
-    softmax_loss,
     triplet_loss,
 )
 from timam.models import TIMAM
@@ -124,7 +123,7 @@ def reference(model: TIMAM, config: LossConfig) -> tuple[dict[str, Tensor], dict
     now = judge(view(images), LABELS), judge(view(texts), LABELS)
     reversal = config.adversarial_form == "gradient_reversal"
     adversarial = -discriminator_loss(*now, config.label_smoothing) if reversal else encoder_adversarial_loss(*now)
-    identify = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
+    identify = functools.partial(norm_softmax_loss, unit_rows=model.model_config.normalized_classifier)
     heads = [(model.class_weights[i], model.class_bias[i]) for i in (0, len(model.class_weights) - 1)]
     discrepancy = {"mmd": mmd_loss, "coral": coral_loss}[config.discrepancy](images, texts)
     terms = {

@@ -7,7 +7,6 @@
 | `infonce_loss`             |        | CLIP's loss: Radford et al., ICML 2021; several positives are ours      |
 | `triplet_loss`             |        | hardest negative in the batch: Faghri et al. (VSE++), BMVC 2018         |
 | `norm_softmax_loss`        | L_I    | norm-softmax: Zhang and Lu, eq. 7                                       |
-| `softmax_loss`             | L_I    | plain softmax, for the ablation                                         |
 | `discriminator_loss`       | L_D    | GAN, for the discriminator: Goodfellow et al., NIPS 2014, eq. 1         |
 | `encoder_adversarial_loss` | L_D    | GAN, for the encoders, non-saturating: the same, section 3              |
 | `gradient_penalty`         |        | R1 penalty: Mescheder et al., ICML 2018, eq. 9; applied to both, ours   |
@@ -153,23 +152,15 @@ def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
 # -- identification ------------------------------------------------------------------------------------------------
 
 
-def norm_softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
+def norm_softmax_loss(
+    embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor, unit_rows: bool = True
+) -> Tensor:
     """Identification loss of one modality: cross-entropy of logits = embeddings . (W_c / ||W_c||) + b_c.
 
     The paper's L_I is the sum over the two modalities. Embeddings (B, D), not normalised; class_weights (C, D), a row
-    for each training identity; bias (C,); labels in [0, C): on the CPU, another one raises ValueError.
+    for each training identity; bias (C,); labels in [0, C): on the CPU, another one raises ValueError. Without
+    `unit_rows` it is plain softmax, for the ablation: longer rows then lower the loss without better embeddings.
     """
-    return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=True)
-
-
-def softmax_loss(embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor) -> Tensor:
-    """As `norm_softmax_loss`, but rows keep their length: longer ones lower the loss without better embeddings."""
-    return _identification(embeddings, class_weights, bias, identity_labels, unit_rows=False)
-
-
-def _identification(
-    embeddings: Tensor, class_weights: Tensor, bias: Tensor, identity_labels: Tensor, unit_rows: bool
-) -> Tensor:
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.shape[1:] != embeddings.shape[1:] or bias.shape != class_weights.shape[:1]:
         shapes = [tuple(tensor.shape) for tensor in (embeddings, class_weights, bias)]

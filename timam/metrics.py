@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +28,8 @@ _MOST_COMPARED = 128  # with more relevant items per query than this, sorting is
 _TIE = 32  # similarities closer than this many machine epsilons tie: rounding separates equal vectors by 2 to 14
 
 PerQuery = Mapping[str, np.ndarray]  # what `query_metrics` returns
-
-
-class _Sides(NamedTuple):
-    queries: Tensor  # (Q, D) float32 or float64
-    gallery: Tensor  # (G, D)
-    query_labels: Tensor
-    gallery_labels: Tensor
+# Queries (Q, D) and gallery (G, D), float32 or float64, and the labels of both.
+_Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 # -- the reported metrics ------------------------------------------------------------------------------------------
@@ -49,13 +43,9 @@ class Metric:
     values: Callable[[PerQuery], np.ndarray]  # results of `query_metrics` -> one value per query, (Q,) in [0, 1]
 
 
-def _within(k: int) -> Callable[[PerQuery], np.ndarray]:
-    return lambda per_query: per_query["rank"] <= k
-
-
 def declare_metrics(ranks: Sequence[int]) -> dict[str, Metric]:
     """The retrieval metrics by name, with a rank-k for each k."""
-    return {f"rank_{k}": Metric(f"R@{k}", _within(k)) for k in ranks} | {
+    return {f"rank_{k}": Metric(f"R@{k}", lambda per_query, k=k: per_query["rank"] <= k) for k in ranks} | {
         "mAP": Metric("mAP", lambda per_query: per_query["average_precision"]),
         "mINP": Metric("mINP", lambda per_query: per_query["inverse_penalty"]),
     }
@@ -70,6 +60,13 @@ def _summarize(per_query: PerQuery, ranks: Sequence[int]) -> dict[str, float]:
     if without.any():
         raise ValueError(f"{without.sum()} of {len(without)} queries have no item of their label in the gallery")
     return {name: float(metric.values(per_query).mean()) for name, metric in declare_metrics(ranks).items()}
+
+
+def chance(query_labels: Tensor, gallery_labels: Tensor) -> float:
+    """Rank-1 of a gallery in random order: the mean over the queries of the share of it that is relevant."""
+    queries, gallery = torch.as_tensor(query_labels), torch.as_tensor(gallery_labels)
+    counts = torch.bincount(gallery, minlength=int(queries.max()) + 1)
+    return float(counts[queries].double().mean()) / len(gallery)
 
 
 # -- ranking a gallery ---------------------------------------------------------------------------------------------
@@ -106,7 +103,7 @@ def query_metrics(
     of the last of them. `retrieval_metrics` averages them; a bootstrap resamples them.
     """
     sides = _checked_sides(("query", query_embeddings, query_labels), ("gallery", gallery_embeddings, gallery_labels))
-    return _by_chunk(_chunk_metrics, _unit(sides))
+    return _by_chunk(_chunk_metrics, _unit(*sides))
 
 
 def two_way_metrics(
@@ -118,12 +115,12 @@ def two_way_metrics(
 ) -> dict[str, dict[str, float]]:
     """{"text_to_image", "image_to_text"}: `retrieval_metrics` of each, from one product where it fits in a chunk."""
     checked = _checked_sides(("image", image_embeddings, image_labels), ("text", text_embeddings, text_labels))
-    images, texts, image_labels, text_labels = _unit(checked)
+    images, texts, image_labels, text_labels = _unit(*checked)
     similarity = texts @ images.T if len(texts) * len(images) <= _CHUNK else None
     transposed = None if similarity is None else similarity.T.contiguous()  # 3 times faster than another product
     directions = {
-        "text_to_image": (_Sides(texts, images, text_labels, image_labels), similarity),
-        "image_to_text": (_Sides(images, texts, image_labels, text_labels), transposed),
+        "text_to_image": ((texts, images, text_labels, image_labels), similarity),
+        "image_to_text": ((images, texts, image_labels, text_labels), transposed),
     }
     return {name: _summarize(_by_chunk(_chunk_metrics, *sides), ranks) for name, sides in directions.items()}
 
@@ -155,7 +152,7 @@ def open_set_metrics(
     if not all(0 <= rate < 1 for rate in false_alarm_rates):
         raise ValueError(f"false_alarm_rates = {tuple(false_alarm_rates)}: expected at least 0, below 1")
     sides = _checked_sides(("query", query_embeddings, query_labels), ("gallery", gallery_embeddings, gallery_labels))
-    best, right, known = _by_chunk(_chunk_best, _unit(sides)).values()
+    best, right, known = _by_chunk(_chunk_best, _unit(*sides)).values()
     if known.all() or not known.any():
         count = f"{known.sum()} of {len(known)} queries"
         raise ValueError(f"{count} have an item of their label in the gallery: expected some with and some without")
@@ -189,22 +186,17 @@ def _checked_sides(*sides: tuple[str, Tensor, Tensor], kind: str = "labels") -> 
     if queries.shape[1] != gallery.shape[1]:
         shapes = [f"{name}_embeddings {tuple(e.shape)}" for (name, *_), (e, _) in zip(sides, checked, strict=True)]
         raise ValueError(f"{' and '.join(shapes)}: D differs")
-    return _Sides(queries, gallery, query_labels, gallery_labels)
+    return queries, gallery, query_labels, gallery_labels
 
 
-def _unit(sides: _Sides) -> _Sides:
-    return sides._replace(queries=F.normalize(sides.queries, dim=1), gallery=F.normalize(sides.gallery, dim=1))
+def _unit(queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> _Sides:
+    return F.normalize(queries, dim=1), F.normalize(gallery, dim=1), query_labels, gallery_labels
 
 
 def _by_chunk(
-    function: Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]],
-    sides: _Sides,
-    similarity: Tensor | None = None,
+    function: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]], sides: _Sides, similarity: Tensor | None = None
 ) -> dict[str, np.ndarray]:
-    """`function(similarity (q, G), order (G,), start (q,), count (q,))`, for q queries at a time.
-
-    `order` sorts the gallery by label; a query's relevant items are `order[start : start + count]`.
-    """
+    """`function(similarity (q, G), _relevant_ranks (q, P), their number (q,))`, for q queries at a time."""
     queries, gallery, *labels = sides
     _, label = torch.cat(labels).unique(return_inverse=True)
     query_label, gallery_label = label[: len(queries)], label[len(queries) :]
@@ -214,12 +206,16 @@ def _by_chunk(
     chunks = []
     for rows in (slice(first, first + step) for first in range(0, len(queries), step)):
         chunk = queries[rows] @ gallery.T if similarity is None else similarity[rows]
-        chunks.append(function(chunk, order, start[rows], count[rows]))
+        ranks = _relevant_ranks(chunk, order, start[rows], count[rows])
+        chunks.append(function(chunk, ranks, count[rows]))
     return {key: torch.cat([c[key] for c in chunks]).cpu().numpy() for key in chunks[0]}
 
 
 def _relevant_ranks(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor) -> Tensor:
-    """Ranks (q, P) float64 of each query's at most P relevant items, then infinity; similarities are in [-1, 1]."""
+    """Ranks (q, P) float64 of each query's at most P relevant items, then infinity; similarities are in [-1, 1].
+
+    `order` (G,) sorts the gallery by label; the relevant items of a query are `order[start : start + count]`.
+    """
     place = torch.arange(max(1, int(count.max())), device=similarity.device)  # (P,)
     padding = place >= count[:, None]  # (q, P)
     relevant = order[(start[:, None] + place).clamp(max=len(order) - 1)]  # (q, P) gallery items
@@ -246,19 +242,17 @@ def _count_at_least(similarity: Tensor, bounds: Tensor) -> Tensor:
     return counts
 
 
-def _chunk_metrics(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor) -> dict[str, Tensor]:
+def _chunk_metrics(_: Tensor, rank: Tensor, count: Tensor) -> dict[str, Tensor]:
     """The results of `query_metrics` for one chunk."""
-    rank = _relevant_ranks(similarity, order, start, count)
     precision = torch.arange(1, rank.shape[1] + 1, device=rank.device) / rank  # (q, P), 0 past the last relevant item
     last = rank.gather(1, (count - 1).clamp(min=0)[:, None]).squeeze(1)
     results = {"rank": rank[:, 0], "average_precision": precision.sum(dim=1) / count, "inverse_penalty": count / last}
     return {name: values.masked_fill(count == 0, float("nan")) for name, values in results.items()}
 
 
-def _chunk_best(similarity: Tensor, order: Tensor, start: Tensor, count: Tensor) -> dict[str, Tensor]:
+def _chunk_best(similarity: Tensor, rank: Tensor, count: Tensor) -> dict[str, Tensor]:
     """Of each query in a chunk: its largest similarity, whether that is a relevant item's, whether it has any."""
-    right = _relevant_ranks(similarity, order, start, count)[:, 0] == 1
-    return {"best": similarity.amax(dim=1), "right": right, "known": count > 0}
+    return {"best": similarity.amax(dim=1), "right": rank[:, 0] == 1, "known": count > 0}
 
 
 # -- classes: the protocol of CUB and Oxford Flowers ---------------------------------------------------------------
@@ -306,5 +300,5 @@ def hits_among_first(
     k: int, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor
 ) -> np.ndarray:
     """How many of each query's first k gallery items are relevant, (Q,) float64."""
-    sides = _unit(_Sides(queries, gallery, query_labels, gallery_labels))
-    return _by_chunk(lambda *chunk: {"hits": (_relevant_ranks(*chunk) <= k).sum(dim=1).double()}, sides)["hits"]
+    sides = _unit(queries, gallery, query_labels, gallery_labels)
+    return _by_chunk(lambda _, rank, count: {"hits": (rank <= k).sum(dim=1).double()}, sides)["hits"]

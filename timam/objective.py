@@ -14,23 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timam import losses
 from timam.config import Config, LossConfig
 from timam.job import Job, gather
 from timam.learner import Learner
-from timam.losses import (
-    cmpm_loss,
-    coral_loss,
-    discriminator_loss,
-    encoder_adversarial_loss,
-    full_precision,
-    gradient_penalty,
-    infonce_loss,
-    mmd_loss,
-    norm_softmax_loss,
-    sdm_loss,
-    softmax_loss,
-    triplet_loss,
-)
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
 
@@ -70,19 +57,20 @@ def _matching(batch: Embedded) -> Tensor:
     """The matching loss that `loss.matching` names."""
     pairs, config = (batch.images, batch.texts, batch.identity_labels), batch.config
     if config.matching == "sdm":
-        return sdm_loss(*pairs, config.temperature, config.matching_epsilon)
+        return losses.sdm_loss(*pairs, config.temperature, config.matching_epsilon)
     if config.matching == "infonce":
         # CLIP's bound: logits of at most 100. Beyond it the loss follows single pairs.
-        return infonce_loss(*pairs, batch.temperature.clamp(min=0.01))
+        return losses.infonce_loss(*pairs, batch.temperature.clamp(min=0.01))
     if config.matching == "triplet":
-        return triplet_loss(*pairs, config.margin)
-    return cmpm_loss(*pairs, config.matching_epsilon)
+        return losses.triplet_loss(*pairs, config.margin)
+    return losses.cmpm_loss(*pairs, config.matching_epsilon)
 
 
 def _identification(modality: int, batch: Embedded) -> Tensor:
     model, embeddings = batch.model, batch.images if modality == IMAGE else batch.texts
-    loss = norm_softmax_loss if model.model_config.normalized_classifier else softmax_loss
-    return loss(embeddings, model.class_weights[modality], model.class_bias[modality], batch.identity_labels)
+    classifier = model.class_weights[modality], model.class_bias[modality]
+    unit_rows = model.model_config.normalized_classifier
+    return losses.norm_softmax_loss(embeddings, *classifier, batch.identity_labels, unit_rows)
 
 
 def _adversarial(batch: Embedded) -> Tensor:
@@ -94,15 +82,15 @@ def _adversarial(batch: Embedded) -> Tensor:
     images, texts = (discriminator(discriminator_input(e, batch.config), known) for e in (batch.images, batch.texts))
     discriminator.requires_grad_(True)
     if batch.config.adversarial_form == "gradient_reversal":
-        return -discriminator_loss(images, texts, batch.config.label_smoothing)
-    return encoder_adversarial_loss(images, texts)
+        return -losses.discriminator_loss(images, texts, batch.config.label_smoothing)
+    return losses.encoder_adversarial_loss(images, texts)
 
 
 def _discrepancy(batch: Embedded) -> Tensor:
     """The distance of the modalities that `loss.discrepancy` names; 0 without the work where its weight is 0."""
     if not batch.config.discrepancy_weight:
         return batch.images.new_zeros(())
-    return {"mmd": mmd_loss, "coral": coral_loss}[batch.config.discrepancy](batch.images, batch.texts)
+    return {"mmd": losses.mmd_loss, "coral": losses.coral_loss}[batch.config.discrepancy](batch.images, batch.texts)
 
 
 TERMS = (
@@ -153,9 +141,9 @@ def train_discriminator(batch: Embedded, learner: Learner, config: Config, job: 
         logits = learner.model.discriminator(both, known)
         image_logits, text_logits = logits.split(len(batch.images))
         accuracy = ((image_logits > 0).float().mean() + (text_logits <= 0).float().mean()) / 2
-        loss = discriminator_loss(image_logits, text_logits, loss_config.label_smoothing)
+        loss = losses.discriminator_loss(image_logits, text_logits, loss_config.label_smoothing)
         weight = loss_config.gradient_penalty
-        penalty = weight / 2 * gradient_penalty(logits, both) if weight else 0.0
+        penalty = weight / 2 * losses.gradient_penalty(logits, both) if weight else 0.0
         job.step(loss + penalty, [learner.optimizers["discriminator"]], config.train.gradient_clip)
     return {"discriminator": loss, "discriminator_accuracy": accuracy}
 
@@ -169,8 +157,8 @@ def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> di
     with job.accelerator.autocast():
         images, texts = learner.model(inputs.images, **inputs.text)
     batch = Embedded(
-        gather(full_precision(images)),
-        gather(full_precision(texts)),
+        gather(losses.full_precision(images)),
+        gather(losses.full_precision(texts)),
         gather(inputs.identity_labels),
         learner.model,
         config.loss,

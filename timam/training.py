@@ -32,7 +32,7 @@ from timam.images import normalize
 from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner
-from timam.metrics import RETRIEVAL_METRICS
+from timam.metrics import RETRIEVAL_METRICS, chance
 from timam.models import TIMAM
 from timam.models.saving import fetched
 from timam.objective import Inputs, train_step
@@ -285,9 +285,9 @@ class _Training:
         model.modality_means = torch.stack([e.mean(dim=0) for e in unit])
         self.run.save_best(model)
         test = embed_split(model, data.test, progress=self.show)
-        best, val = progress.history[progress.best_epoch - 1], data.val.split
-        chance = float(np.bincount(val.image_labels)[val.caption_labels].mean()) / len(val.image_paths)
-        carried_over = chance_warnings(best["val_text_to_image_rank_1"], chance)
+        best = progress.history[progress.best_epoch - 1]
+        at_random = chance(validation.text_labels, validation.image_labels)
+        carried_over = chance_warnings(best["val_text_to_image_rank_1"], at_random)
         for warning in carried_over if self.show else ():
             tqdm.write(f"warning: {warning}")
         seconds = sum(row["seconds"] for row in progress.history) + time.monotonic() - started

@@ -1,9 +1,8 @@
-"""What results are compared with: chance, and a linear baseline on frozen features. And t-SNE maps of embeddings."""
+"""A linear baseline on frozen features, which results are compared with; and t-SNE maps of embeddings."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.manifold import TSNE
@@ -11,18 +10,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from timam.data import Split
-from timam.evaluation import Embeddings
 from timam.models import TIMAM
 from timam.stores import open_word_states
-
-
-def chance(embeddings: Embeddings, direction: str, k: int = 1) -> float:
-    """Rank-k that a random order of the gallery gives, averaged over the queries: 1 - C(G - P, k) / C(G, k)."""
-    _, gallery, query_labels, gallery_labels = embeddings.direction(direction)
-    positives = torch.bincount(gallery_labels)[query_labels].double()
-    drawn = torch.arange(min(k, len(gallery)), dtype=torch.float64)
-    miss = ((len(gallery) - positives[:, None] - drawn) / (len(gallery) - drawn)).clamp(min=0).prod(dim=1)
-    return float((1 - miss).mean())
 
 
 def tsne(
