@@ -99,10 +99,6 @@ class Learner:
             for scheduler in self.schedulers.values():
                 scheduler.step(row["val_text_to_image_rank_1"])
 
-    def rates(self) -> dict[str, float]:
-        """The present learning rate of each optimizer, as "NAME_lr"."""
-        return {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-
     def save(self, folder: Path) -> None:
         """Writes a checkpoint; replaces the previous one as a whole."""
         with replacing_folder(folder) as new:
@@ -208,20 +204,15 @@ def build_schedulers(optimizers: dict[str, Optimizer], config: TrainConfig, epoc
         return {n: ReduceLROnPlateau(o, patience=patience, min_lr=lowest, **options) for n, o in optimizers.items()}
     warmup, total = round(config.warmup_epochs * epoch_steps), config.epochs * epoch_steps
 
-    def factor(step: int) -> float:
-        return cosine_factor(step, warmup, total) if config.schedule == "cosine" else warmup_factor(step, warmup)
-
-    return {name: LambdaLR(optimizer, factor) for name, optimizer in optimizers.items()}
+    last = total if config.schedule == "cosine" else None
+    return {name: LambdaLR(o, lambda step: rate_factor(step, warmup, last)) for name, o in optimizers.items()}
 
 
-def warmup_factor(step: int, warmup_steps: int) -> float:
-    """Linear warm-up: (step + 1) / warmup_steps, then 1. `step` counts from 0, so the rate is never 0."""
-    return min(1.0, (step + 1) / max(1, warmup_steps))
-
-
-def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up, then half a cosine from 1 down to 0 at `total_steps`."""
+def rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """Linear warm-up to 1; then half a cosine down to 0 at `total_steps`, or 1 without them. `step` counts from 0."""
     if step < warmup_steps:
-        return warmup_factor(step, warmup_steps)
+        return (step + 1) / warmup_steps  # never 0
+    if total_steps is None:
+        return 1.0
     done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return 0.5 * (1 + math.cos(math.pi * done))

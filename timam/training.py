@@ -253,7 +253,8 @@ class _Training:
                 if step < steps - 1 and (reads or job.count == 1) and job.interrupted():
                     progress.step, progress.sums = step + 1, {name: float(value) for name, value in sums.items()}
                     return None
-        return {**{name: float(value) / steps for name, value in sums.items()}, **learner.rates()}
+        rates = {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
+        return {name: float(value) / steps for name, value in sums.items()} | rates
 
     def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> Inputs:
         device = self.job.device
