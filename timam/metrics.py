@@ -15,7 +15,6 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,19 +34,17 @@ _Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 # -- the reported metrics ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric that is a mean over queries."""
+def declare_metrics(ranks: Sequence[int]) -> dict[str, Callable[[PerQuery], np.ndarray]]:
+    """The metrics that are means over queries, with a rank-k for each k.
 
-    title: str  # the heading of its column in a table
-    values: Callable[[PerQuery], np.ndarray]  # results of `query_metrics` -> one value per query, (Q,) in [0, 1]
-
-
-def declare_metrics(ranks: Sequence[int]) -> dict[str, Metric]:
-    """The retrieval metrics by name, with a rank-k for each k."""
-    return {f"rank_{k}": Metric(f"R@{k}", lambda per_query, k=k: per_query["rank"] <= k) for k in ranks} | {
-        "mAP": Metric("mAP", lambda per_query: per_query["average_precision"]),
-        "mINP": Metric("mINP", lambda per_query: per_query["inverse_penalty"]),
+    {name: its value of each query, (Q,) in [0, 1], from the results of `query_metrics`}
+    """
+    within: dict[str, Callable[[PerQuery], np.ndarray]] = {
+        f"rank_{k}": lambda per_query, k=k: per_query["rank"] <= k for k in ranks
+    }
+    return within | {
+        "mAP": lambda per_query: per_query["average_precision"],
+        "mINP": lambda per_query: per_query["inverse_penalty"],
     }
 
 
@@ -59,7 +56,7 @@ def _summarize(per_query: PerQuery, ranks: Sequence[int]) -> dict[str, float]:
     without = np.isnan(per_query["rank"])
     if without.any():
         raise ValueError(f"{without.sum()} of {len(without)} queries have no item of their label in the gallery")
-    return {name: float(metric.values(per_query).mean()) for name, metric in declare_metrics(ranks).items()}
+    return {name: float(values(per_query).mean()) for name, values in declare_metrics(ranks).items()}
 
 
 def chance(query_labels: Tensor, gallery_labels: Tensor) -> float:

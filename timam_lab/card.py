@@ -43,7 +43,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "title": f"TIMAM, trained on {name}",
         "data": "\n\n".join([f"`{name}` ({source}). {test.format(**metrics['text_to_image'])}", *notes]),
         "rendered": name == "pedestrians",
-        "columns": [metric.title for metric in RETRIEVAL_METRICS.values()],
+        "columns": [_heading(name) for name in RETRIEVAL_METRICS],
         "rows": {direction.replace("_", " "): list(row.values()) for direction, row in rows.items()},
         "class_level": metrics.get("class_level"),
         "open_set": metrics.get("open_set", {}).get("at_threshold"),
@@ -54,7 +54,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
         "eval_results": [  # as the hub indexes them
             EvalResult(
                 task_type="text-image-retrieval", dataset_type=name, dataset_name=name, dataset_split="test",
-                metric_type=key, metric_name=f"{direction} {RETRIEVAL_METRICS[key].title}",
+                metric_type=key, metric_name=f"{direction} {_heading(key)}",
                 metric_value=round(percent, 2),
             )
             for direction, row in rows.items()
@@ -63,11 +63,16 @@ def of_run(run: Path | str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _heading(metric: str) -> str:
+    """Of a metric's column: R@1 for "rank_1"; other names as they are."""
+    return metric.replace("rank_", "R@")
+
+
 def _with_intervals(embeddings: Embeddings, direction: str) -> dict[str, tuple[float, float, float]]:
     """{metric: (value, low, high)} in percent, with 95 % bootstrap intervals over the test identities."""
     queries, found = per_query(embeddings, direction), {}
-    for name, metric in RETRIEVAL_METRICS.items():
-        values = metric.values(queries)
+    for name, compute in RETRIEVAL_METRICS.items():
+        values = compute(queries)
         low, high = bootstrap_interval(values, queries["identity"])
         found[name] = (100 * float(np.mean(values)), 100 * low, 100 * high)
     return found
