@@ -67,7 +67,8 @@ class _CPUSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return super().forward(gather(input)).chunk(processes())[dist.get_rank()]
+        parts = super().forward(gather(input)).chunk(processes())
+        return parts[dist.get_rank()].clone()  # the next layer may work in place
 
 
 class Job:
