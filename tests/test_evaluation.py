@@ -174,21 +174,6 @@ def test_evaluate_adds_folds_where_there_are_enough_pictures(instances):
         assert "folds" not in evaluate(instances, "instance", folds)
 
 
-@pytest.mark.parametrize(
-    ("image_labels", "text_labels", "folds", "found"),
-    [
-        ([0, 1, 0], [0, 0, 0, 1, 1], 2, "a label for each picture"),
-        ([0, 1, 2], [0, 0, 3, 1, 2], 2, "a picture for each caption"),
-        ([0, 1, 2], [0, 0, 1, 1, 2], 4, "folds = 4: expected 1 to 3"),
-        ([0, 1, 2], [0, 0, 1, 1, 2], 0, "folds = 0: expected 1 to 3"),
-    ],
-)
-def test_folds_that_cannot_be(embeddings, image_labels, text_labels, folds, found):
-    sides = torch.tensor(image_labels), torch.tensor(text_labels)
-    with pytest.raises(ValueError, match=found):
-        evaluate_folds(Embeddings(embeddings.images, embeddings.texts, *sides), folds)
-
-
 def test_a_split_is_evaluated_by_its_data_sets_protocol(tiny_model, tmp_path):
     coco = write_karpathy(tmp_path / "coco", karpathy_images(train=1, val=6, test=6), ".", "coco")
     birds = write_reed(tmp_path / "cub", {"train": ["1.A"], "val": ["2.B", "3.C"], "test": ["4.D", "5.E"]}, captions=2)

@@ -192,13 +192,12 @@ class Run:
         """Loads the last checkpoint into the learner. Raises RunError for a damaged one."""
         try:
             learner.load(self.last)
+            for moment, digest in learner.progress.kept.items():
+                if sha256(self._val_file(moment)) != digest:
+                    raise ValueError(f"{self._val_file(moment)} is damaged")
         except Exception as error:  # safetensors, json and torch each raise their own
-            damage = f"{self.last} is damaged ({type(error).__name__}: {error})"
-            raise RunError(f"{damage}; remove {self.folder} and train again") from error
-        for moment, digest in learner.progress.kept.items():
-            path = self._val_file(moment)
-            if not path.exists() or sha256(path) != digest:
-                raise RunError(f"{path} is damaged; remove {self.folder} and train again")
+            damage = f"cannot go on ({type(error).__name__}: {error})"
+            raise RunError(f"{self.last}: {damage}; remove {self.folder} and train again") from error
 
     def save_epoch(self, learner: Learner) -> None:
         """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
