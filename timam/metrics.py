@@ -34,15 +34,16 @@ _Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 # -- the reported metrics ------------------------------------------------------------------------------------------
 
 
+def _within(k: int) -> Callable[[PerQuery], np.ndarray]:
+    return lambda per_query: per_query["rank"] <= k
+
+
 def declare_metrics(ranks: Sequence[int]) -> dict[str, Callable[[PerQuery], np.ndarray]]:
     """The metrics that are means over queries, with a rank-k for each k.
 
     {name: its value of each query, (Q,) in [0, 1], from the results of `query_metrics`}
     """
-    within: dict[str, Callable[[PerQuery], np.ndarray]] = {
-        f"rank_{k}": lambda per_query, k=k: per_query["rank"] <= k for k in ranks
-    }
-    return within | {
+    return {f"rank_{k}": _within(k) for k in ranks} | {
         "mAP": lambda per_query: per_query["average_precision"],
         "mINP": lambda per_query: per_query["inverse_penalty"],
     }
