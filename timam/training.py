@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from timam import config as configs
@@ -39,6 +38,11 @@ from timam.objective import Inputs, train_step
 from timam.provenance import code_fingerprint, provenance
 from timam.run import Run, RunError
 from timam.stores import StoredSplit, open_block_outputs, open_pixels, open_word_states
+
+_NOT_FINITE = (
+    "is not finite. The last finished epoch is kept. What usually helps: a lower learning rate, train.gradient_clip, "
+    "train.mixed_precision=no, a smaller loss.adversarial_weight"
+)
 
 
 def fit(
@@ -87,6 +91,7 @@ class _Data:
     train: StoredSplit
     val: StoredSplit
     test: StoredSplit
+    steps: int  # in an epoch
 
 
 @dataclass
@@ -102,7 +107,7 @@ class _Training:
 
     def open_data(self) -> _Data:
         """Reads the data set and opens the pixel store of each split. Raises DataError and RunError."""
-        data = self.config.data
+        data, train = self.config.data, self.config.train
         dataset = load_dataset(data.dataset, data.root, columns=data.renamed)
         splits = [dataset.split(name) for name in ("train", "val", "test")]
         batch = min(data.batch_size, len(splits[0].image_paths))
@@ -120,7 +125,15 @@ class _Training:
                     problems += error.problems
         if problems:
             raise DataError(f"pictures of {data.dataset} in {data.root}", problems)
-        return _Data(dataset, *stored)
+        whole = steps_per_epoch(len(splits[0].image_paths), data.batch_size)
+        steps = min(whole, train.max_steps or whole)
+        if self.show and train.max_steps and steps < train.max_steps:  # the recipe counts on `train.max_steps`
+            enough = math.ceil(train.epochs * train.max_steps / steps)
+            tqdm.write(
+                f"warning: {steps * train.epochs} steps in all, as there are few pictures; the preset is made for "
+                f"{train.max_steps * train.epochs}, which --set train.epochs={enough} gives"
+            )
+        return _Data(dataset, *stored, steps)
 
     def start(self, data: _Data) -> Learner:
         """A new learner, or the one of the last checkpoint. Raises RunError where the run began with other data."""
@@ -132,9 +145,7 @@ class _Training:
         model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
         if init:
             warm_start(model, init, self.show)
-        steps = self.epoch_steps(data)
-        self.warn_of_few_steps(steps)
-        learner = Learner.build(model, self.config, steps)
+        learner = Learner.build(model, self.config, data.steps)
         if self.job.is_main:
             self.run.create(self.config)
         # Asked on the main process only: one that could not see the checkpoint would start anew beside the others.
@@ -158,20 +169,6 @@ class _Training:
                     part.blocks = open_block_outputs(model, part.pixels, progress=self.show)
         return learner
 
-    def epoch_steps(self, data: _Data) -> int:
-        steps = steps_per_epoch(len(data.train.split.image_paths), self.config.data.batch_size)
-        return min(steps, self.config.train.max_steps or steps)
-
-    def warn_of_few_steps(self, steps: int) -> None:
-        """`train.max_steps` is what the recipe counts on; with fewer pictures it ends before it has learned much."""
-        train = self.config.train
-        if self.show and train.max_steps and steps < train.max_steps:
-            enough = math.ceil(train.epochs * train.max_steps / steps)
-            tqdm.write(
-                f"warning: {steps * train.epochs} steps in all, as there are few pictures; the preset is made for "
-                f"{train.max_steps * train.epochs}, which --set train.epochs={enough} gives"
-            )
-
     # -- one epoch --------------------------------------------------------------------------------------------------
 
     def epoch(self, learner: Learner, data: _Data) -> None:
@@ -186,17 +183,23 @@ class _Training:
             if job.is_main:
                 learner.save(self.run.last)
             job.accelerator.wait_for_everyone()
-            self._interrupt(f"in epoch {progress.epoch + 1} after step {progress.step} of {self.epoch_steps(data)}")
+            self._interrupt(f"in epoch {progress.epoch + 1} after step {progress.step} of {data.steps}")
         row["language_model_frozen"] = learner.model.text_encoder.frozen
         row |= job.on_main(lambda: _validate(learner.model, data))
         row["seconds"], progress.seconds = progress.seconds + time.monotonic() - started, 0.0
         learner.end_epoch(row, config.train)
-        job.accelerator.log(progress.history[-1], step=progress.epoch)
+        row = progress.history[-1]
+        job.accelerator.log(row, step=progress.epoch)
         if job.is_main:
             self.run.save_epoch(learner)
         if self.show:
-            tqdm.write(_epoch_line(learner, config.train.epochs))
-            for warning in training_warnings(progress.history[-1], config.loss.gradient_penalty):
+            best = " (best)" if progress.best_epoch == progress.epoch else ""
+            tqdm.write(
+                f"epoch {progress.epoch}/{config.train.epochs}: loss {row['total']:.3f}, validation text-to-image "
+                f"rank-1 {row['val_text_to_image_rank_1']:.3f}{best}, discriminator accuracy "
+                f"{row['discriminator_accuracy']:.2f}, {row['seconds']:.0f} s"
+            )
+            for warning in training_warnings(row, config.loss.gradient_penalty):
                 tqdm.write(f"warning: {warning}")
         if job.interrupted():
             self._interrupt(f"after epoch {progress.epoch}")
@@ -226,7 +229,7 @@ class _Training:
 
     def _train_epoch(self, learner: Learner, data: _Data) -> dict[str, Any] | None:
         """The means of an epoch's loss terms, and its last rates; None where a signal stopped it between two steps."""
-        config, job, progress, steps = self.config, self.job, learner.progress, self.epoch_steps(data)
+        config, job, progress, steps = self.config, self.job, learner.progress, data.steps
         learner.model.train()
         first, progress.step = progress.step, 0
         sums = {name: torch.tensor(value, device=job.device) for name, value in progress.sums.items()}
@@ -248,7 +251,8 @@ class _Training:
                 # Reading a value waits for the device, so not at every step. A NaN stays in the sums until then.
                 reads = step % 10 == 9 or step == steps - 1
                 if reads:
-                    _check_finite(sums, epoch, step)
+                    if broken := [name for name, value in sums.items() if not math.isfinite(float(value))]:
+                        raise RunError(f"epoch {epoch}, step {step + 1}: {', '.join(broken)} {_NOT_FINITE}")
                     bar.set_postfix(loss=f"{float(terms['total']):.3f}")
                 if step < steps - 1 and (reads or job.count == 1) and job.interrupted():
                     progress.step, progress.sums = step + 1, {name: float(value) for name, value in sums.items()}
@@ -345,23 +349,3 @@ def _validate(model: TIMAM, data: _Data) -> dict[str, float]:
     row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
     known = embed_split(model, data.train.sample(len(data.val.split.identities)))
     return row | {"train_text_to_image_rank_1": evaluate(known)["text_to_image"]["rank_1"]}
-
-
-def _check_finite(sums: dict[str, Tensor], epoch: int, step: int) -> None:
-    broken = [name for name, value in sums.items() if not math.isfinite(float(value))]
-    if broken:
-        raise RunError(
-            f"epoch {epoch}, step {step + 1}: {', '.join(broken)} is not finite. The last finished epoch is kept. What "
-            "usually helps: a lower learning rate, train.gradient_clip, train.mixed_precision=no, a smaller "
-            "loss.adversarial_weight"
-        )
-
-
-def _epoch_line(learner: Learner, epochs: int) -> str:
-    progress = learner.progress
-    row, best = progress.history[-1], " (best)" if progress.best_epoch == progress.epoch else ""
-    return (
-        f"epoch {progress.epoch}/{epochs}: loss {row['total']:.3f}, validation text-to-image rank-1 "
-        f"{row['val_text_to_image_rank_1']:.3f}{best}, discriminator accuracy {row['discriminator_accuracy']:.2f}, "
-        f"{row['seconds']:.0f} s"
-    )
