@@ -133,7 +133,7 @@ class _Training:
                 f"warning: {steps * train.epochs} steps in all, as there are few pictures; the preset is made for "
                 f"{train.max_steps * train.epochs}, which --set train.epochs={enough} gives"
             )
-        return _Data(dataset, *stored, steps)
+        return _Data(dataset, stored[0], stored[1], stored[2], steps)
 
     def start(self, data: _Data) -> Learner:
         """A new learner, or the one of the last checkpoint. Raises RunError where the run began with other data."""
