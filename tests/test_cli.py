@@ -335,6 +335,7 @@ def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_
     assert "val split (percent)" in table
     row = next(line for line in table.splitlines() if line.startswith("text_to_image"))
     assert f"{100 * best['val_text_to_image_mAP']:.2f}" in row.split()
+    assert ", chance " in row
     other = write_person_search(tmp_path, train=0, val=0, test=5)  # the other splits are not needed
     result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
     assert json.loads(result.out)["text_to_image"]["gallery"] == 10

@@ -53,6 +53,9 @@ def test_both_directions_and_single_queries_by_hand(embeddings):
     text, image = results["text_to_image"], results["image_to_text"]
     assert (text["queries"], text["gallery"], image["queries"], image["gallery"]) == (5, 3, 3, 5)
     assert (text["rank_1"], text["rank_5"], image["rank_1"]) == (3 / 5, 1.0, 1.0)
+    # Of the gallery two thirds, for the three captions of the two pictures of identity 0, and one third for the others.
+    assert text["chance"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 3) / 5)
+    assert image["chance"] == pytest.approx((2 * 3 / 5 + 1 * 2 / 5) / 3)
     # AP: x.x 5/6, .xx 7/12, x.x 5/6, x.. 1, .x. 1/2. The other way xx..x, x..x., x..xx: 2.6/3, 1.5/2, 2.1/3.
     assert text["mAP"] == pytest.approx((5 / 6 + 7 / 12 + 5 / 6 + 1 + 1 / 2) / 5, rel=1e-6)
     assert image["mAP"] == pytest.approx((2.6 / 3 + 1.5 / 2 + 2.1 / 3) / 3, rel=1e-6)

@@ -133,7 +133,8 @@ def _table(metrics: dict[str, Any]) -> str:
         for direction in ("text_to_image", "image_to_text"):
             values = "".join(f"{100 * part[direction][key]:9.2f}" for key in keys)
             sizes = "{queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
-            lines.append(f"{direction:14}{values}   {sizes}")
+            chance = f", chance {100 * part[direction]['chance']:.2f}" if "chance" in part[direction] else ""
+            lines.append(f"{direction:14}{values}   {sizes}{chance}")
         return lines
 
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]

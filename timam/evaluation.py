@@ -15,7 +15,7 @@ from torch import Tensor
 from timam.data import Dataset
 from timam.files import replacing_file
 from timam.gap import modality_gap
-from timam.metrics import class_retrieval_metrics, open_set_metrics, query_metrics, two_way_metrics
+from timam.metrics import chance, class_retrieval_metrics, open_set_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
 from timam.stores import StoredSplit, open_pixels
 
@@ -72,9 +72,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything that is reported of a split; kind and folds are those of the `timam.data.Dataset`.
 
-    Returns {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery"}, "image_to_text": {the same}}, and
-    "class_level" (`class_retrieval_metrics`) for the kind "class", "folds" (`evaluate_folds`) for several folds of at
-    least one picture each, "open_set" (`evaluate_open_set`, with these thresholds) for at least 10 identities.
+    Returns {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery", "chance" (of rank-1)},
+    "image_to_text": {the same}}, and "class_level" (`class_retrieval_metrics`) for the kind "class", "folds"
+    (`evaluate_folds`) for several folds of at least one picture each, "open_set" (`evaluate_open_set`, with these
+    thresholds) for at least 10 identities.
     """
     e, results = embeddings, _both_directions(embeddings)
     if kind == "class":
@@ -99,8 +100,8 @@ def evaluate_model(model: TIMAM, dataset: Dataset, split: str = "test", progress
 def _both_directions(embeddings: Embeddings) -> dict[str, Any]:
     results: dict[str, Any] = dict(two_way_metrics(*vars(embeddings).values()))
     for name in DIRECTIONS:
-        queries, gallery, *_ = embeddings.direction(name)
-        results[name] |= {"queries": len(queries), "gallery": len(gallery)}
+        queries, gallery, *labels = embeddings.direction(name)
+        results[name] |= {"queries": len(queries), "gallery": len(gallery), "chance": chance(*labels)}
     return results
 
 
