@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pickle
@@ -175,7 +174,7 @@ def test_value_outside_its_bounds_is_refused_with_name_and_value(key, value):
 
 def test_each_error_is_one_line_in_plain_words():
     with pytest.raises(ValueError, match="expected") as caught:
-        configs.TrainConfig(epochs=0, max_steps=False, image_lr=NAN, schedule="step", epoch=3)
+        from_dict({"train": {"epochs": 0, "max_steps": False, "image_lr": NAN, "schedule": "step", "epoch": 3}})
     lines = str(caught.value).splitlines()
     assert lines[:4] == [
         "train.epochs = 0: expected greater than or equal to 1",
@@ -184,8 +183,6 @@ def test_each_error_is_one_line_in_plain_words():
         "train.schedule = 'step': expected 'plateau', 'cosine' or 'constant'",
     ]
     assert lines[4].startswith("unknown setting train.epoch; train has: epochs, max_steps, ")
-    with pytest.raises(ValueError, match=r"^model\.image_width = 31: expected greater than or equal to 32$"):
-        dataclasses.replace(Config().model, image_width=31)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import os
 import re
 import reprlib
 import typing
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from typing_extensions import dataclass_transform
 
 from timam.files import read_json
 
@@ -43,34 +43,28 @@ CountOrNone = Annotated[int | None, Field(ge=1)]
 Nonnegative = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Optimizer = Literal["sgd", "adam", "adamw"]
-T = TypeVar("T")
+# Strict: 3.0 and true are no whole numbers. An integer is a number.
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def _settings(cls: type[T]) -> type[T]:
-    """A frozen pydantic dataclass whose errors are a ValueError in plain words, one line each."""
-    # Strict: 3.0 and true are no whole numbers. An integer is a number.
-    made: Any = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
-    construct, fields = made.__init__, made.__pydantic_fields__
-    section = cls.__name__.removesuffix("Config").lower()
+def _in_words(error: Any, section: str) -> str:
+    if error["type"] == "value_error":  # of our own validators
+        return str(error["ctx"]["error"])
+    name, fields = str(error["loc"][0]), _FIELDS[section]
+    key = f"{section}.{name}".lstrip(".")
+    if name not in fields:
+        return f"unknown setting {key}; {section or 'a config'} has: {', '.join(fields)}"
+    return f"{key} = {reprlib.repr(error['input'])}: {error['msg'].replace('Input should be', 'expected')}"
 
-    def message(error: Any) -> str:
-        if error["type"] == "value_error":  # of our own validators
-            return str(error["ctx"]["error"])
-        name = str(error["loc"][0])
-        key = f"{section}.{name}".lstrip(".")
-        if name not in fields:
-            return f"unknown setting {key}; {section or 'a config'} has: {', '.join(fields)}"
-        return f"{key} = {reprlib.repr(error['input'])}: {error['msg'].replace('Input should be', 'expected')}"
 
-    def checked(self: Any, /, **values: Any) -> None:
-        try:
-            construct(self, **values)
-        except ValidationError as error:
-            raise ValueError("\n".join(message(e) for e in error.errors())) from None
-
-    made.__init__ = checked
-    return made
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Inside, pydantic's error becomes a ValueError in plain words, a line for each setting."""
+    try:
+        yield
+    except ValidationError as error:
+        section = error.title.removesuffix("Config").lower()
+        raise ValueError("\n".join(_in_words(e, section) for e in error.errors())) from None
 
 
 def added(default: Any) -> Any:
@@ -78,7 +72,7 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"added": True})
 
 
-@_settings
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Which data, and how batches are drawn from it."""
 
@@ -108,7 +102,7 @@ class DataConfig:
         return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-@_settings
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """The encoders, the joint space and the discriminator."""
 
@@ -133,7 +127,7 @@ class ModelConfig:
     discriminator_conditional: bool = added(False)  # it also sees the identity: its row of the classifier [ours]
 
 
-@_settings
+@dataclass(frozen=True, config=_STRICT)
 class LossConfig:
     """The weighted sum that the encoders minimise; all weights are 1 in the paper. A weight of 0 turns a term off."""
 
@@ -153,7 +147,7 @@ class LossConfig:
     discrepancy_weight: Nonnegative = added(0.0)  # in place of the adversary, or beside it; 0 = off [paper: none]
 
 
-@_settings
+@dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
     """Schedule and optimizers. Epochs are counted from 1."""
 
@@ -189,7 +183,7 @@ class TrainConfig:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # as many bits as NumPy's generator takes
 
 
-@_settings
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """Everything needed to repeat a run; RUN/config.json holds it."""
 
@@ -202,7 +196,7 @@ class Config:
 
 _TYPES: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
 SECTIONS = tuple(_TYPES)
-_FIELDS = {section: cls.__pydantic_fields__ for section, cls in _TYPES.items()}
+_FIELDS = {section: cls.__pydantic_fields__ for section, cls in {**_TYPES, "": Config}.items()}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -230,6 +224,7 @@ def _parse(text: str, field: Any) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
+@_plain_errors()
 def override(config: Config, assignments: list[str]) -> Config:
     """The config with `SECTION.FIELD=VALUE` (or `FIELD=VALUE`) applied in order. ValueError says what is wrong."""
     for assignment in assignments:
@@ -247,6 +242,7 @@ def override(config: Config, assignments: list[str]) -> Config:
     return config
 
 
+@_plain_errors()
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `to_dict`; absent settings keep the defaults of `paper`. Raises ValueError as `override`."""
     if not isinstance(values, dict):
