@@ -114,9 +114,9 @@ def test_paper_preset_has_the_recalled_values():
 
 def test_departures_lists_exactly_the_differences():
     paper, modern = flat(PRESETS["paper"]), flat(PRESETS["modern"])
-    assert departures("modern") == {k: (paper[k], modern[k]) for k in paper if paper[k] != modern[k]}
-    assert departures("modern")["model.image_height"] == (224, 384)
-    assert departures("paper", base="modern") == {k: (b, a) for k, (a, b) in departures("modern").items()}
+    found = departures(PRESETS["modern"], PRESETS["paper"])
+    assert found == {k: (paper[k], modern[k]) for k in paper if paper[k] != modern[k]}
+    assert found["model.image_height"] == (224, 384)
 
 
 # -- fingerprints, and runs that exist already ------------------------------------------------------------------

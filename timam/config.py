@@ -279,7 +279,7 @@ _QUICK = f"""{_SMALL}
 _SMOKE = f"""{_SMALL}
     batch_size=8 image_height=64 image_width=32 max_tokens=16 lstm_hidden=32 embedding_dim=32 discriminator_hidden=16
     epochs=2 max_steps=4 image_lr=1e-3 warmup_epochs=0.5 unfreeze_epoch=2 """
-# What later work found better; `departures("modern")` names every difference from `paper`.
+# What later work found better.
 _MODERN = f"""{_REGULARISED}
     pad_crop=10 random_erasing=0.5 backbone_weights=IMAGENET1K_V2 image_height=384 image_width=128 image_lr=1e-4
     warmup_epochs=5 unfreeze_epoch=6 weight_decay=0.02 """
@@ -310,7 +310,7 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{section}.{name}": value for section in SECTIONS for name, value in values[section].items()}
 
 
-def departures(preset: str, base: str = "paper") -> dict[str, tuple[Any, Any]]:
-    """Settings in which one preset differs from another: {"section.field": (base value, preset value)}."""
-    theirs = flat(PRESETS[base])
-    return {key: (theirs[key], value) for key, value in flat(PRESETS[preset]).items() if theirs[key] != value}
+def departures(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings in which a config differs from another: {"section.field": (the other's value, the config's)}."""
+    theirs = flat(base)
+    return {key: (theirs[key], value) for key, value in flat(config).items() if theirs[key] != value}

@@ -122,10 +122,7 @@ class Job:
 
     def on_main(self, compute: Callable[[], Result]) -> Result:
         """The main process computes; every process gets the result."""
-        results: list[Any] = [compute() if self.is_main else None]
-        if self.count > 1:
-            broadcast_object_list(results)
-        return results[0]
+        return broadcast_object_list([compute() if self.is_main else None])[0]
 
     def interrupted(self) -> bool:
         """Whether a signal reached any process. All processes get the same answer, so they stop at the same step."""

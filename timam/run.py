@@ -177,13 +177,13 @@ class Run:
     def _check_config(self, config: Config) -> None:
         """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
         try:
-            known, asked = configs.flat(self.config()), configs.flat(config)
+            differing = configs.departures(config, self.config())
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.folder} and train again") from error
         changed = [
-            f"{key}: {known[key]!r} there, {value!r} asked for"
-            for key, value in asked.items()
-            if known[key] != value and key != "data.root"
+            f"{key}: {there!r} there, {asked!r} asked for"
+            for key, (there, asked) in differing.items()
+            if key != "data.root"
         ]
         if changed:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))

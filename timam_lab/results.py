@@ -32,14 +32,10 @@ def columns(dataset: str) -> list[str]:
 
 def changed(config: Config) -> str:
     """The settings that differ from the preset, without the data set, its folder and the seed; or "nothing"."""
-    ours, preset = (configs.to_dict(c) for c in (config, configs.PRESETS.get(config.preset, configs.PRESETS["paper"])))
-    differ = [
-        f"{key}={value}"
-        for section in configs.SECTIONS
-        for key, value in ours[section].items()
-        if value != preset[section][key] and key not in ("dataset", "root", "seed")
-    ]
-    return ", ".join(differ) or "nothing"
+    differing = configs.departures(config, configs.PRESETS.get(config.preset, configs.PRESETS["paper"]))
+    for key in ("data.dataset", "data.root", "train.seed"):
+        differing.pop(key, None)
+    return ", ".join(f"{key.partition('.')[2]}={value}" for key, (_, value) in differing.items()) or "nothing"
 
 
 def finished_runs(runs: Path) -> pd.DataFrame:
