@@ -1,5 +1,6 @@
 """A split's embeddings in both directions."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from layouts import karpathy_images, write_karpathy, write_reed
 
-from timam import cli, evaluation
+from timam import cli
 from timam.data import Split, load_dataset
 from timam.evaluation import (
     Embeddings,
@@ -109,13 +110,13 @@ def test_open_set_by_hand(ten_people):
 
 
 def test_thresholds_of_another_split(ten_people):
-    assert list(evaluation.open_set_thresholds(ten_people).values()) == cosines(26, 26)
-    close = math.cos(math.radians(2.5)), math.cos(math.radians(29))
-    found = evaluate(ten_people, thresholds=dict(zip((0.01, 0.1), close, strict=True)))["open_set"]
-    assert found["threshold"] == {"0.01": close[0], "0.1": close[1]}
+    """There no unknown caption is nearer than 27 degrees to a picture; here the one at 26 degrees is answered."""
+    validation = dataclasses.replace(ten_people, texts=torch.cat([ten_people.texts[:9], unit(9 * 36 + 9)]))
+    found = evaluate(ten_people, validation=validation)["open_set"]
+    assert list(found["threshold"].values()) == cosines(27, 27)
     assert found["at_threshold"] == {
-        "detection_identification_rate": {"0.01": 3 / 5, "0.1": 1.0},  # those at 0, 1 and 2 degrees; all
-        "false_alarm_rate": {"0.01": 0.0, "0.1": 2 / 5},  # those at 28 and 26 degrees
+        "detection_identification_rate": {"0.01": 1.0, "0.1": 1.0},
+        "false_alarm_rate": {"0.01": 1 / 5, "0.1": 1 / 5},
     }
     assert found["text_to_image"] == evaluate(ten_people)["open_set"]["text_to_image"]
 
@@ -123,8 +124,7 @@ def test_thresholds_of_another_split(ten_people):
 def test_a_split_of_few_identities_has_no_open_set_measures(ten_people):
     few = Embeddings(*(tensor[:9] for tensor in vars(ten_people).values()))
     assert "open_set" not in evaluate(few)
-    assert evaluation.open_set_thresholds(few) == {}
-    assert evaluate(few, thresholds={}) == evaluate(few)
+    assert evaluate(ten_people, validation=few) == evaluate(ten_people)
 
 
 # -- classes and folds -----------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from timam import training
 from timam.collapse import training_warnings
 from timam.config import PRESETS
 from timam.data import load_dataset
-from timam.evaluation import embed_split, evaluate, gap, open_set_thresholds
+from timam.evaluation import embed_split, evaluate, gap
 from timam.interruption import Interrupted
 from timam.learner import Learner
 from timam.models import TIMAM
@@ -122,10 +122,11 @@ def test_every_training_step_is_in_train_mode(observed):
 def test_metrics_are_those_of_the_best_model_on_the_test_split(observed):
     split = load_dataset("cuhk-pedes", observed.config.data.root).split("test")
     pixels = open_pixels(split.image_paths, 64, 32, progress=False)
-    thresholds = open_set_thresholds(observed.run.val_embeddings("best"))  # not chosen on the test split
-    results = evaluate(embed_split(observed.run.best_model(), StoredSplit(split, pixels)), thresholds=thresholds)
+    validation = observed.run.val_embeddings("best")
+    results = evaluate(embed_split(observed.run.best_model(), StoredSplit(split, pixels)), validation=validation)
     assert {key: observed.metrics[key] for key in results} == results
-    assert observed.metrics["open_set"]["threshold"] == {"0.01": thresholds[0.01], "0.1": thresholds[0.1]}
+    chosen = evaluate(validation)["open_set"]["text_to_image"]["threshold"]  # not on the test split
+    assert observed.metrics["open_set"]["threshold"] == chosen
     assert observed.run.metrics() == observed.metrics
 
 

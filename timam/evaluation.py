@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,14 +67,14 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
 
 
 def evaluate(
-    embeddings: Embeddings, kind: str = "identity", folds: int = 1, thresholds: Mapping[float, float] | None = None
+    embeddings: Embeddings, kind: str = "identity", folds: int = 1, validation: Embeddings | None = None
 ) -> dict[str, Any]:
     """Everything that is reported of a split; kind and folds are those of the `timam.data.Dataset`.
 
     Returns {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery", "chance" (of rank-1)},
     "image_to_text": {the same}}, and "class_level" (`class_retrieval_metrics`) for the kind "class", "folds"
-    (`evaluate_folds`) for several folds of at least one picture each, "open_set" (`evaluate_open_set`, with these
-    thresholds) for at least 10 identities.
+    (`evaluate_folds`) for several folds of at least one picture each, "open_set" (`evaluate_open_set`, with
+    `validation`) for at least 10 identities.
     """
     e, results = embeddings, _both_directions(embeddings)
     if kind == "class":
@@ -83,7 +82,7 @@ def evaluate(
     if 1 < folds <= len(embeddings.images):
         results["folds"] = evaluate_folds(embeddings, folds)
     if len(embeddings.text_labels.unique()) >= MIN_OPEN_SET:
-        results["open_set"] = evaluate_open_set(embeddings, thresholds)
+        results["open_set"] = evaluate_open_set(embeddings, validation)
     return results
 
 
@@ -105,14 +104,14 @@ def _both_directions(embeddings: Embeddings) -> dict[str, Any]:
     return results
 
 
-def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] | None = None) -> dict[str, Any]:
+def evaluate_open_set(embeddings: Embeddings, validation: Embeddings | None = None) -> dict[str, Any]:
     """Open-set measures of text-to-image search: the pictures of every second identity are taken out of the gallery.
 
     The captions of those identities then have no right answer, and a search should say that nothing fits.
 
     Returns {"text_to_image": {"queries", "unknown", "gallery", ...}}: numbers of captions, of those without a right
     answer and of pictures, and `open_set_metrics` with thresholds chosen on this split, keyed by rates as text. With
-    `thresholds` chosen on another split also {"threshold", "at_threshold": {the rates that they achieve here}}.
+    a validation split that is large enough also {"threshold": chosen on that, "at_threshold": {the rates here}}.
     """
     texts, images, text_labels, image_labels = embeddings.direction("text_to_image")
     absent = text_labels.unique()[1::2]
@@ -121,7 +120,9 @@ def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] 
     unknown = int(torch.isin(text_labels, absent).sum())
     sizes = {"queries": len(texts), "unknown": unknown, "gallery": int(present.sum())}
     result: dict[str, Any] = {"text_to_image": sizes | _by_name(open_set_metrics(*searched))}
-    if thresholds:
+    if validation is not None and len(validation.text_labels.unique()) >= MIN_OPEN_SET:
+        chosen = evaluate_open_set(validation)["text_to_image"]["threshold"]
+        thresholds = {float(rate): cosine for rate, cosine in chosen.items()}
         found = _by_name(open_set_metrics(*searched, thresholds=thresholds))
         result |= {"threshold": found.pop("threshold"), "at_threshold": found}
     return result
@@ -130,13 +131,6 @@ def evaluate_open_set(embeddings: Embeddings, thresholds: Mapping[float, float] 
 def _by_name(measures: dict[str, dict[float, float]]) -> dict[str, dict[str, float]]:
     """With the rates as text, which is how JSON has them."""
     return {name: {f"{rate:g}": value for rate, value in values.items()} for name, values in measures.items()}
-
-
-def open_set_thresholds(validation: Embeddings) -> dict[float, float]:
-    """{false-alarm rate: cosine}, chosen on the validation split as `evaluate_open_set` does; {} if it is too small."""
-    if len(validation.text_labels.unique()) < MIN_OPEN_SET:
-        return {}
-    return {float(rate): t for rate, t in evaluate_open_set(validation)["text_to_image"]["threshold"].items()}
 
 
 def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:

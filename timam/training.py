@@ -26,7 +26,7 @@ from timam.config import Config
 from timam.data import DataError, Dataset, load_dataset
 from timam.data.augment import augment, augments
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
-from timam.evaluation import DIRECTIONS, embed_split, evaluate, gap, open_set_thresholds
+from timam.evaluation import DIRECTIONS, embed_split, evaluate, gap
 from timam.images import normalize
 from timam.interruption import Interrupted
 from timam.job import Job
@@ -301,7 +301,7 @@ class _Training:
             "split": "test",
             "best_epoch": progress.best_epoch,
             "seconds": round(seconds, 1),  # training, validation and test; not the stores
-            **evaluate(test, data.dataset.kind, data.dataset.folds, open_set_thresholds(validation)),
+            **evaluate(test, data.dataset.kind, data.dataset.folds, validation),
             "modality_gap": gap(test),
             # Of the epoch that was tested:
             "warnings": training_warnings(best, self.config.loss.gradient_penalty) + carried_over,
