@@ -28,7 +28,7 @@ from timam.config import Config, DataConfig, LossConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
-from timam.objective import Inputs, train_step
+from timam.objective import train_step
 from timam.run import Run, RunError
 
 BATCH = 8
@@ -86,12 +86,12 @@ def steps(job: Job, form: str, clip: float, language: bool) -> dict:
         images = torch.randn(BATCH, 3, 64, 32, dtype=torch.float64, generator=generator)
         captions = [f"a {('red', 'green', 'blue', 'white')[i % 4]} coat" for i in range(BATCH)]
         token_ids, mask = model.tokenize(captions)
-        text = {"token_ids": token_ids[part], "attention_mask": mask[part]}
+        inputs = {"images": images[part], "token_ids": token_ids[part], "attention_mask": mask[part]}
         labels = torch.arange(BATCH) % 4
         loss = LossConfig(adversarial_form=form)
         if form == "gradient_reversal":
             loss = dataclasses.replace(loss, adversarial_input="unit", gradient_penalty=1.0)
-        terms = train_step(learner, Inputs(images[part], text, labels[part]), Config(loss=loss, train=train), job)
+        terms = train_step(learner, inputs, labels[part], Config(loss=loss, train=train), job)
         history.append({name: float(value) for name, value in terms.items()})
     return {"history": history, "state": {n: t.numpy() for n, t in model.state_dict().items()}}
 

@@ -26,7 +26,7 @@ from timam.losses import (
     triplet_loss,
 )
 from timam.models import TIMAM
-from timam.objective import TERMS, Inputs, train_step
+from timam.objective import TERMS, train_step
 
 LABELS = torch.tensor([0, 1, 2, 2, 3, 0])
 PLAIN_SGD = TrainConfig(
@@ -69,7 +69,8 @@ class Recorder:
 
 
 def taken(learner: Learner, loss: LossConfig, train: TrainConfig = PLAIN_SGD) -> dict[str, Tensor]:
-    return train_step(learner, Inputs(*batch_of(learner.model), LABELS), Config(loss=loss, train=train), Job("no"))
+    images, text = batch_of(learner.model)
+    return train_step(learner, {"images": images, **text}, LABELS, Config(loss=loss, train=train), Job("no"))
 
 
 def recorded_step(
@@ -218,14 +219,14 @@ def test_a_step_reads_nothing_back_from_the_device(stored, tiny_model, monkeypat
     learner = Learner(model, build_optimizers(model, config.train), {})
     for name in ("cpu", "item", "tolist", "numpy"):
         monkeypatch.setattr(Tensor, name, None)
-    train_step(learner, Inputs(images, text, LABELS), config, job)
+    train_step(learner, {"images": images, **text}, LABELS, config, job)
     # On a GPU the text encoder packs the sentences, which takes their lengths.
     pack = model.text_encoder._packed
     monkeypatch.setattr(model.text_encoder, "_padded", functools.partial(pack, lengths=text["lengths"]))
-    train_step(learner, Inputs(images, text, LABELS), config, job)
+    train_step(learner, {"images": images, **text}, LABELS, config, job)
     monkeypatch.setattr(model.text_encoder, "_padded", functools.partial(pack, lengths=None))
     with pytest.raises(TypeError, match="not callable"):  # the test notices a read: without the lengths there is one
-        train_step(learner, Inputs(images, text, LABELS), config, job)
+        train_step(learner, {"images": images, **text}, LABELS, config, job)
 
 
 # -- the declaration of the terms ------------------------------------------------------------------------------------

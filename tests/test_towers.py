@@ -27,7 +27,7 @@ from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM, WeightsError, towers
 from timam.models.weights import load_backbone, load_language_model, pair_settings
-from timam.objective import Inputs, train_step
+from timam.objective import train_step
 from timam.run import Run
 from timam.stores import StoredSplit, open_pixels, open_word_states
 from timam.training import fit
@@ -219,7 +219,7 @@ def test_trained_on_stored_words_saved_and_rebuilt_without_the_checkpoint(model,
         assert frozen
     learner = Learner(model, build_optimizers(model, Config().train), {})
     pictures = F.interpolate(normalize(PIXELS), (48, 32))
-    train_step(learner, Inputs(pictures, text, torch.arange(3)), Config(), Job("no"))
+    train_step(learner, {"images": pictures, **text}, torch.arange(3), Config(), Job("no"))
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert not moved & frozen
     assert {n.partition(".")[0] for n in moved} >= {"image_encoder", "text_encoder", "discriminator"}

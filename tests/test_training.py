@@ -294,7 +294,7 @@ def test_frozen_blocks_are_stored_unless_pictures_are_augmented(people, tmp_path
     config, channels, original = tiny_config(people, *settings), set(), training.train_step
 
     def spy(learner, inputs, *args):
-        channels.add(inputs.images.shape[1])
+        channels.add(inputs["images"].shape[1])
         return original(learner, inputs, *args)
 
     monkeypatch.setattr(training, "train_step", spy)

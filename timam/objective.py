@@ -23,15 +23,6 @@ from timam.models.joint import IMAGE, TEXT
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A batch on its device. B is the number of pairs of this process."""
-
-    images: Tensor  # (B, 3, H, W) float32, normalised and augmented
-    text: dict[str, Tensor]  # arguments of `TIMAM.forward` beside the images
-    identity_labels: Tensor  # (B,) int64
-
-
-@dataclass(frozen=True)
 class Embedded:
     """The batch of all processes in the joint space: what a loss term is computed from."""
 
@@ -148,18 +139,21 @@ def train_discriminator(batch: Embedded, learner: Learner, config: Config, job: 
     return {"discriminator": loss, "discriminator_accuracy": accuracy}
 
 
-def train_step(learner: Learner, inputs: Inputs, config: Config, job: Job) -> dict[str, Tensor]:
+def train_step(
+    learner: Learner, inputs: dict[str, Tensor], identity_labels: Tensor, config: Config, job: Job
+) -> dict[str, Tensor]:
     """The discriminator's steps, then one of the encoders, from a single forward pass of the encoders.
 
-    Returns detached scalars on the device: "total", the weighted sum; every term of `TERMS`, unweighted; and the
+    `inputs` are the arguments of `TIMAM.forward` for the B pairs of this process; identity_labels (B,) int64. Returns
+    detached scalars on the device: "total", the weighted sum; every term of `TERMS`, unweighted; and the
     discriminator's loss and accuracy.
     """
     with job.accelerator.autocast():
-        images, texts = learner.model(inputs.images, **inputs.text)
+        images, texts = learner.model(**inputs)
     batch = Embedded(
         gather(losses.full_precision(images)),
         gather(losses.full_precision(texts)),
-        gather(inputs.identity_labels),
+        gather(identity_labels),
         learner.model,
         config.loss,
         learner.log_temperature.exp(),

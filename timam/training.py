@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from timam import config as configs
@@ -34,7 +35,7 @@ from timam.learner import Learner
 from timam.metrics import RETRIEVAL_METRICS, chance
 from timam.models import TIMAM
 from timam.models.saving import fetched
-from timam.objective import Inputs, train_step
+from timam.objective import train_step
 from timam.provenance import code_fingerprint, provenance
 from timam.run import Run, RunError
 from timam.stores import StoredSplit, open_block_outputs, open_pixels, open_word_states
@@ -244,7 +245,8 @@ class _Training:
                 # Each process draws its own augmentations.
                 drawn = np.random.SeedSequence([seed, epoch, step, job.index]).generate_state(1, np.uint64)[0]
                 torch.manual_seed(int(drawn))
-                terms = train_step(learner, self._inputs(learner.model, data.train, batch), config, job)
+                inputs = self._inputs(learner.model, data.train, batch)
+                terms = train_step(learner, inputs, batch.identity_labels.to(job.device), config, job)
                 sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
                 learner.end_step(config.train)
                 bar.update()
@@ -260,7 +262,8 @@ class _Training:
         rates = {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
         return {name: float(value) / steps for name, value in sums.items()} | rates
 
-    def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> Inputs:
+    def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of `TIMAM.forward`, on the device."""
         device = self.job.device
         pixels = batch.pixels.to(device, non_blocking=True)
         # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
@@ -272,8 +275,7 @@ class _Training:
             token_ids, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
             words = {"token_ids": token_ids.to(device)}
         # The lengths stay on the CPU, so that nothing waits for the device.
-        text = {**words, "attention_mask": mask.to(device), "lengths": mask.sum(dim=1)}
-        return Inputs(images, text, batch.identity_labels.to(device))
+        return {"images": images, **words, "attention_mask": mask.to(device), "lengths": mask.sum(dim=1)}
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

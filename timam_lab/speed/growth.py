@@ -26,7 +26,7 @@ from timam.data.augment import augments
 from timam.job import Job
 from timam.learner import Learner
 from timam.metrics import two_way_metrics
-from timam.objective import Inputs, train_step
+from timam.objective import train_step
 from timam_lab.speed.metrics import embeddings, usual_two_way
 from timam_lab.speed.timing import Work, medians, random_model, turns
 
@@ -112,13 +112,13 @@ def stepper(learner: Learner, variant: str, config: Config, identities: int, tok
     mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
     encoder.freeze(variant != "whole")
     learner.model.train()
-    text = {"token_ids": mask, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
+    images = images.contiguous(memory_format=torch.channels_last)
+    inputs = {"images": images, "token_ids": mask, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
     if variant == "frozen, stored":
-        del text["token_ids"]
-        text["word_states"] = torch.randn(batch, tokens, encoder.input_width, device=device)
+        del inputs["token_ids"]
+        inputs["word_states"] = torch.randn(batch, tokens, encoder.input_width, device=device)
     labels = torch.arange(batch, device=device) % identities
-    inputs = Inputs(images.contiguous(memory_format=torch.channels_last), text, labels)
-    return partial(train_step, learner, inputs, config, job)
+    return partial(train_step, learner, inputs, labels, config, job)
 
 
 def step_costs(

@@ -60,8 +60,7 @@ class Setting:
         drawn = epoch_batches(self.train.split, pictures, self.config.data, self.config.train.seed, 1)
         training, model = self.training(), self.learner.model
         batches = itertools.islice(drawn, self.steps)
-        inputs = [training._inputs(model, self.train, batch) for batch in batches]
-        return [{"images": each.images, **each.text} for each in inputs]
+        return [training._inputs(model, self.train, batch) for batch in batches]
 
     def bare(self, inputs: list[dict[str, Tensor]]) -> None:
         """The same encoders' forward, backward and optimizer steps, on tensors in memory."""

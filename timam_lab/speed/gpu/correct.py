@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from timam.config import PRESETS, Config, override
 from timam.data import load_dataset
@@ -26,7 +27,7 @@ from timam.evaluation import DIRECTIONS, evaluate_model
 from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner
-from timam.objective import Inputs, train_step
+from timam.objective import train_step
 from timam.run import Run
 from timam.search import Gallery
 from timam.training import fit
@@ -96,9 +97,9 @@ def resumed_run(lab: Lab, root: Path) -> Iterator[Row]:
     yield {"stopped": where, "largest change of an epoch's loss": float(np.abs(totals[0] - totals[1]).max())}
 
 
-def on_device(inputs: Inputs) -> Inputs:
-    text = {name: value if name == "lengths" else value.to(DEVICE) for name, value in inputs.text.items()}
-    return Inputs(inputs.images.to(DEVICE), text, inputs.identity_labels.to(DEVICE))
+def on_device(inputs: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    moved = {name: value if name == "lengths" else value.to(DEVICE) for name, value in inputs.items()}
+    return moved, labels.to(DEVICE)
 
 
 def same_step(lab: Lab) -> Iterator[Row]:
@@ -111,9 +112,10 @@ def same_step(lab: Lab) -> Iterator[Row]:
             Learner.build(random_model(config.model, 50, ["a man"], torch.device("cpu")).to(d), config, 1)
             for d in ("cpu", DEVICE)
         )
-        inputs = growth.stepper(cpu, "frozen, stored", config, 50, 24, job).args[1]
+        inputs, labels = growth.stepper(cpu, "frozen, stored", config, 50, 24, job).args[1:3]
         growth.stepper(device, "frozen, stored", config, 50, 24, job)  # freezes as the other one does
-        ours, theirs = train_step(device, on_device(inputs), config, job), train_step(cpu, inputs, config, job)
+        ours = train_step(device, *on_device(inputs, labels), config, job)
+        theirs = train_step(cpu, inputs, labels, config, job)
         yield {"TF32": tf32, **{k: abs(float(ours[k]) / float(theirs[k]) - 1) for k in ours if float(theirs[k])}}
     torch.backends.cudnn.allow_tf32 = True
 
@@ -226,15 +228,15 @@ def joint_losses(config: Config) -> tuple[list[float], str]:
     job = Job("no")
     cpu = torch.device("cpu")
     model = random_model(config.model, 50, ["a man"], cpu)
-    inputs: Inputs = growth.stepper(Learner.build(model, config, 3), "frozen, stored", config, 50, 24, job).args[1]
+    step = growth.stepper(Learner.build(model, config, 3), "frozen, stored", config, 50, 24, job)
+    inputs, labels = step.args[1:3]
     model = model.to(job.device)
     job.share_weights(model)
     learner = Learner.build(model, config, 3)
     batch = config.data.batch_size
     part = slice(job.index * batch // job.count, (job.index + 1) * batch // job.count)
-    text = {name: value[part] for name, value in inputs.text.items()}
-    mine = on_device(Inputs(inputs.images[part], text, inputs.identity_labels[part]))
-    losses = [float(train_step(learner, mine, config, job)["total"]) for _ in range(3)]
+    mine = on_device({name: value[part] for name, value in inputs.items()}, labels[part])
+    losses = [float(train_step(learner, *mine, config, job)["total"]) for _ in range(3)]
     if not torch.distributed.is_initialized():
         return losses, "none"
     backend = torch.distributed.get_backend()
