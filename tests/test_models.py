@@ -20,6 +20,7 @@ from timam.models.image_encoder import blocks_of, feature_width, strip_head
 from timam.models.joint import IMAGE, TEXT
 from timam.models.text_encoder import WordEmbeddings, word_tokenizer
 from timam.models.weights import build_backbone, load_backbone
+from timam_lab.centering import centered
 
 CAPTIONS = ["a man in a red hat", "the woman", "black boots and a white coat with a green bag", "skirt", "a hat", "man"]
 
@@ -218,14 +219,14 @@ def test_conditional_discriminator_starts_as_the_other_one_and_is_saved(tiny_mod
 def test_centered_by_hand_saved_and_refused_without_means(tiny_model, tmp_path):
     model = tiny_model(embedding_dim=2)
     with pytest.raises(ValueError, match="no means of its modalities"):
-        model.centered(torch.ones(1, 2), IMAGE)
+        centered(model, torch.ones(1, 2), IMAGE)
     model.modality_means = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
     rows = torch.tensor([[3.0, 4.0], [0.0, 2.0]])  # at unit length (0.6, 0.8), (0, 1)
     model.save_pretrained(tmp_path / "saved")
     for each in (model, TIMAM.from_pretrained(tmp_path / "saved")):
         images = torch.tensor([[-0.4, 0.8], [-1.0, 1.0]]) / torch.tensor([[0.8**0.5], [2**0.5]])
-        torch.testing.assert_close(each.centered(rows, IMAGE), images)
-        torch.testing.assert_close(each.centered(rows[1:], TEXT), torch.tensor([[0.0, 1.0]]))
+        torch.testing.assert_close(centered(each, rows, IMAGE), images)
+        torch.testing.assert_close(centered(each, rows[1:], TEXT), torch.tensor([[0.0, 1.0]]))
 
 
 # -- words -----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,18 @@ from PIL import Image
 
 from timam import search
 from timam.models import TIMAM
-from timam.search import Gallery, PictureFile
+from timam.search import Gallery
 from timam_lab import galleries
 from timam_lab.approximate import IndexedGallery
-from timam_lab.galleries import build_in_shards, encode_on_ray, encode_shard, open_gallery, parquet_gallery
+from timam_lab.galleries import (
+    KeptGallery,
+    PictureFile,
+    build_in_shards,
+    encode_on_ray,
+    encode_shard,
+    open_gallery,
+    parquet_gallery,
+)
 
 
 @pytest.fixture
@@ -152,47 +160,49 @@ def encoded(monkeypatch):
 
 
 def test_update_encodes_only_what_is_new_or_changed(model, album, encoded):
-    gallery = Gallery.build(model, album)
-    assert Gallery.build(model, album, [gallery]).embeddings is gallery.embeddings
+    gallery = KeptGallery.update(model, album)
+    assert KeptGallery.update(model, album, [gallery]).embeddings is gallery.embeddings
     assert len(encoded) == 5
     (album / "1.png").unlink()
     write_picture(album / "2.png", seed=20)
     os.utime(album / "2.png", ns=(1, 1))
     write_picture(album / "5.png", seed=5)
-    updated = Gallery.build(model, album, [gallery])
+    updated = KeptGallery.update(model, album, [gallery])
     assert encoded[5:] == ["2.png", "5.png"]
     assert updated.paths == ["0.png", "2.png", "3.png", "5.png", "deep/4.jpg"]
-    np.testing.assert_allclose(updated.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
+    np.testing.assert_allclose(updated.embeddings, KeptGallery.update(model, album).embeddings, atol=1e-6)
     with torch.no_grad():
         model.image_encoder.projection.weight.mul_(1.1)
     encoded.clear()
-    Gallery.build(model, album, [updated])
+    KeptGallery.update(model, album, [updated])
     assert len(encoded) == 5  # another model
 
 
-def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, album):
+@pytest.mark.parametrize("build", [Gallery.build, KeptGallery.update])
+def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, album, build):
     (album / "broken.jpg").write_bytes(b"no picture")
     (album / "dangling.png").symlink_to(album / "nowhere.png")
-    gallery = Gallery.build(model, album)
+    gallery = build(model, album)
     assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
     expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
     torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
     assert len(gallery.problems) == 1
     assert "broken.jpg" in gallery.problems[0]
-    assert Gallery.build(model, album, [gallery]).problems == gallery.problems  # said again, not forgotten
+    if build == KeptGallery.update:
+        assert build(model, album, [gallery]).problems == gallery.problems  # said again, not forgotten
 
 
 def test_a_picture_replaced_by_one_of_equal_size_and_time_is_encoded_again(model, album, encoded):
     for name, seed in (("a.bmp", 10), ("b.bmp", 11)):
         write_picture(album / name, seed=seed)
         os.utime(album / name, ns=(1, 1))
-    gallery = Gallery.build(model, album)
+    gallery = KeptGallery.update(model, album)
     content = [(album / name).read_bytes() for name in ("a.bmp", "b.bmp")]
     for name, swapped in zip(("a.bmp", "b.bmp"), reversed(content), strict=True):
         (album / name).write_bytes(swapped)
         os.utime(album / name, ns=(1, 1))
     encoded.clear()
-    updated = Gallery.build(model, album, [gallery])
+    updated = KeptGallery.update(model, album, [gallery])
     assert encoded == ["a.bmp", "b.bmp"]
     rows = [gallery.paths.index(name) for name in ("a.bmp", "b.bmp")]
     np.testing.assert_allclose(updated.embeddings[rows], gallery.embeddings[rows[::-1]], atol=1e-6)
@@ -207,7 +217,7 @@ def test_a_picture_that_vanishes_is_passed_over_and_named(model, album, monkeypa
         return stat(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", late)
-    gallery = Gallery.build(model, album)
+    gallery = KeptGallery.update(model, album)
     assert gallery.paths == ["0.png", "2.png", "3.png", "deep/4.jpg"]
     assert gallery.problems == [f"{album}/1.png: No such file or directory"]
 
@@ -226,32 +236,33 @@ def test_linked_folders_and_every_suffix_are_searched(model, album, tmp_path):
     assert found == ["linked/5.tif", "linked/6.TIFF", "linked/7.jpe", "linked/8.jfif"]
 
 
-def test_folder_without_readable_pictures_is_an_error(model, tmp_path):
+@pytest.mark.parametrize("build", [Gallery.build, KeptGallery.update])
+def test_folder_without_readable_pictures_is_an_error(model, tmp_path, build):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=str(folder)):
-            Gallery.build(model, folder)
+            build(model, folder)
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(FileNotFoundError, match=r"no readable pictures[\s\S]*a\.jpg: not a readable picture"):
-        Gallery.build(model, tmp_path)
+        build(model, tmp_path)
 
 
 def test_saved_gallery_comes_back_mapped_from_disk(model, album, tmp_path):
     os.rename(album / "3.png", os.fsencode(album) + b"/caf\xe9.png")  # not UTF-8
-    gallery = Gallery.build(model, album)
+    gallery = KeptGallery.update(model, album)
     gallery.save(tmp_path / "kept")
-    loaded = Gallery.load(tmp_path / "kept")
+    loaded = KeptGallery.load(tmp_path / "kept")
     assert isinstance(loaded.embeddings, np.memmap)
     assert (loaded.paths, loaded.folder, loaded.model) == (gallery.paths, gallery.folder, gallery.model)
     queries = model.encode_texts(["a man in a red coat"])
     for ours, theirs in zip(loaded.search(queries, 5), gallery.search(queries, 5), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert Gallery.build(model, album, [loaded]).embeddings is loaded.embeddings
+    assert KeptGallery.update(model, album, [loaded]).embeddings is loaded.embeddings
 
 
 @pytest.mark.parametrize("name", ["embeddings.npy", "pictures.parquet", "gallery.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage, model, album, tmp_path, encoded):
-    gallery = Gallery.build(model, album)
+    gallery = KeptGallery.update(model, album)
     gallery.save(tmp_path / "kept")
     target = tmp_path / "kept" / name
     content = target.read_bytes()
@@ -260,14 +271,14 @@ def test_damaged_gallery_is_refused_and_open_gallery_makes_it_anew(name, damage,
     else:
         target.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises((ValueError, FileNotFoundError), match="kept"):
-        Gallery.load(tmp_path / "kept")
+        KeptGallery.load(tmp_path / "kept")
     open_gallery(model, album, tmp_path / "kept")
     assert len(encoded) == 10
-    np.testing.assert_array_equal(Gallery.load(tmp_path / "kept").embeddings, gallery.embeddings)
+    np.testing.assert_array_equal(KeptGallery.load(tmp_path / "kept").embeddings, gallery.embeddings)
 
 
 def test_a_gallery_of_another_program_is_read_from_parquet(model, album, tmp_path):
-    gallery = Gallery.build(model, album)
+    gallery = KeptGallery.update(model, album)
     rows = [{"path": path, "embedding": row} for path, row in zip(gallery.paths, 3 * gallery.embeddings, strict=True)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "album.parquet")
     again, query = parquet_gallery(tmp_path / "album.parquet"), model.encode_texts(["a man in a red coat"])
@@ -298,7 +309,7 @@ def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path
         assert len(encoded) == 5
     (album / "0.png").unlink()
     left = ["1.png", "2.png", "3.png", "deep/4.jpg"]
-    assert open_gallery(model, album, kept).paths == Gallery.load(kept).paths == left
+    assert open_gallery(model, album, kept).paths == KeptGallery.load(kept).paths == left
     shutil.copytree(album, tmp_path / "copy")
     moved = open_gallery(model, tmp_path / "copy", kept)
     assert (moved.folder, len(encoded)) == ((tmp_path / "copy").resolve(), 9)
@@ -315,19 +326,19 @@ def test_unchanged_gallery_stays_on_disk(model, album, tmp_path):
 
 def test_encoding_that_was_killed_goes_on_from_its_shards(model, album, tmp_path, monkeypatch, encoded):
     monkeypatch.setattr(galleries, "SHARD", 2)
-    whole = Gallery.build(model, album)
+    whole = KeptGallery.update(model, album)
     encoded.clear()
-    save = Gallery.save
+    save = KeptGallery.save
 
     def killed(self, folder):
         if len(encoded) == 4:  # before the second shard is written
             raise KeyboardInterrupt
         save(self, folder)
 
-    monkeypatch.setattr(Gallery, "save", killed)
+    monkeypatch.setattr(KeptGallery, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         open_gallery(model, album, tmp_path / "kept")
-    monkeypatch.setattr(Gallery, "save", save)
+    monkeypatch.setattr(KeptGallery, "save", save)
     write_picture(album / "00.png", seed=9)  # every later picture has another place now
     resumed = open_gallery(model, album, tmp_path / "kept")
     assert encoded == ["0.png", "1.png", "2.png", "3.png", "00.png", "2.png", "3.png", "4.jpg"]
@@ -338,7 +349,7 @@ def test_encoding_that_was_killed_goes_on_from_its_shards(model, album, tmp_path
 def test_damaged_shard_is_encoded_again(model, album, tmp_path, monkeypatch, encoded):
     monkeypatch.setattr(galleries, "SHARD", 4)
     gallery = build_in_shards(model, album, tmp_path / "shards")
-    shard = max((tmp_path / "shards").glob("[!.]*"), key=lambda path: len(Gallery.load(path)))
+    shard = max((tmp_path / "shards").glob("[!.]*"), key=lambda path: len(KeptGallery.load(path)))
     (shard / "embeddings.npy").write_bytes(b"")
     encoded.clear()
     again = build_in_shards(model, album, tmp_path / "shards")
@@ -359,10 +370,10 @@ def test_what_two_encode_at_once_is_encoded_once(model, album, tmp_path, encoded
     at_once(encode_shard, model, album, part, tmp_path / "shards")  # as Ray's second try of a task
     assert len(encoded) == 4
     (shard,) = (tmp_path / "shards").glob("[!.]*")
-    assert len(Gallery.load(shard)) == 4
+    assert len(KeptGallery.load(shard)) == 4
     encoded.clear()
     at_once(open_gallery, model, album, tmp_path / "kept")
-    assert len(encoded) == len(Gallery.load(tmp_path / "kept")) == 5
+    assert len(encoded) == len(KeptGallery.load(tmp_path / "kept")) == 5
 
 
 @pytest.mark.slow
@@ -404,7 +415,7 @@ def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatc
         cluster.shutdown()
     assert 0 < len(finished) < 13
     assert [(path, path.stat().st_ino) for path, _ in finished] == finished  # those of before, not written anew
-    held = [path for shard in shards.glob("[!.]*") for path in Gallery.load(shard).paths]
+    held = [path for shard in shards.glob("[!.]*") for path in KeptGallery.load(shard).paths]
     assert sorted(held) == gallery.paths == [f"{i:02}.png" for i in range(48)]  # none lost, none twice
     assert len(gallery.problems) == 1
-    np.testing.assert_allclose(gallery.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
+    np.testing.assert_allclose(gallery.embeddings, KeptGallery.update(model, album).embeddings, atol=1e-6)

@@ -50,7 +50,7 @@ class IndexedGallery(Gallery):
         index.nprobe = min(probes, lists)
         if queries is None:
             queries = np.array(gallery.embeddings[np.sort(order[:100])])
-        made = cls(**vars(gallery), exact=gallery, index=index)
+        made = cls._over(gallery, index)
         while index.nprobe < lists and made.recall(queries) < recall:
             index.nprobe = min(2 * index.nprobe, lists)
         return made
@@ -62,7 +62,7 @@ class IndexedGallery(Gallery):
         mapped = getattr(gallery.embeddings, "filename", None)
         if mapped is not None and Path(mapped).parent == kept.resolve():  # else the gallery is newer than the index
             with suppress(RuntimeError):  # of faiss, for a damaged file
-                return cls(**vars(gallery), exact=gallery, index=_faiss().read_index(str(file)))
+                return cls._over(gallery, _faiss().read_index(str(file)))
         made = cls.of(gallery, **options)
         try:
             with replacing_file(file) as temporary:
@@ -70,6 +70,11 @@ class IndexedGallery(Gallery):
         except (OSError, RuntimeError) as error:
             made.problems.append(f"{file}: not kept, to be built again the next time ({error})")
         return made
+
+    @classmethod
+    def _over(cls, gallery: Gallery, index: Any) -> IndexedGallery:
+        parts = gallery.embeddings, gallery.paths, gallery.folder, gallery.problems
+        return cls(*parts, exact=gallery, index=index)
 
     def nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         _, rows = self.index.search(queries.numpy(), min(_CANDIDATES * k, len(self)))

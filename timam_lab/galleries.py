@@ -6,13 +6,16 @@ A shard is a small gallery of 1,024 pictures. A folder of more is encoded in sha
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +25,135 @@ import torch.nn.functional as F
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from timam.files import read_json, recover_folder, replacing_folder
 from timam.models import TIMAM
 from timam.models.batching import slices
-from timam.search import Gallery, PictureFile, encode_pictures, model_fingerprint, picture_files, rows_of
+from timam.search import Gallery, nothing_readable, picture_files
 
 SHARD = 1024  # pictures
+
+
+class PictureFile(NamedTuple):
+    """A picture file, and what changes when another takes its place."""
+
+    path: str  # relative to its folder
+    bytes: int
+    changed_ns: int  # the last change of content or status; cameras and archives set the time of modification
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> PictureFile:
+        stat = os.stat(folder / path)
+        return cls(path, stat.st_size, stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns)
+
+
+@dataclass
+class KeptGallery(Gallery):
+    """A gallery that can be kept on disk and brought up to date."""
+
+    stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `PictureFile`
+    model: str = ""  # `model_fingerprint` of the model that encoded them
+
+    @staticmethod
+    def update(
+        model: TIMAM, folder: Path | str, known: Sequence[KeptGallery] = (), progress: bool = False
+    ) -> KeptGallery:
+        """`Gallery.build`, where what has not changed since other galleries of this folder is not encoded again."""
+        folder, fingerprint = Path(folder).resolve(), model_fingerprint(model)
+        pictures, problems = stamped_files(folder)
+        rows = rows_of(known, folder, fingerprint)
+        new = encode_pictures(model, folder, [picture for picture in pictures if picture not in rows], progress)
+        rows |= rows_of([new], folder, fingerprint)
+        problems += new.problems
+        readable = [picture for picture in pictures if picture in rows]
+        if not readable:
+            raise nothing_readable(folder, problems)
+        if readable == list(rows_of(known[:1], folder, fingerprint)):
+            return dataclasses.replace(known[0], problems=problems)  # its embeddings are still on disk
+        embeddings = np.empty((len(readable), model.model_config.embedding_dim), np.float32)
+        for position, (gallery, row) in enumerate(rows[picture] for picture in readable):
+            embeddings[position] = gallery.embeddings[row]
+        return _stamped(Gallery(embeddings, [path for path, *_ in readable], folder, problems), readable, fingerprint)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes embeddings.npy, pictures.parquet and gallery.json, all or nothing."""
+        with replacing_folder(Path(folder)) as new:
+            np.save(new / "embeddings.npy", self.embeddings)
+            paths = pa.array(map(os.fsencode, self.paths), pa.binary())  # a file's name need not be UTF-8
+            columns = {"path": paths, "bytes": self.stamps[:, 0], "changed_ns": self.stamps[:, 1]}
+            pq.write_table(pa.table(columns), new / "pictures.parquet")
+            content = {"folder": os.fsencode(self.folder).decode("utf-8", "surrogateescape"), "model": self.model}
+            (new / "gallery.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> KeptGallery:
+        """The inverse of `save`, memory-mapped. FileNotFoundError: no gallery there; ValueError: a damaged one."""
+        folder = Path(folder)
+        recover_folder(folder)
+        try:
+            content = read_json(folder / "gallery.json")
+            table = pq.read_table(folder / "pictures.parquet")
+            embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
+            paths = [os.fsdecode(path) for path in table["path"].to_pylist()]
+            stamps = np.stack([table["bytes"].to_numpy(), table["changed_ns"].to_numpy()], axis=1)
+            return cls(embeddings, paths, Path(content["folder"]), stamps=stamps, model=content["model"])
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{folder}: no gallery there") from None
+        except Exception as error:  # NumPy and pyarrow raise many kinds
+            raise ValueError(f"{folder} is a damaged gallery ({error}); remove it") from error
+
+
+def model_fingerprint(model: TIMAM) -> str:
+    """16 hex digits of the image encoder: its settings and its last layer, which any training changes."""
+    settings = dataclasses.asdict(model.model_config)
+    del settings["discriminator_conditional"]  # younger than the first galleries, and no part of the encoder
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for tensor in list(model.image_encoder.parameters())[-2:]:
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def stamped_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
+    """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile."""
+    files, problems = [], []
+    for path in picture_files(folder):
+        try:
+            files.append(PictureFile.of(folder, path))
+        except OSError as error:
+            problems.append(f"{folder / path}: {error.strerror}")
+    return files, problems
+
+
+def rows_of(galleries: Iterable[KeptGallery], folder: Path, model: str) -> dict[PictureFile, tuple[KeptGallery, int]]:
+    """Where the embedding of each picture is, among galleries of this folder by this model."""
+    return {
+        PictureFile(path, *stamp): (gallery, row)
+        for gallery in galleries
+        if (gallery.folder, gallery.model) == (folder, model)
+        for row, (path, stamp) in enumerate(zip(gallery.paths, gallery.stamps.tolist(), strict=True))
+    }
+
+
+def encode_pictures(model: TIMAM, folder: Path, pictures: list[PictureFile], progress: bool = False) -> KeptGallery:
+    """The gallery of some pictures of a folder."""
+    gallery = Gallery.encoded(model, folder, [picture.path for picture in pictures], progress)
+    return _stamped(gallery, pictures, model_fingerprint(model))
+
+
+def _stamped(gallery: Gallery, pictures: list[PictureFile], model: str) -> KeptGallery:
+    stamps = {path: stamp for path, *stamp in pictures}
+    found = np.array([stamps[path] for path in gallery.paths], np.int64).reshape(-1, 2)
+    return KeptGallery(**vars(gallery), stamps=found, model=model)
+
+
+# -- keeping, in shards ------------------------------------------------------------------------------------------------
+
 # (model, folder, parts of its pictures, folder for shards, progress): calls `encode_shard` for each part
 Encoder = Callable[[TIMAM, Path, list[list[PictureFile]], Path, bool], None]
 
 
 def open_gallery(
     model: TIMAM, folder: Path | str, kept: Path, progress: bool = False, encode_parts: Encoder | None = None
-) -> Gallery:
+) -> KeptGallery:
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
     A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
@@ -49,11 +169,11 @@ def open_gallery(
         obstacle = error
     try:
         with suppress(FileNotFoundError, ValueError):
-            known = [Gallery.load(kept)]
+            known = [KeptGallery.load(kept)]
         if obstacle is None:
             gallery = build_in_shards(model, folder, shards, known, progress, encode_parts)
         else:
-            gallery = Gallery.build(model, folder, known, progress)
+            gallery = KeptGallery.update(model, folder, known, progress)
         changed = not known or gallery.embeddings is not known[0].embeddings
         if changed and obstacle is None:
             gallery.save(kept)
@@ -70,26 +190,26 @@ def build_in_shards(
     model: TIMAM,
     folder: Path | str,
     shards: Path,
-    known: Sequence[Gallery] = (),
+    known: Sequence[KeptGallery] = (),
     progress: bool = False,
     encode_parts: Encoder | None = None,
-) -> Gallery:
-    """`Gallery.build`, in shards where there is more than one; those already in SHARDS are not encoded again.
+) -> KeptGallery:
+    """`KeptGallery.update`, in shards where there is more than one; those already in SHARDS are not encoded again.
 
     `encode_parts` makes them, by default here; `encode_on_ray` on a cluster. What it leaves out is tried again.
     """
     folder, shards = Path(folder).resolve(), shards.resolve()
     have = rows_of([*known, *_read(shards)], folder, model_fingerprint(model))
-    new = [picture for picture in picture_files(folder)[0] if picture not in have]
+    new = [picture for picture in stamped_files(folder)[0] if picture not in have]
     if len(new) > SHARD:
         (encode_parts or _encode_here)(model, folder, slices(new, SHARD), shards, progress)
-    return Gallery.build(model, folder, [*known, *_read(shards)], progress)
+    return KeptGallery.update(model, folder, [*known, *_read(shards)], progress)
 
 
-def _read(shards: Path) -> Iterator[Gallery]:
+def _read(shards: Path) -> Iterator[KeptGallery]:
     for path in sorted(shards.glob("[!.]*")):
         with suppress(FileNotFoundError, ValueError):  # a damaged one is encoded again
-            yield Gallery.load(path)
+            yield KeptGallery.load(path)
 
 
 def _encode_here(model: TIMAM, folder: Path, parts: list[list[PictureFile]], shards: Path, progress: bool) -> None:
@@ -104,7 +224,7 @@ def encode_shard(model: TIMAM, folder: Path, part: list[PictureFile], shards: Pa
     shards.mkdir(parents=True, exist_ok=True)
     with FileLock(shards / f".{name}.lock"):  # Ray tries a task again while a machine thought lost may still be at it
         with suppress(FileNotFoundError, ValueError):
-            Gallery.load(shards / name)
+            KeptGallery.load(shards / name)
             return
         shard = encode_pictures(model, folder, part)
         if len(shard):

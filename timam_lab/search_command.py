@@ -61,8 +61,8 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     SENTENCE, --sentences and --like, each line of the standard input is answered at once; with --json, by one line.
     """
     sentence, file, like, threshold = (options.pop(n) for n in ("sentence", "sentences", "like", "threshold"))
-    queries, centered = _queries(sentence, file, like), options.pop("centered")
-    if centered and (threshold == "auto" or options["approximate"]):
+    queries, center = _queries(sentence, file, like), options.pop("centered")
+    if center and (threshold == "auto" or options["approximate"]):
         raise click.UsageError("--threshold auto and --approximate are for similarities that are not --centered")
     if like and threshold == "auto":
         raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
@@ -77,17 +77,18 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
     from timam.images import read_image
     from timam.models.joint import IMAGE, TEXT
+    from timam_lab.centering import centered, centered_gallery
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
     galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in folders]
-    if centered:
-        galleries = [(folder, gallery.centered(model)) for folder, gallery in galleries]
+    if center:
+        galleries = [(folder, centered_gallery(model, gallery)) for folder, gallery in galleries]
     for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
-        embeddings = model.centered(embeddings, IMAGE if like else TEXT) if centered else embeddings
+        embeddings = centered(model, embeddings, IMAGE if like else TEXT) if center else embeddings
         found = _best(galleries, embeddings, k, least)
         answers = [{"sentence": query, "answers": best} for query, best in zip(part, found, strict=True)]
         if not as_json:

@@ -262,17 +262,6 @@ class TIMAM(
         rows = list(encode_batches(self, *work))
         return torch.cat(rows) if rows else torch.empty(0, self.model_config.embedding_dim)
 
-    def centered(self, embeddings: Tensor, modality: int) -> Tensor:
-        """Embeddings (N, D) at unit length minus their modality's mean on validation, at unit length again: float32.
-
-        For galleries that hold both pictures and sentences, where the mean would decide what is near. All that are
-        compared must be centred. `modality` is `IMAGE` or `TEXT`. Raises ValueError for a model without means.
-        """
-        if self.modality_means is None:
-            raise ValueError("the model has no means of its modalities: only a run that finished since has them")
-        means = self.modality_means[modality].to(embeddings.device)
-        return nn.functional.normalize(nn.functional.normalize(embeddings, dim=1) - means, dim=1)
-
     def _save_pretrained(self, save_directory: Path) -> None:
         saving.save(self, save_directory)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from timam.search import Gallery
 from timam_lab.approximate import IndexedGallery
+from timam_lab.galleries import KeptGallery
 from timam_lab.speed.timing import cost, medians, report, scratch
 
 
@@ -45,11 +45,11 @@ def main(output: Path, count: int, width: int, rounds: int) -> None:
     queries, others = near(embeddings, 0, seed=1), near(embeddings, 7, seed=2)
     size = embeddings.nbytes / 2**30
     names = [str(i) for i in range(count)]
-    gallery = Gallery(embeddings, names, stamps=np.zeros((count, 2), np.int64))
+    gallery = KeptGallery(embeddings, names, stamps=np.zeros((count, 2), np.int64))
     with scratch() as folder:
         gallery.save(folder)
         del gallery, embeddings  # from here on the rows are read from the disk
-        gallery = Gallery.load(folder)
+        gallery = KeptGallery.load(folder)
         build, _ = cost(partial(IndexedGallery.open, gallery, folder, queries=others))
         indexed = IndexedGallery.open(gallery, folder)
         lists = f"{indexed.index.nlist:,}, {indexed.index.nprobe:,}"
