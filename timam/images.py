@@ -124,17 +124,14 @@ def prefetch(
     def work(item: Any) -> tuple[Tensor, ...]:
         if device.type == "cuda":
             return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in load(item))
-        return tuple(tensor.to(device) for tensor in load(item))
+        return load(item)
 
     with ThreadPoolExecutor(1) as thread:
-        ahead = None
-        for item in items:
-            following = thread.submit(work, item)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = following
-        if ahead is not None:
-            yield ahead.result()
+        submitted = (thread.submit(work, item) for item in items)
+        ahead = next(submitted, None)
+        while ahead is not None:
+            ready, ahead = ahead, next(submitted, None)
+            yield ready.result()
 
 
 def find_unreadable(

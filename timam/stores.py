@@ -31,10 +31,11 @@ from timam.models.batching import encode_batches, slices
 _VERSION = b"2"  # of the stored values: raise it when decoding or resizing changes
 
 
-def _fingerprint(*parts: bytes | memoryview) -> str:
+def _fingerprint(*parts: bytes | np.ndarray | Tensor) -> str:
     digest = hashlib.sha256()
     for part in (_VERSION, *parts):
-        digest.update(hashlib.sha256(part).digest())
+        content = part if isinstance(part, bytes) else np.ascontiguousarray(part).data
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]
 
 
@@ -109,8 +110,7 @@ class WordStates:
         """Caption indices (B,) -> word states (B, T, C) float32, right-padded with zeros, and a mask (B, T)."""
         rows = self._rows(captions)
         states = pad_sequence([torch.from_numpy(r.astype(np.float32)) for r in rows], batch_first=True)
-        lengths = torch.tensor([len(r) for r in rows])
-        return states, (torch.arange(states.shape[1])[None, :] < lengths[:, None]).long()
+        return states, pad_sequence([torch.ones(len(r), dtype=torch.int64) for r in rows], batch_first=True)
 
 
 def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, progress: bool = True) -> WordStates:
@@ -119,8 +119,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     lengths = mask.sum(dim=1).numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     language_model = model.text_encoder.language_model
-    weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in language_model.state_dict().values()]
-    name = _fingerprint(token_ids.numpy().tobytes(), offsets.tobytes(), *weights)
+    name = _fingerprint(token_ids, offsets, *(t.cpu() for t in language_model.state_dict().values()))
 
     def load(batch: np.ndarray) -> tuple[Tensor, Tensor]:
         longest = int(lengths[batch].max())
@@ -146,15 +145,14 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
     encoder = model.image_encoder
     frozen = encoder._parts[0]
     tensors = *frozen.state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's: of its pixels
-    weights = [t.detach().cpu().contiguous().numpy().tobytes() for t in tensors]
-    name = _fingerprint(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).data, *weights)
+    name = _fingerprint(pixels.transpose(0, 2, 3, 1), *(t.cpu() for t in tensors))
     probe = model.encode_pixels(pixels[:1], encode=encoder.block_outputs)
     _, channels, height, width = probe.shape
 
     def fill(store: np.ndarray) -> None:
         batches = list(zip(slices(store, batch_size), slices(pixels, batch_size), strict=True))
         for rows, batch in tqdm(batches, desc="frozen blocks", disable=not progress):
-            rows[:] = model.encode_pixels(batch, batch_size, encode=encoder.block_outputs).permute(0, 2, 3, 1).numpy()
+            rows[:] = model.encode_pixels(batch, encode=encoder.block_outputs).permute(0, 2, 3, 1).numpy()
 
     shape = len(pixels), height, width, channels
     return _open_store("blocks", name, np.float16, shape, fill).transpose(0, 3, 1, 2)
