@@ -54,10 +54,7 @@ def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progres
     Stored word states and outputs of frozen blocks must be of this model; they replace its language model and blocks.
     """
     split = stored.split
-    if stored.blocks is None:
-        images = model.encode_pixels(stored.pixels, batch_size, progress)
-    else:
-        images = model.encode_block_outputs(stored.blocks, batch_size)
+    images = model.encode_pixels(stored.pixels if stored.blocks is None else stored.blocks, batch_size, progress)
     if stored.words is None:
         texts = model.encode_texts(split.captions, batch_size, progress)
     else:

@@ -59,12 +59,9 @@ class TIMAM(
         language_model: Any,
     ) -> None:
         super().__init__()
-        if num_identities < 1:
-            raise ValueError(f"num_identities = {num_identities}: expected 1 or more")
         self.model_config, self.num_identities, self.tokenizer = model_config, num_identities, tokenizer
         self.tokenizer.padding_side = "right"  # packed sequences need their padding at the end
         dim, keep = model_config.embedding_dim, model_config.projection == "pretrained"
-        has_own = getattr(backbone, "projection", None) is not None
         self.image_encoder = ImageEncoder(backbone, model_config.image_height, model_config.image_width, dim, keep)
         words: Any
         own_projection: nn.Module | None = None
@@ -87,9 +84,9 @@ class TIMAM(
             has_line = language_model is not None and language_model.config.model_type in towers.TOWERS
             summary = "pooled last" if has_line else "pooled mean"
         own_projection = own_projection if keep and pooled else None
-        if keep and not has_own and own_projection is None:
-            raise ValueError("model.projection = 'pretrained': neither encoder has a projection of its own to keep")
         self.text_encoder = TextEncoder(words, width, model_config.lstm_hidden, dim, summary, own_projection)
+        if keep and self.image_encoder.new_projection and self.text_encoder.new_projection:
+            raise ValueError("model.projection = 'pretrained': neither encoder has a projection of its own to keep")
         self.text_encoder.normalizes_words = model_config.normalize_words
         self.discriminator = ModalityDiscriminator(
             dim, model_config.discriminator_hidden, model_config.discriminator_conditional
@@ -129,17 +126,14 @@ class TIMAM(
         SigLIP was trained with padding as part of the text: T is the length that it was trained with, and the mask is
         all ones. A caption without any known token, such as an emoji, becomes one unknown word.
         """
-        batch = self.tokenizer(
-            list(captions), truncation=True, max_length=self.model_config.max_tokens, add_special_tokens=True
-        )["input_ids"]
-        ids = [torch.tensor(row or [self.tokenizer.unk_token_id]) for row in batch]
-        lengths = torch.tensor([len(row) for row in ids])
+        rows = self.tokenizer(list(captions), truncation=True, max_length=self.model_config.max_tokens)["input_ids"]
+        ids = [torch.tensor(row or [self.tokenizer.unk_token_id]) for row in rows]
         token_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         if self.padded_length is not None:  # its padding counts as text
             rest = self.padded_length - token_ids.shape[1]
             token_ids = nn.functional.pad(token_ids, (0, rest), value=self.tokenizer.pad_token_id)
             return token_ids, torch.ones_like(token_ids)
-        return token_ids, (torch.arange(token_ids.shape[1])[None, :] < lengths[:, None]).long()
+        return token_ids, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
 
     def forward(
         self,
@@ -207,20 +201,16 @@ class TIMAM(
     ) -> Tensor:
         """`encode_images` of decoded pictures (N, 3, H, W) uint8 of the model's size, by default (N, D).
 
-        `encode` replaces the image encoder, for example by its `features`: normalised pictures (B, 3, H, W) -> (B, C).
+        Or of the outputs (N, C, h, w) float16 of the frozen blocks. `encode` replaces the image encoder, for example by
+        its `features`: normalised pictures (B, 3, H, W) -> (B, C).
         """
         encode = encode or self.image_encoder
         return self._encode(
             slices(pixels, batch_size),
             lambda rows: (torch.from_numpy(np.array(rows)),),  # a writable copy
-            lambda batch: encode(normalize(batch)),
+            lambda batch: encode(normalize(batch) if batch.dtype == torch.uint8 else batch.float()),
             "encoding images" if progress else None,
         )
-
-    def encode_block_outputs(self, blocks: np.ndarray, batch_size: int = 64) -> Tensor:
-        """Embeds pictures from outputs (N, C, h, w) of the frozen blocks: (N, D) float32 on the CPU."""
-        batches = slices(blocks, batch_size)
-        return self._encode(batches, lambda rows: (torch.from_numpy(rows.astype(np.float32)),), self.image_encoder)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embeds sentences in eval mode: (N, D) float32 on the CPU, not unit length.
@@ -267,15 +257,8 @@ class TIMAM(
 
     def generate_model_card(self, *args: Any, eval_results: list[EvalResult] | None = None, **fields: Any) -> ModelCard:
         """The card on the hub: use, limits and risks; and with fields of `timam_lab.card`, data and results."""
-        words = saving.public_name(self.model_config.language_model)
-        fields = {
-            "backbone": saving.public_name(self.model_config.backbone),
-            "language_model": "learned word embeddings" if self.text_encoder.learns_words else words,
-            "learns_words": self.text_encoder.learns_words,
-            "lstm": not self.text_encoder.pooled,
-            **fields,
-        }
-        card = super().generate_model_card(*args, **fields)
+        names = {key: saving.public_name(getattr(self.model_config, key)) for key in ("backbone", "language_model")}
+        card = super().generate_model_card(*args, text_encoder=self.text_encoder, **names, **fields)
         if eval_results:
             card.data["model_name"], card.data["eval_results"] = fields["title"], eval_results
         return card

@@ -91,17 +91,15 @@ def load(cls: type[TIMAM], folder: Path) -> TIMAM:
         encoders = empty_encoders(model_config, tower, words)  # a config of a few bytes may ask for terabytes
         with torch.device("meta"):
             model = cls(model_config, content["num_identities"], tokenizer, *encoders)
+            if "modality_means" in state:  # of a finished run
+                model.modality_means = torch.empty(2, model_config.embedding_dim)
     except Exception as error:  # torchvision and transformers raise many kinds
         raise ValueError(f"{folder / 'config.json'} gives no model: {type(error).__name__}: {error}") from error
-    means = state.pop("modality_means", None)  # of finished runs
-    if means is not None and means.shape != (2, model_config.embedding_dim):
-        raise ValueError(f"{folder}: modality_means {tuple(means.shape)}: expected (2, {model_config.embedding_dim})")
     expected = model.state_dict()
     sizes, found = ({(name, tuple(t.shape)) for name, t in tensors.items()} for tensors in (expected, state))
     if wrong := sorted(sizes ^ found):
         raise ValueError(f"{folder}: model.safetensors does not fit config.json: {wrong[0]} is in one of them only")
     model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()}, assign=True)
-    model.modality_means = None if means is None else means.float()
     model.image_encoder.to(memory_format=torch.channels_last)
     for module in (model.text_encoder.language_model, model.image_encoder.backbone):
         _fill_buffers(module)

