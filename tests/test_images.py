@@ -16,10 +16,10 @@ from timam.images import (
     any_to_pixels,
     find_unreadable,
     normalize,
-    prefetch,
     read_image,
     to_pixels,
 )
+from timam.models.batching import encode_batches
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -189,23 +189,30 @@ def test_normalize_constants():
     torch.testing.assert_close(white, torch.tensor(expected) + 1 / torch.tensor([0.229, 0.224, 0.225]))
 
 
-def test_prefetch_loads_one_item_ahead_and_no_more():
+def encoding(load, batches):
+    """encode_batches by a model whose embedding is the first of the loaded tensors."""
+    model = torch.nn.Identity()
+    model.device = torch.device("cpu")
+    return encode_batches(model, batches, load, lambda first, *_: first)
+
+
+def test_batches_are_loaded_one_ahead_and_no_more():
     begun = [threading.Event() for _ in range(4)]
 
     def load(i):
         begun[i].set()
         return torch.tensor([i]), torch.tensor([10 * i])
 
-    items = prefetch(load, range(4), torch.device("cpu"))
-    assert [t.tolist() for t in next(items)] == [[0], [0]]
+    items = encoding(load, range(4))
+    assert next(items).tolist() == [0]
     assert begun[1].wait(10)  # while the caller is at item 0
     assert not begun[2].wait(0.2)
-    assert [(int(a), int(b)) for a, b in items] == [(1, 10), (2, 20), (3, 30)]
+    assert [found.tolist() for found in items] == [[1], [2], [3]]
 
 
-def test_prefetch_raises_in_its_turn():
-    items = prefetch(lambda i: (torch.tensor(1 // (1 - i)),), range(3), torch.device("cpu"))
-    assert int(next(items)[0]) == 1
+def test_a_batch_that_cannot_be_loaded_raises_in_its_turn():
+    items = encoding(lambda i: (torch.tensor(1 // (1 - i)),), range(3))
+    assert int(next(items)) == 1
     with pytest.raises(ZeroDivisionError):
         next(items)
-    assert list(prefetch(torch.tensor, [], torch.device("cpu"))) == []
+    assert list(encoding(torch.tensor, [])) == []

@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import tarfile
 from bisect import bisect_right
-from collections import deque
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
 _BATCH = 16  # rows that are decoded at once
-_KEPT = 8  # batches that are kept, as parallel threads ask for rows not quite in order
+_KEPT = 128  # rows that are kept, as parallel threads ask for them not quite in order
 
 
 def container(path: Path) -> Path:
@@ -68,16 +67,14 @@ class _Column:
         self.is_struct = pa.types.is_struct(self.file.schema_arrow.field(column).type)
         groups = map(self.file.metadata.row_group, range(self.file.metadata.num_row_groups))
         self.starts = [0, *accumulate(group.num_rows for group in groups)]
-        self.kept: deque[tuple[int, list[bytes | None]]] = deque(maxlen=_KEPT)
+        self.kept: dict[int, bytes | None] = {}  # the pictures of some rows, in the order of their reading
         self.group = self.next = -1  # the group of rows that is being read, and the row that is read next
 
     def read(self, row: int) -> bytes | None:
         with self.lock:
-            while True:
-                for start, values in self.kept:
-                    if start <= row < start + len(values):
-                        return values[row - start]
+            while row not in self.kept:
                 self._advance(row)
+            return self.kept[row]
 
     def _advance(self, row: int) -> None:
         """Reads the next batch towards a row; starts again at the row's group where that is behind or further on."""
@@ -90,5 +87,7 @@ class _Column:
             self.batches = self.file.iter_batches(_BATCH, row_groups=[group], columns=[leaf], use_threads=False)
         column = next(self.batches).column(0)
         values = (column.field("bytes") if self.is_struct else column).to_pylist()
-        self.kept.append((self.next, values))
+        self.kept |= enumerate(values, self.next)
         self.next += len(values)
+        for old in list(self.kept)[:-_KEPT]:
+            del self.kept[old]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -116,24 +115,6 @@ def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def prefetch(
-    load: Callable[[Any], tuple[Tensor, ...]], items: Iterable[Any], device: torch.device
-) -> Iterator[tuple[Tensor, ...]]:
-    """load(item), tensors on the CPU, moved to the device for each item in order; a thread works one item ahead."""
-
-    def work(item: Any) -> tuple[Tensor, ...]:
-        if device.type == "cuda":
-            return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in load(item))
-        return load(item)
-
-    with ThreadPoolExecutor(1) as thread:
-        submitted = (thread.submit(work, item) for item in items)
-        ahead = next(submitted, None)
-        while ahead is not None:
-            ready, ahead = ahead, next(submitted, None)
-            yield ready.result()
-
-
 def find_unreadable(
     paths: Sequence[Path], progress: bool = False, use: Callable[[int, Image.Image], object] = lambda row, image: None
 ) -> list[str]:
@@ -142,14 +123,13 @@ def find_unreadable(
     `use` gets each other picture and its position.
     """
 
-    def check(row: int) -> str | None:
+    def check(row: int) -> str:
         try:
             use(row, read_image(paths[row]))
         except ImageError as error:
             return str(error)
-        return None
+        return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(check, range(len(paths)))
-        bar = tqdm(found, total=len(paths), desc="decoding", unit="picture", disable=not progress)
-        return [problem for problem in bar if problem]
+        return list(filter(None, tqdm(found, "decoding", len(paths), unit="picture", disable=not progress)))

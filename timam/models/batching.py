@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-
-from timam.images import prefetch
 
 
 def slices(items: Any, batch_size: int) -> list[Any]:
@@ -28,14 +27,23 @@ def encode_batches(
 ) -> Iterator[Tensor]:
     """encode(*load(batch)) for each batch, in order, as float32 on the CPU; in eval mode, without gradients.
 
-    A thread loads the next batch, CPU tensors with one row an item; `encode` gets them on the model's device.
-    `bar` names a progress bar; None shows none.
+    A thread loads one batch ahead, CPU tensors with one row an item; `encode` gets them on the model's device. `bar`
+    names a progress bar; None shows none.
     """
+
+    def work(batch: Any) -> tuple[Tensor, ...]:
+        if model.device.type == "cuda":
+            return tuple(tensor.pin_memory().to(model.device, non_blocking=True) for tensor in load(batch))
+        return load(batch)
+
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            for tensors in prefetch(load, tqdm(batches, disable=bar is None, desc=bar, unit="batch"), model.device):
-                yield encode(*tensors).float().cpu()
+        with torch.no_grad(), ThreadPoolExecutor(1) as thread:
+            loads = (thread.submit(work, batch) for batch in tqdm(batches, disable=bar is None, desc=bar, unit="batch"))
+            ahead = next(loads, None)
+            while ahead is not None:
+                loaded, ahead = ahead, next(loads, None)
+                yield encode(*loaded.result()).float().cpu()
     finally:
         model.train(training)
