@@ -84,16 +84,12 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
     return _open_store("pixels", name, np.uint8, (len(paths), height, width, 3), fill).transpose(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
 class WordStates:
-    """Outputs of the frozen language model for M captions: half precision, memory-mapped, without padding.
+    """Outputs of the frozen language model for M captions: half precision, memory-mapped, without padding."""
 
-    Args:
-        states: (all tokens, C) float16.
-        offsets: (M + 1,) int64; caption m has the rows offsets[m] to offsets[m + 1].
-    """
-
-    def __init__(self, states: np.ndarray, offsets: np.ndarray) -> None:
-        self.states, self.offsets = states, offsets
+    states: np.ndarray  # (all tokens, C) float16
+    offsets: np.ndarray  # (M + 1,) int64; caption m has the rows offsets[m] to offsets[m + 1]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

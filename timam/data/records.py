@@ -147,17 +147,14 @@ def find_conflicts(records: list[Record], kind: str) -> list[str]:
     """Pictures listed twice and identities in two splits, one line each."""
     problems = []
     first: dict[str, Record] = {}
+    splits = defaultdict(set)
     for r in records:
+        splits[r.identity].add(r.split)
         other = first.setdefault(posixpath.normpath(r.image), r)  # a.jpg is ./a.jpg
         if other is not r:
             problems.append(f"{r.source}: picture {r.image} also stands in {other.source} ({other.split} split)")
-    if kind != "instance":
-        splits = defaultdict(set)
-        for r in records:
-            splits[r.identity].add(r.split)
-        problems += [
-            f"identity {identity}: stands in the splits {', '.join(sorted(names))}; expected one"
-            for identity, names in sorted(splits.items())
-            if len(names) > 1
-        ]
-    return problems
+    return problems + [
+        f"identity {identity}: stands in the splits {', '.join(sorted(names))}; expected one"
+        for identity, names in sorted(splits.items())
+        if len(names) > 1 and kind != "instance"
+    ]

@@ -138,11 +138,7 @@ class ImageEncoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), or outputs of the frozen blocks -> pooled features (B, C) before the projection."""
-        if images.shape[1] != 3:
-            return self._parts[1](images)
-        if not self._parts or isinstance(self.backbone, ImageTower):  # whose frozen blocks make no sequence of modules
-            return self.backbone(images)
-        return self._parts[1](self.block_outputs(images))
+        return self.backbone(images) if images.shape[1] == 3 else self._parts[1](images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection(self.features(images))

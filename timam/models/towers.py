@@ -25,28 +25,17 @@ _CLIP: dict[str, Any] = {"mean": tuple(OPENAI_CLIP_MEAN), "std": tuple(OPENAI_CL
 
 @dataclass(frozen=True)
 class Tower:
-    """An architecture.
+    """An architecture."""
 
-    Attributes:
-        model: its class in transformers.
-        body: the attribute that holds the encoder, where the class adds a projection to it.
-        projection: the attribute of the projection into the space that images and texts share.
-        sees: it encodes images. A text tower's sentence embedding is the state of its last token.
-        shared_space: its features are in the shared space without a projection.
-        padded: it was trained on sentences padded to full length, without an attention mask.
-        mean, std: of its pixels, where the checkpoint has no preprocessor_config.json.
-        options: further arguments of the class.
-    """
-
-    model: str
-    body: str = ""
-    projection: str = ""
-    sees: bool = True
-    shared_space: bool = False
-    padded: bool = False
-    mean: Colour = IMAGENET_MEAN
+    model: str  # its class in transformers
+    body: str = ""  # the attribute that holds the encoder, where the class adds a projection to it
+    projection: str = ""  # the attribute of the projection into the space that images and texts share
+    sees: bool = True  # it encodes images. A text tower's sentence embedding is the state of its last token.
+    shared_space: bool = False  # its features are in the shared space without a projection
+    padded: bool = False  # it was trained on sentences padded to full length, without an attention mask
+    mean: Colour = IMAGENET_MEAN  # of its pixels, where the checkpoint has no preprocessor_config.json
     std: Colour = IMAGENET_STD
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
 
 
 TOWERS = {
@@ -70,21 +59,17 @@ class ImageTower(nn.Module):
     Args:
         model: of a class in `TOWERS`.
         mean, std: what it expects of its pixels in [0, 1]; the pictures are changed to them.
-
-    Attributes:
-        projection: the pretrained projection into the shared space; None where there is none.
     """
 
+    projection: nn.Module | None  # the pretrained one into the shared space, if there is one
     scale: Tensor
     shift: Tensor
 
     def __init__(self, model: transformers.PreTrainedModel, mean: Colour, std: Colour) -> None:
         super().__init__()
         kind = TOWERS[model.config.model_type]
-        self.projection = getattr(model, kind.projection) if kind.projection else None
-        if kind.shared_space:
-            self.projection = nn.Identity()
-        self.model: Any = getattr(model, kind.body) if kind.body else model
+        self.projection = nn.Identity() if kind.shared_space else getattr(model, kind.projection, None)
+        self.model: Any = getattr(model, kind.body, model)
         takes = inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         own_mean, own_std, mean_in, std_in = (
@@ -121,14 +106,13 @@ def tower_of(config: Any) -> Tower:
 
 def text_body(model: Any) -> Any:
     """A text model without the class around it that adds the projection."""
-    body = tower_of(model.config).body
-    return getattr(model, body, model) if body else model
+    return getattr(model, tower_of(model.config).body, model)
 
 
 def split_text(model: Any) -> tuple[Any, nn.Module | None]:
     """A text model without its projection, and the pretrained projection, None where there is none."""
     tower = tower_of(model.config)
-    projection = getattr(model, tower.projection, None) if tower.projection else None
+    projection = getattr(model, tower.projection, None)
     if not tower.body and projection is not None:
         setattr(model, tower.projection, nn.Identity())  # its forward calls it
     return text_body(model), projection
