@@ -89,8 +89,6 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"image tensor {tuple(image.shape)} {image.dtype}: expected (3, h, w) torch.uint8")
-        if image.shape[1:] == (height, width):
-            return image.cpu()
         picture = to_pil_image(image.cpu())
     else:
         picture = image if isinstance(image, Image.Image) else read_image(Path(image))

@@ -118,8 +118,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     name = _fingerprint(token_ids, offsets, *(t.cpu() for t in language_model.state_dict().values()))
 
     def load(batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        longest = int(lengths[batch].max())
-        return token_ids[batch, :longest], mask[batch, :longest]
+        return model.tokenize([captions[m] for m in batch])
 
     def fill(states: np.ndarray) -> None:
         batches = slices(np.argsort(lengths, kind="stable"), batch_size)  # similar lengths together: little padding

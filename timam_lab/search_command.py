@@ -77,12 +77,13 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     least = _saved_threshold(run) if threshold == "auto" else -math.inf if threshold is None else threshold
     from timam.images import read_image
     from timam.models.joint import IMAGE, TEXT
-    from timam_lab.centering import centered, centered_gallery
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
     galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in folders]
     if center:
+        from timam_lab.centering import centered, centered_gallery
+
         galleries = [(folder, centered_gallery(model, gallery)) for folder, gallery in galleries]
     for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)

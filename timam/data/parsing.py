@@ -47,9 +47,6 @@ class Parsed:
             self.problems.append(f"{source}: {str(error).removeprefix(f'{source}: ')}")
 
 
-# -- files and values -------------------------------------------------------------------------------------------
-
-
 def by_hash(identities: Iterable[Any]) -> list[Any]:
     """Different identities in the order of the SHA-256 of their names: the same order on every machine."""
     return sorted(set(identities), key=lambda i: hashlib.sha256(str(i).encode()).digest())
@@ -116,9 +113,6 @@ def split_of_name(path: PurePath) -> str | None:
     words = [part.rstrip("0123456789") for part in path.parent.as_posix().lower().split("/")]
     words += re.findall("[a-z]+", path.name.lower())
     return next((split for word in words for split, names in _NAMES.items() if word in names), None)
-
-
-# -- rows -------------------------------------------------------------------------------------------------------
 
 
 def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Parsed:

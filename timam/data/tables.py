@@ -22,8 +22,6 @@ COLUMNS = {
 }
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
-Rows = Iterator[tuple[int, dict[str, Any]]]  # the first row below the header has number 1
-
 
 class ColumnError(ValueError):
     """A column that is absent or stands twice."""
@@ -131,9 +129,6 @@ def row_of(values: Mapping[str, Any], chosen: dict[str, list[str]]) -> dict[str,
     return {k: values.get(names[0]) for k, names in chosen.items() if k != "caption"} | {"captions": captions}
 
 
-# -- files: (header, a function that reads the rows of some columns) ----------------------------------------------
-
-
 def _open_csv(file: Path) -> tuple[list[str], Any]:
     """Separated by commas, or by tabs if the header has one. All values are text: "NA" and 007 are not changed.
 
@@ -170,7 +165,7 @@ def _open_parquet(file: Path) -> tuple[list[str], Any]:
     table = pq.ParquetFile(file)
     own = {c.strip(): c for c in table.schema_arrow.names}
 
-    def read(chosen: dict[str, list[str]]) -> Rows:
+    def read(chosen: dict[str, list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
         picture = own[chosen["image_path"][0]]
         form = _picture_form(table, picture)
         others = [own[c] for key, names in chosen.items() for c in names if key != "image_path"]
@@ -199,4 +194,5 @@ def _picture_form(table: Any, column: str) -> str:
     return "path" if all(empty) else "bytes"
 
 
+# {suffix: a function of a file -> (header, a function of the chosen columns -> rows, each with its number from 1)}
 _OPEN = {".csv": _open_csv, ".tsv": _open_csv, ".jsonl": _open_json_lines, ".parquet": _open_parquet}

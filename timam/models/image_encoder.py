@@ -49,9 +49,9 @@ def feature_width(backbone: nn.Module, height: int, width: int) -> int:
         raise ValueError(
             f"{type(backbone).__name__} does not take pictures of {height}x{width} pixels: {error}"
         ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"{type(backbone).__name__} gives {found} without its head: expected features (B, C)")
+    if features.ndim != 2:
+        found = f"{type(backbone).__name__} gives {tuple(features.shape)} without its head"
+        raise ValueError(f"{found}: expected features (B, C)")
     return features.shape[1]
 
 

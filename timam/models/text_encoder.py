@@ -136,11 +136,10 @@ class TextEncoder(nn.Module):
         last = attention_mask.sum(dim=1) - 1
         backwards = (last[:, None] - torch.arange(time)).clamp(min=0)[..., None].expand_as(word_states)
         zeros = word_states.new_zeros(1, batch, self.lstm.hidden_size)
+        both = word_states, word_states.gather(1, backwards)
         directions = [
             torch.lstm(words, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, True)[0]
-            for words, weights in zip(
-                (word_states, word_states.gather(1, backwards)), self.lstm.all_weights, strict=True
-            )
+            for words, weights in zip(both, self.lstm.all_weights, strict=True)
         ]
         # The backward direction's states are in reversed order, which neither summary depends on.
         states = torch.cat(directions, dim=2)

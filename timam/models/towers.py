@@ -104,18 +104,13 @@ def tower_of(config: Any) -> Tower:
     return TOWERS.get(config.model_type, Tower("AutoModel", sees=False))
 
 
-def text_body(model: Any) -> Any:
-    """A text model without the class around it that adds the projection."""
-    return getattr(model, tower_of(model.config).body, model)
-
-
 def split_text(model: Any) -> tuple[Any, nn.Module | None]:
     """A text model without its projection, and the pretrained projection, None where there is none."""
     tower = tower_of(model.config)
     projection = getattr(model, tower.projection, None)
     if not tower.body and projection is not None:
         setattr(model, tower.projection, nn.Identity())  # its forward calls it
-    return text_body(model), projection
+    return getattr(model, tower.body, model), projection
 
 
 def padded_length(model: Any) -> int | None:

@@ -286,7 +286,7 @@ def check_encoder(name: str, model: Any) -> Any:
     model.eval()
     try:
         with torch.no_grad():
-            read = towers.text_body(model)
+            read = getattr(model, towers.tower_of(model.config).body, model)
             padded, alone = (read(input_ids=ids[:, :n], attention_mask=mask[:, :n]).last_hidden_state for n in (5, 3))
     except Exception as error:  # each architecture raises its own kind
         raise ValueError(f"model.language_model = {name!r}: not an encoder of texts ({error})") from error
