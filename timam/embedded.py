@@ -3,8 +3,6 @@
 Such a picture has a path of its own: ROOT/shard.parquet#COLUMN:ROW, or ROOT/shard.tar#MEMBER.
 """
 
-from __future__ import annotations
-
 import io
 import tarfile
 from bisect import bisect_right

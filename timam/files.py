@@ -1,7 +1,5 @@
 """Atomic writing (a kill at any moment leaves the old content or the new), checksums, and strict JSON."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Decoding, resizing and normalising pictures: training, evaluation and saved models all do it here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Parsers of the benchmarks' annotation files: person search, Karpathy's splits, Reed's captions of classes."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Pictures are (B, 3, H, W), normalised floating point; zero is the mean colour. E
 dtype, and does not change its input.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale

@@ -1,7 +1,5 @@
 """Batches: pictures with one caption each and their identities. Their order depends on seed and epoch only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

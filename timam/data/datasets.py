@@ -1,7 +1,5 @@
 """The data sets, each declared once in datasets.yaml, and reading one by name: every problem is named."""
 
-from __future__ import annotations
-
 import os.path
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Parsers of layouts without a table: text files beside pictures, tar archives, COCO's and Flickr30k's own files."""
 
-from __future__ import annotations
-
 import re
 import tarfile
 from collections import defaultdict

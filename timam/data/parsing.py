@@ -4,8 +4,6 @@ A check raises ValueError. `Parsed.naming` makes a problem of it, with the recor
 still read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -1,7 +1,5 @@
 """Captioned pictures with identity and split: what every reader returns."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import posixpath

@@ -1,7 +1,5 @@
 """Parsers of tables: CSV, JSON lines, Parquet; pictures as paths or, in Parquet, as embedded bytes."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Modality discriminator D [paper]: two linear layers down to one scalar, image or text?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 A tower is the image or the text encoder of a checkpoint. CLIP and SigLIP have both, and each serves alone, too.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import sys

@@ -4,8 +4,6 @@ Of the packages only the weight files are read, after a check of their SHA-256. 
 asks for it.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 from collections.abc import Iterator
