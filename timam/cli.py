@@ -106,7 +106,7 @@ def evaluate(
     else:
         raise click.UsageError("--pretrained needs --dataset and --root")
     _require_data(Path(data.root))
-    found = load_dataset(data.dataset, data.root, required_splits=(split,), columns=data.renamed)
+    found = load_dataset(data.dataset, data.root, columns=data.renamed)
     from timam.evaluation import evaluate_model
     from timam.models import TIMAM
     from timam.models.weights import pair_settings

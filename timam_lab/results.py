@@ -104,7 +104,7 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
     for name in frame.drop_duplicates(["dataset", "data"])["run"] if len(frame) else ():
         settings = Run(runs / name).config().data
         if Path(settings.root).exists():
-            other = load_dataset(settings.dataset, settings.root, ("test",), settings.renamed)
+            other = load_dataset(settings.dataset, settings.root, settings.renamed)
             found.setdefault((other.name, other.fingerprint()), (Path(settings.root).name, other))
     names = [name for name, _ in found]
     data = {

@@ -12,7 +12,7 @@ import yaml
 from timam.data import annotations as benchmarks
 from timam.data import folders, tables
 from timam.data.parsing import Parsed, by_hash
-from timam.data.records import SPLITS, DataError, Dataset, Record, find_conflicts, path_guard
+from timam.data.records import DataError, Dataset, Record, find_conflicts, path_guard
 from timam.embedded import container
 
 Counts = list[int | None]  # [pictures, captions, identities or classes]; None: no source states it
@@ -52,25 +52,16 @@ _DECLARED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encodin
 DATASETS: dict[str, DatasetSpec] = {name: DatasetSpec(**entry) for name, entry in _DECLARED.items()}
 
 
-def load_dataset(
-    name: str,
-    root: Path | str,
-    required_splits: tuple[str, ...] = SPLITS,
-    columns: Mapping[str, str] | None = None,
-) -> Dataset:
+def load_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None = None) -> Dataset:
     """Reads and checks a data set of `DATASETS`. Pictures must exist; they are not decoded here.
 
     Args:
         root: the folder of annotation and pictures; for csv and parquet, also the table itself.
-        required_splits: these must not be empty.
         columns: for tables, {"image_path", "caption", "identity" or "split": the column to read it from}.
 
     Raises ValueError for an unknown name, and DataError with every problem of annotation and records.
     """
     dataset, problems = read_dataset(name, root, columns)
-    present = {r.split for r in dataset.records}
-    if not problems:
-        problems = [f"the {s} split has no identities" for s in required_splits if s not in present]
     if problems:
         raise DataError(f"{name} in {root}", problems)
     return dataset

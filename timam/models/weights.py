@@ -90,7 +90,8 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     if weights.lower() == "none":
         return build_backbone(name, weights)
     if name == "mobilenet_v2" and weights == "IMAGENET1K_V1" and (path := _packaged_file(*_MOBILENET_FILE)):
-        model, stored = build_backbone(name, "none"), torch.load(path, map_location="cpu", weights_only=True)
+        model: Any = build_backbone(name, "none")
+        stored = torch.load(path, map_location="cpu", weights_only=True)
         # The tensors of torchvision's `features` in the same order, under other names.
         model.features.load_state_dict(dict(zip(model.features.state_dict(), stored.values(), strict=True)))
         return model
@@ -262,11 +263,7 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
 
 def pair_settings(name: str) -> ModelConfig:
     """Settings that use a pair of towers, CLIP or SigLIP, as it is. Raises WeightsError, and ValueError for no pair."""
-    with _loading("pair", name):
-        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
-        raise ValueError(f"{name!r}: a model of the type {config.model_type}; expected a pair such as CLIP or SigLIP")
-    image, text = towers.image_part(config, name), towers.text_part(config, name)
+    image, text = fetch_configs(ModelConfig(backbone=name, language_model=name))
     width = getattr(text, "projection_dim", None) or text.projection_size
     sizes = {"image_height": image.image_size, "image_width": image.image_size, "embedding_dim": width}
     sizes["max_tokens"] = text.max_position_embeddings
