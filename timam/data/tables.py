@@ -27,9 +27,7 @@ class ColumnError(ValueError):
 
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """ROOT itself, the one table in it, or captions.csv (.tsv, .jsonl, .parquet) of several; paths are relative."""
-    if root.is_file():
-        return _parse_files(root.parent, [root], columns or {}, by_name=False)
-    files = sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
+    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
     if len(chosen) != 1:
@@ -41,9 +39,7 @@ def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
 
 def parse_parquet(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """One Parquet file, or all below ROOT, as the Hugging Face hub has them: data/train-00000-of-00002.parquet, ..."""
-    if root.is_file():
-        return _parse_files(root.parent, [root], columns or {})
-    return _parse_files(root, files_below(root, (".parquet",)), columns or {})
+    return _parse_files(root, [root] if root.is_file() else files_below(root, (".parquet",)), columns or {})
 
 
 def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
@@ -52,11 +48,12 @@ def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> P
 
 
 def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
-    """Tables of one form; hidden folders, such as the hub's .cache, are left out.
+    """Tables of one form, ROOT itself or in it; hidden folders, such as the hub's .cache, are left out.
 
     `columns` is {a key of COLUMNS: the column to read instead; for captions several, joined by commas}. With
     `by_name`, splits are read from the names of files and folders where there is no column of splits.
     """
+    root = root.parent if root.is_file() else root
     files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
     parsed = Parsed(files[0].relative_to(root).as_posix() if len(files) == 1 else f"{len(files)} tables")
     if not files:
