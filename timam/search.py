@@ -3,8 +3,6 @@
 `timam_lab.galleries` keeps galleries on disk and brings them up to date.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +31,7 @@ class Gallery:
         return len(self.paths)
 
     @classmethod
-    def build(cls, model: TIMAM, folder: Path | str, progress: bool = False) -> Gallery:
+    def build(cls, model: TIMAM, folder: Path | str, progress: bool = False) -> "Gallery":
         """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
 
         Raises FileNotFoundError where no readable picture is.
@@ -45,7 +43,7 @@ class Gallery:
         return gallery
 
     @classmethod
-    def encoded(cls, model: TIMAM, folder: Path, paths: list[str], progress: bool = False) -> Gallery:
+    def encoded(cls, model: TIMAM, folder: Path, paths: list[str], progress: bool = False) -> "Gallery":
         """As `build`, of some pictures of a folder; it may be empty."""
         unreadable: dict[int, str] = {}
         embeddings = model.encode_images([folder / path for path in paths], progress=progress, unreadable=unreadable)

@@ -4,8 +4,6 @@ A store is a memory-mapped array in the cache folder, named by a fingerprint of 
 caption or model gives another store. Processes that need the same one wait until one of them has built it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings
@@ -97,7 +95,7 @@ class WordStates:
     def _rows(self, captions: np.ndarray) -> list[np.ndarray]:
         return [self.states[self.offsets[m] : self.offsets[m + 1]] for m in captions]
 
-    def select(self, captions: np.ndarray) -> WordStates:
+    def select(self, captions: np.ndarray) -> "WordStates":
         """A copy of the states of some captions, given by their indices, in that order."""
         rows = self._rows(captions)
         return WordStates(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
@@ -162,7 +160,7 @@ class StoredSplit:
     words: WordStates | None = None  # while the language model is frozen
     blocks: np.ndarray | None = None  # (N, C, h, w) float16, outputs of the backbone's frozen blocks
 
-    def sample(self, identities: int) -> StoredSplit:
+    def sample(self, identities: int) -> "StoredSplit":
         """The pictures and captions of so many identities, copied; the same ones in every call."""
         split = self.split
         chosen = np.random.default_rng(0).permutation(len(split.identities))[:identities]

@@ -3,8 +3,6 @@
 A tower of transformers may take the backbone's place; it pools in its own way.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -123,7 +121,7 @@ class ImageEncoder(nn.Module):
         self._parts = frozen, _without(self.backbone, names)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> ImageEncoder:
+    def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)
         for frozen in self._parts[:1]:
             frozen.eval()

@@ -1,7 +1,5 @@
 """TIMAM: the encoders, the identity classifier and the discriminator in one model that can be saved."""
 
-from __future__ import annotations
-
 import os
 import reprlib
 import warnings
@@ -101,7 +99,7 @@ class TIMAM(
         self.image_encoder.to(memory_format=torch.channels_last)
 
     @classmethod
-    def pretrained(cls, model_config: ModelConfig, num_identities: int, captions: list[str]) -> TIMAM:
+    def pretrained(cls, model_config: ModelConfig, num_identities: int, captions: list[str]) -> "TIMAM":
         """A model with pretrained backbone and language model; the other layers are random, from torch's seed.
 
         The training captions give the vocabulary where word embeddings are learned. Raises WeightsError for weights
@@ -264,7 +262,7 @@ class TIMAM(
         return card
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TIMAM:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "TIMAM":
         """Reads a folder that `save_pretrained` wrote, or a hub repository; in eval mode, on the CPU.
 
         `options` are huggingface_hub's: revision, cache_dir, force_download, local_files_only and token. Raises

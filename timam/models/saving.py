@@ -4,8 +4,6 @@ The folder holds model.safetensors, config.json and tokenizer/. No file of it ca
 anything, and a config with other sizes than the weights is refused before memory is taken.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -35,7 +33,7 @@ def public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def save(model: TIMAM, folder: Path) -> None:
+def save(model: "TIMAM", folder: Path) -> None:
     """Writes everything that `load` needs into an existing folder."""
     keys = ("backbone", "backbone_weights", "language_model")
     names = {key: public_name(getattr(model.model_config, key)) for key in keys}
@@ -69,7 +67,7 @@ def fetched(name: str, **options: Any) -> Path:
     return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
 
 
-def load(cls: type[TIMAM], folder: Path) -> TIMAM:
+def load(cls: "type[TIMAM]", folder: Path) -> "TIMAM":
     """The model in a folder, in eval mode, on the CPU. Raises as `TIMAM.from_pretrained`."""
     check_sums(folder)
     content, state = _read(folder)

@@ -3,8 +3,6 @@
 For the ablation without BERT, word embeddings are learned instead.
 """
 
-from __future__ import annotations
-
 import tokenizers
 import torch
 import torch.nn.functional as F
@@ -89,7 +87,7 @@ class TextEncoder(nn.Module):
         self.language_model.requires_grad_(not self.frozen)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> TextEncoder:
+    def train(self, mode: bool = True) -> "TextEncoder":
         super().train(mode)
         if self.frozen:  # Module.train() would switch the frozen model's dropout on again
             self.language_model.eval()
