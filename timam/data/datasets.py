@@ -3,7 +3,6 @@
 import os.path
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,6 @@ class DatasetSpec:
     folds: int = 1  # the test split is also searched in so many parts, whose results are averaged (COCO's 1K protocol)
     has_columns: bool = False  # the parser takes columns={...}
 
-    @property
-    def parse(self) -> Callable[..., Parsed]:
-        return partial(_PARSERS[self.parser], **self.options)
-
 
 _DECLARED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 DATASETS: dict[str, DatasetSpec] = {name: DatasetSpec(**entry) for name, entry in _DECLARED.items()}
@@ -76,7 +71,8 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
         raise ValueError(f"{name} has no columns that could have other names")
     if unknown := set(columns or ()) - set(tables.COLUMNS):
         raise ValueError(f"unknown columns {', '.join(sorted(unknown))}: expected some of {', '.join(tables.COLUMNS)}")
-    parsed = spec.parse(root, columns=columns) if columns else spec.parse(root)
+    options = {**spec.options, "columns": columns} if columns else spec.options
+    parsed = _PARSERS[spec.parser](root, **options)
     if root.is_file() and spec.parser in ("table", "parquet"):
         root = root.parent
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)

@@ -70,10 +70,8 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
             for i, values in read(chosen):
                 with parsed.naming(source := f"{label} row {i}"):
                     if None in values:
-                        message = (
-                            f"expected {len(header)} values, as in the header (a caption with a comma needs quotes)"
-                        )
-                        raise ValueError(message)
+                        hint = "a caption with a comma needs quotes"
+                        raise ValueError(f"expected {len(header)} values, as in the header ({hint})")
                     row = named | row_of(values, chosen)
                     if isinstance(row["image_path"], str) and row["image_path"]:
                         row["image_path"] = (label.parent / row["image_path"]).as_posix()

@@ -40,16 +40,13 @@ def feature_width(backbone: nn.Module, height: int, width: int) -> int:
 
     Found on torch's meta device. Raises ValueError where the backbone does not take this size or gives another shape.
     """
-    probe = copy.deepcopy(backbone).to("meta").eval()
+    probe, name = copy.deepcopy(backbone).to("meta").eval(), type(backbone).__name__
     try:
         features = probe(torch.empty(2, 3, height, width, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(
-            f"{type(backbone).__name__} does not take pictures of {height}x{width} pixels: {error}"
-        ) from error
+        raise ValueError(f"{name} does not take pictures of {height}x{width} pixels: {error}") from error
     if features.ndim != 2:
-        found = f"{type(backbone).__name__} gives {tuple(features.shape)} without its head"
-        raise ValueError(f"{found}: expected features (B, C)")
+        raise ValueError(f"{name} gives {tuple(features.shape)} without its head: expected features (B, C)")
     return features.shape[1]
 
 

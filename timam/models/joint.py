@@ -86,9 +86,8 @@ class TIMAM(
         if keep and self.image_encoder.new_projection and self.text_encoder.new_projection:
             raise ValueError("model.projection = 'pretrained': neither encoder has a projection of its own to keep")
         self.text_encoder.normalizes_words = model_config.normalize_words
-        self.discriminator = ModalityDiscriminator(
-            dim, model_config.discriminator_hidden, model_config.discriminator_conditional
-        )
+        hidden, conditional = model_config.discriminator_hidden, model_config.discriminator_conditional
+        self.discriminator = ModalityDiscriminator(dim, hidden, conditional)
         classifiers = 1 if model_config.shared_classifier else 2
         # Normalised rows: only their direction counts. Free rows start as nn.Linear's, else the first logits are huge.
         scale = 1.0 if model_config.normalized_classifier else (3 * dim) ** -0.5

@@ -25,8 +25,6 @@ from timam.models.weights import empty_encoders
 if TYPE_CHECKING:
     from timam.models.joint import TIMAM
 
-FILES = ("config.json", "model.safetensors", "tokenizer/*")
-
 
 def public_name(name: str) -> str:
     """A name on the hub as it is; of a local folder or file only the last part, as the rest is private."""
@@ -64,19 +62,18 @@ def fetched(name: str, **options: Any) -> Path:
         return folder
     if folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2:  # a repository's id is OWNER/NAME
         raise FileNotFoundError(f"{name}: no such folder")
-    return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
+    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "tokenizer/*"], **options))
 
 
 def load(cls: "type[TIMAM]", folder: Path) -> "TIMAM":
     """The model in a folder, in eval mode, on the CPU. Raises as `TIMAM.from_pretrained`."""
     check_sums(folder)
     content, state = _read(folder)
+    path = folder / "tokenizer"
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder / "tokenizer", trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds
-        raise ValueError(f"{folder / 'tokenizer'} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}") from error
     try:
         tower_configs = content["language_model_config"], content.get("backbone_config")
         if type(content["num_identities"]) is not int:
