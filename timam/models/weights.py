@@ -224,9 +224,7 @@ def _load_image_tower(name: str, pretrained: bool) -> ImageTower:
     config = _fetch_image_config(name)
     with _loading("backbone", name):
         model = _from_checkpoint(name, config) if pretrained else towers.from_config(config)
-        colours = _pixel_statistics(name)
-    tower = towers.tower_of(config)
-    return ImageTower(model, *(colours or (tower.mean, tower.std)))
+        return ImageTower(model, *_pixel_statistics(name, towers.tower_of(config)))
 
 
 def _from_checkpoint(source: str | Path, config: Any) -> Any:
@@ -247,8 +245,8 @@ def _from_checkpoint(source: str | Path, config: Any) -> Any:
     return towers.without_pooler(model)
 
 
-def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
-    """Mean and deviation that a checkpoint says its pixels have; None where it says nothing."""
+def _pixel_statistics(name: str, tower: towers.Tower) -> tuple[Any, Any]:
+    """Mean and deviation that a checkpoint says its pixels have; the architecture's where it says nothing."""
     for file in ("preprocessor_config.json", "processor_config.json"):
         path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         content = read_json(Path(path)) if path else {}
@@ -258,7 +256,7 @@ def _pixel_statistics(name: str) -> tuple[Any, Any] | None:
             if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
                 raise ValueError(f"{file}: image_mean {mean}, image_std {std}: expected 3 numbers, 3 above 0")
             return mean, std
-    return None
+    return tower.mean, tower.std
 
 
 def pair_settings(name: str) -> ModelConfig:
@@ -286,8 +284,6 @@ def check_encoder(name: str, model: Any) -> Any:
     except Exception as error:  # each architecture raises its own kind
         raise ValueError(f"model.language_model = {name!r}: not an encoder of texts ({error})") from error
     if not torch.allclose(padded[:, :3], alone, rtol=1e-3, atol=1e-3):
-        raise ValueError(
-            f"model.language_model = {name!r}: reads its padding, so that an embedding would depend on the other "
-            "sentences of its batch; expected a model with an attention mask"
-        )
+        wrong = "reads its padding, so that an embedding would depend on its batch; expected an attention mask"
+        raise ValueError(f"model.language_model = {name!r}: {wrong}")
     return model
