@@ -66,9 +66,10 @@ def _packaged_file(package: str, name: str, digest: str) -> Path | None:
     """The weight file inside an installed package; None where the package is absent."""
     with suppress(importlib.metadata.PackageNotFoundError):
         path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
-        if path.is_file() and (found := sha256(path)) != digest:
-            raise WeightsError(f"{path}: SHA-256 is {found}, expected {digest}; reinstall with `{_INSTALL}`")
-        return path if path.is_file() else None
+        if path.is_file():
+            if (found := sha256(path)) != digest:
+                raise WeightsError(f"{path}: SHA-256 is {found}, expected {digest}; reinstall with `{_INSTALL}`")
+            return path
     return None
 
 
