@@ -181,7 +181,7 @@ def test_check_prints_the_statistics_of_each_split(call, tmp_path):
     records = person_search_records(train=3, val=2, test=2)
     records[0]["captions"] = ["one two three four five", "six", "seven"]
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
-    assert result.code == 0
+    assert (result.code, result.err) == (0, "")
     train, val, test, protocol, note, *few, last = result.out.splitlines()
     numbers = (
         r"identities +3 \(published 11,003\) +pictures +6 \(published 34,054\) +captions +13 \(published 68,126\) "
@@ -189,36 +189,29 @@ def test_check_prints_the_statistics_of_each_split(call, tmp_path):
     assert re.search("train .*" + numbers, train)
     assert "(at most 9)" in train  # a person in a red coat and blue trousers
     assert train.endswith("5 with 2, 1 with 3")
-    assert re.search(r"val .*identities +2 .*pictures +4 .*captions +8 ", val)
-    assert re.search(r"test .*identities +2 .*pictures +4 .*captions +8 ", test)
+    for name, line in (("val", val), ("test", test)):
+        assert re.search(rf"{name} .*identities +2 .*pictures +4 .*captions +8 ", line)
     assert protocol.startswith("protocol: identity: relevant is every picture (or caption) of the same identity")
     assert note.startswith("note: a part or another version of the benchmark: 6 images in train, published 34,054")
-    assert [line[:39] for line in few] == [f"note: the {s} split has 2 identities: too"[:39] for s in ("val", "test")]
+    assert len(few) == 2  # that val and test are small
     assert "0 problem(s), 0 warning(s)" in last
-    assert result.err == ""
 
 
 def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     records = person_search_records()
     root = write_person_search(tmp_path, records)
     records[1]["captions"] = []
-    records[4]["id"] = "3"
-    records[8]["file_path"] = "x" * 300 + ".png"  # beyond the 255 bytes of a file name
     (root / "reid_raw.json").write_text(json.dumps(records))
     (root / "imgs" / records[2]["file_path"]).unlink()
     truncated, empty = (root / "imgs" / records[i]["file_path"] for i in (6, 20))
     truncated.write_bytes(truncated.read_bytes()[:-60])
     empty.write_bytes(b"")
     result = call("data", "check", "--dataset", "cuhk-pedes", "--root", root)
-    assert result.code == 1
     problems = [line for line in result.err.splitlines() if line.startswith("problem: ")]
-    assert len(problems) == 6
-    (warning,) = (line for line in result.err.splitlines() if line.startswith("warning: "))
-    assert "partial download: 1 of 21 pictures are missing, by folder: cam_a 1 of 21" in warning
-    for words in ("record 1: it has no captions", "record 4: id = '3'", "record 2: no such picture", str(truncated),
-                  str(empty), "xxx.png"):  # fmt: skip
+    assert (result.code, len(problems), "4 problem(s)" in result.out) == (1, 4, True)
+    for words in ("record 1: it has no captions", "record 2: no such picture", str(truncated), str(empty)):
         assert sum(words in p for p in problems) == 1, words
-    assert "6 problem(s)" in result.out
+    assert "warning: partial download: 1 of 23 pictures are missing, by folder: cam_a 1 of 23" in result.err
 
 
 # -- train ------------------------------------------------------------------------------------------------------
@@ -248,39 +241,31 @@ def test_metrics_have_the_agreed_form(finished_run):
     assert (metrics["dataset"], metrics["split"]) == ("cuhk-pedes", "test")
     assert metrics["best_epoch"] in (1, 2)
     assert metrics["seconds"] > 0
-    keys = {"rank_1", "rank_5", "rank_10", "mAP", "mINP", "queries", "gallery"}
     for direction, sizes in (("text_to_image", (12, 6)), ("image_to_text", (6, 12))):  # 3 identities x 2 x 2 captions
-        assert keys <= set(metrics[direction])
-        assert (metrics[direction]["queries"], metrics[direction]["gallery"]) == sizes
-        assert all(0 <= metrics[direction][k] <= 1 for k in keys - {"queries", "gallery"})
+        found = metrics[direction]
+        assert (found["queries"], found["gallery"]) == sizes
+        assert all(0 <= found[key] <= 1 for key in ("rank_1", "rank_5", "rank_10", "mAP", "mINP"))
     assert {"centroid_distance", "probe_accuracy"} <= set(metrics["modality_gap"])
     provenance = metrics["provenance"]
-    assert {"commit", "python", "torch", "transformers", "device", "data_fingerprint"} <= set(provenance)
+    assert {"commit", "python", "torch", "transformers", "device"} <= set(provenance)
     assert re.fullmatch("[0-9a-f]{16}", provenance["data_fingerprint"])
 
 
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("more", [[], ["--resume"]])
-def test_same_command_again_does_nothing_and_says_so(call, finished_run, people, monkeypatch, more):
-    before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*")}
+def test_a_finished_run_is_left_as_it_is(call, finished_run, people, monkeypatch, more):
+    before = content_of(finished_run)
     monkeypatch.setattr(training, "load_dataset", lambda *_: pytest.fail("started again"))
     result = call(*train_arguments(people, finished_run, *more))
     assert (result.code, "complete already; nothing to do" in result.out, "text_to_image" in result.out) == (0, 1, 1)
-    assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [(["--set", "train.epochs=3"], "train.epochs: 2 there, 3 asked for"),
-     (["--set", "train.epochs=3", "--resume"], "train.epochs: 2 there, 3 asked for"),
-     (["--seed", "7"], "train.seed: 0 there, 7 asked for")],
-)  # fmt: skip
-def test_other_config_on_the_same_folder_is_refused(call, finished_run, people, more, expected):
-    before = (finished_run / "config.json").read_bytes()
-    result = call(*train_arguments(people, finished_run, *more))
-    assert result.code == 1
-    assert "another config" in result.err
-    assert expected in result.err
-    assert (finished_run / "config.json").read_bytes() == before
+    for other, said in ((["--set", "train.epochs=3"], "train.epochs: 2 there, 3 asked for"),
+                        (["--seed", "7"], "train.seed: 0 there, 7 asked for")):  # fmt: skip
+        result = call(*train_arguments(people, finished_run, *other, *more))
+        assert (result.code, "another config" in result.err, said in result.err) == (1, True, True)
+    assert content_of(finished_run) == before
 
 
 def test_folder_that_cannot_be_trained_in_is_refused_and_an_interrupted_run_resumed(
@@ -290,10 +275,10 @@ def test_folder_that_cannot_be_trained_in_is_refused_and_an_interrupted_run_resu
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "metrics.json").unlink()
     for folder, expected in ((tmp_path / "mine", "not empty and holds no run"), (run, "--resume")):
-        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        before = content_of(folder)
         result = call(*train_arguments(people, folder))
         assert (result.code, expected in result.err) == (1, True)
-        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        assert content_of(folder) == before
     assert call(*train_arguments(people, run, "--resume")).code == 0
     old, new = (json.loads((r / "metrics.json").read_text()) for r in (finished_run, run))
     assert new["text_to_image"] == old["text_to_image"]
@@ -302,22 +287,17 @@ def test_folder_that_cannot_be_trained_in_is_refused_and_an_interrupted_run_resu
     assert (result.code, "--resume" in result.err) == (130, True)
 
 
-@pytest.mark.parametrize(
-    ("broken", "settings", "expected"),
-    [(["train", "val", "test"], [], "3 problem(s)"), (["val"], [], "1 problem(s)"),
-     ([], ["--set", "model.backbone=resnet7"], "resnet7")],
-    ids=["pictures of every split", "a picture", "settings"],
-)  # fmt: skip
-def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, broken, settings, expected):
+@pytest.mark.parametrize(("broken", "settings"), [(["train", "val", "test"], []), ([], ["--set", "backbone=resnet7"])])
+def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, broken, settings):
     records = person_search_records(train=3, val=1, test=1)
     root = write_person_search(tmp_path / "data", records)
     paths = [next(r["file_path"] for r in records if r["split"] == split) for split in broken]
     for path in paths:
         (root / "imgs" / path).write_bytes(b"\x89PNG")
     result = call(*train_arguments(root, tmp_path / "run", *settings))
-    assert (result.code, expected in result.err, "Traceback" in result.err) == (1, True, False)
-    assert result.err.startswith("error: ") or "\nerror: " in result.err
-    assert all(f"{path}: not a readable picture" in result.err for path in paths)
+    assert (result.code, "error: " in result.err, "Traceback" in result.err) == (1, True, False)
+    expected = [f"{path}: not a readable picture" for path in paths] or ["resnet7"]
+    assert all(words in result.err for words in expected)
     assert not (tmp_path / "run").exists()
 
 
@@ -422,9 +402,9 @@ def test_search_ranks_passes_over_what_it_cannot_read_and_keeps_what_it_encoded(
     assert "0.png" not in {Path(a["path"]).name for a in find(RED, album)}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # with the mark that Windows' Notepad writes
-def test_search_takes_sentences_from_a_file_and_draws_them(call, find, finished_run, album, tmp_path, encoding):
-    (tmp_path / "sentences.txt").write_text(f"{RED}\n\na man in blue\n", encoding=encoding)
+def test_search_takes_sentences_from_a_file_and_draws_them(call, find, finished_run, album, tmp_path):
+    text = f"{RED}\n\na man in blue\n"
+    (tmp_path / "sentences.txt").write_text(text, encoding="utf-8-sig")  # with the mark that Windows' Notepad writes
     more = ["--sentences", tmp_path / "sentences.txt", "-k", "3"]
     found = find("", album, *more, "--figure", tmp_path / "sheet.png")
     assert [f["sentence"] for f in found] == [RED, "a man in blue"]
