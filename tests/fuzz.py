@@ -1,12 +1,11 @@
 """Coverage-guided fuzzing of what reads data from others; it is not part of the test suite.
 
     pip install atheris        # Linux or macOS; an optional tool
-    python tests/fuzz.py csv -max_total_time=120
-    python tests/fuzz.py       # lists the targets
+    python tests/fuzz.py csv -max_total_time=120    # or another layout, or picture; the options are libFuzzer's
 
-A target fails on an exception that it must not raise, on an input that takes 20 seconds (`-timeout`), and on what
-`layouts.assert_sound` finds wrong. Options are libFuzzer's; a finding is written to crash-..., and running the target
-with that file repeats it. Found once, it becomes a case of test_readers.py or test_hostile.py.
+A target fails on an exception that it must not raise, on an input that takes 20 seconds, and on what
+`layouts.assert_sound` finds wrong. The input is written to crash-...: it becomes a case of test_readers.py or
+test_hostile.py.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import atheris
@@ -30,14 +27,11 @@ with atheris.instrument_imports(include=["timam.data", "timam.embedded", "timam.
     from timam.data import DataError, read_dataset
     from timam.images import FORMATS, ImageError, read_image, to_pixels
 
-Target = Callable[[bytes], None]
 
-
-def reader(layout: str, folder: Path) -> tuple[Target, list[bytes]]:
-    """A layout with any content of its file; the seed is the good content."""
+def reader(layout: str, folder: Path):
+    """Any content of a layout's file, and the good content as a seed."""
     name, write, file = LAYOUTS[layout]
     root = write(folder / "root")
-    seed = (root / file).read_bytes()
 
     def target(content: bytes) -> None:
         (root / file).write_bytes(content)
@@ -45,15 +39,13 @@ def reader(layout: str, folder: Path) -> tuple[Target, list[bytes]]:
         assert_sound(dataset, problems, root)
         str(DataError("data", problems))
 
-    return target, [seed]
+    return target, [(root / file).read_bytes()]
 
 
-def picture(folder: Path) -> tuple[Target, list[bytes]]:
-    path, seeds = folder / "a.jpg", []
-    for name in FORMATS:
-        buffer = io.BytesIO()
-        Image.new("RGB", (9, 7), (200, 10, 60)).save(buffer, name)
-        seeds.append(buffer.getvalue())
+def picture(folder: Path):
+    path, seeds = folder / "a.jpg", [io.BytesIO() for _ in FORMATS]
+    for seed, name in zip(seeds, FORMATS, strict=True):
+        Image.new("RGB", (9, 7), (200, 10, 60)).save(seed, name)
 
     def target(content: bytes) -> None:
         path.write_bytes(content)
@@ -63,19 +55,15 @@ def picture(folder: Path) -> tuple[Target, list[bytes]]:
             if str(path) not in str(error):
                 raise
 
-    return target, seeds
+    return target, [seed.getvalue() for seed in seeds]
 
-
-TARGETS = {**{name: partial(reader, name) for name in LAYOUTS}, "picture": picture}
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
-        sys.exit(f"{__doc__}\ntargets: {', '.join(TARGETS)}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "data").mkdir()
         (folder / "corpus").mkdir()
-        target, seeds = TARGETS[sys.argv[1]](folder / "data")
+        target, seeds = picture(folder / "data") if sys.argv[1] == "picture" else reader(sys.argv[1], folder / "data")
         for i, content in enumerate(seeds):
             (folder / "corpus" / str(i)).write_bytes(content)
         atheris.Setup([sys.argv[0], str(folder / "corpus"), "-timeout=20", *sys.argv[2:]], target)

@@ -74,19 +74,6 @@ def browser():
         started.close()
 
 
-@pytest.fixture(scope="module")
-def shots(tmp_path_factory) -> Path:
-    """Where screenshots go: $TIMAM_SCREENSHOTS to look at them."""
-    folder = Path(os.environ.get("TIMAM_SCREENSHOTS") or tmp_path_factory.mktemp("shots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def execute(page, command: str, **arguments):
-    return page.evaluate("([command, options]) => window.jupyterapp.commands.execute(command, options)",
-                         [command, arguments])  # fmt: skip
-
-
 def open_and_run(browser, address: str):
     """A page with a notebook whose cells were told to run."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -98,52 +85,29 @@ def open_and_run(browser, address: str):
     return page
 
 
-def scroll_to(page, part: str) -> None:
-    page.evaluate("part => { const n = window.jupyterapp.shell.currentWidget.content; n.activeCellIndex = "
-                  "{top: 0, middle: Math.floor(n.widgets.length / 2), end: n.widgets.length - 1}[part]; "
-                  "n.scrollToItem(n.activeCellIndex); }", part)  # fmt: skip
-    page.wait_for_timeout(700)
+def execute(page, command: str):
+    return page.evaluate("command => window.jupyterapp.commands.execute(command)", command)
 
 
-def in_both_themes(page):
-    for theme in ("light", "dark"):
-        execute(page, "apputils:change-theme", theme=f"JupyterLab {theme.title()}")
-        page.wait_for_timeout(1500)
-        yield theme
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
-def test_notebook_runs_in_jupyterlab(name, lab, browser, workplace, shots):
-    page = open_and_run(browser, f"{lab}/tree/notebooks/{name}.ipynb")
-    if name.startswith("06"):
-        search_and_search_again(page)
-    execute(page, "docmanager:save")
-    notebook = nbformat.read(workplace / "notebooks" / f"{name}.ipynb", as_version=4)
+def leave(page) -> None:
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")  # its memory
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    errors = [o for cell in code for o in cell.outputs if o.output_type == "error"]
-    assert not errors
-    assert all(cell.execution_count for cell in code)
-    for theme in in_both_themes(page):
-        for part in ("top", "middle", "end"):
-            scroll_to(page, part)
-            page.screenshot(path=shots / f"{name}-{theme}-{part}.png")
     page.close()
 
 
-def search_and_search_again(page) -> None:
-    """Types a sentence, clicks the second picture found, and asks for the same sentence again."""
-    page.evaluate("() => { const n = window.jupyterapp.shell.currentWidget.content; "
-                  "n.scrollToItem(n.widgets.length - 2); }")  # fmt: skip
-    panel = page.locator(".timam-search")
-    box, status = panel.get_by_role("searchbox"), panel.get_by_role("status")
-    box.fill("a woman in a red coat")
-    for _ in range(2):
-        box.press("Enter")
-        status.get_by_text("found for: a woman in a red coat").wait_for()
-        assert panel.get_by_role("img").count() == 8
-        panel.get_by_role("img").nth(1).click()
-        status.get_by_text("pictures like").wait_for()
+@pytest.mark.parametrize("name", sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
+def test_notebook_runs_in_jupyterlab(name, lab, browser, workplace):
+    page = open_and_run(browser, f"{lab}/tree/notebooks/{name}.ipynb")
+    if name.startswith("06"):  # its panel, below the many cells
+        page.evaluate("() => { const n = window.jupyterapp.shell.currentWidget.content; "
+                      "n.scrollToItem(n.widgets.length - 2); }")  # fmt: skip
+        page.locator(".timam-search").get_by_role("img").nth(1).click()
+        page.locator(".timam-search").get_by_role("status").get_by_text("pictures like").wait_for()
+    execute(page, "docmanager:save")
+    notebook = nbformat.read(workplace / "notebooks" / f"{name}.ipynb", as_version=4)
+    leave(page)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert all(cell.execution_count for cell in code)
 
 
 PANEL = """
@@ -163,60 +127,47 @@ SearchPanel(search, "a first sentence", threshold=0)
 """
 
 
-class Panel:
-    """The panel of `PANEL`, and what a person sees there after an action."""
-
-    def __init__(self, page) -> None:
-        self.page, self.panel = page, page.locator(".timam-search")
-        self.box, self.pictures = self.panel.get_by_role("searchbox"), self.panel.get_by_role("img")
-        self.panel.evaluate("""el => {
-            const status = el.querySelector('[role=status]');
-            const see = () => window.seen.push(`${el.ariaBusy} ${status.textContent}`);
-            window.seen = [];
-            see();
-            new MutationObserver(see).observe(el, {subtree: true, childList: true, attributes: true});
-        }""")
-
-    def wait(self, text: str, shown: int = 6) -> None:
-        self.page.wait_for_function("text => window.seen.at(-1) === text", arg=f"false {text}")
-        assert self.panel.locator("img:visible").count() == shown
-
-    def ask(self, act, text: str, shown: int = 6) -> None:
-        """Does it, and waits for an answer after a busy sign."""
-        self.page.evaluate("() => { window.seen = []; }")
-        act()
-        self.wait(text, shown)
-        assert self.page.evaluate("() => window.seen.some(s => s.startsWith('true searching ...'))")
-
-
-def test_search_panel_with_the_mouse_and_the_keyboard(lab, browser, workplace, shots):
+def test_search_panel_with_the_mouse_and_the_keyboard(lab, browser, workplace):
     """The panel alone in a notebook, over a search that takes a second."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PANEL)], metadata={"kernelspec": kernel})
     nbformat.write(notebook, workplace / "notebooks/panel.ipynb")
     page = open_and_run(browser, f"{lab}/tree/notebooks/panel.ipynb")
-    searching = Panel(page)
-    searching.wait("found for: a first sentence")
-    box, pictures, ask, keyboard = searching.box, searching.pictures, searching.ask, page.keyboard
-    box.click()
-    box.press("End")
-    box.press_sequentially(" again", delay=20)
-    ask(lambda: box.press("Enter"), "found for: a first sentence again")
+    panel, keyboard = page.locator(".timam-search"), page.keyboard
+    box, pictures = panel.get_by_role("searchbox"), panel.get_by_role("img")
+    panel.evaluate("""el => {
+        const status = el.querySelector('[role=status]');
+        const see = () => window.seen.push(`${el.ariaBusy} ${status.textContent}`);
+        window.seen = [];
+        see();
+        new MutationObserver(see).observe(el, {subtree: true, childList: true, attributes: true});
+    }""")
+
+    def wait(text: str, shown: int = 6) -> None:
+        page.wait_for_function("text => window.seen.at(-1) === text", arg=f"false {text}")
+        assert panel.locator("img:visible").count() == shown
+
+    def ask(act, text: str, shown: int = 6) -> None:
+        """Does it, and waits for an answer after a busy sign."""
+        page.evaluate("() => { window.seen = []; }")
+        act()
+        wait(text, shown)
+        assert page.evaluate("() => window.seen.some(s => s.startsWith('true searching ...'))")
+
+    wait("found for: a first sentence")
     second = pictures.nth(1).get_attribute("alt").partition(": ")[2]
     ask(pictures.nth(1).click, f"pictures like {second}")
     assert pictures.first.get_attribute("alt") == f"1: {second}"
-    ask(lambda: box.press("Enter"), "found for: a first sentence again")  # the same sentence
+    ask(lambda: box.press("Enter"), "found for: a first sentence")  # the same sentence
     picture = min((workplace / "data/smoke/imgs").rglob("*.*"))
     for _ in range(2):  # the same file twice
-        ask(lambda: searching.panel.locator("[type=file]").set_input_files(picture), f"pictures like {picture.name}")
+        ask(lambda: panel.locator("[type=file]").set_input_files(picture), f"pictures like {picture.name}")
     box.fill("nonsense")
-    ask(searching.panel.get_by_role("button", name="Search", exact=True).click,
-        "The search failed. ValueError: no such word")  # fmt: skip
-    searching.panel.get_by_role("slider").fill("0.65")
-    searching.wait("The search failed. ValueError: no such word (3 of 6 shown)", 3)
-    for theme in in_both_themes(page):
-        page.screenshot(path=shots / f"panel-{theme}.png")
-    searching.panel.get_by_role("slider").fill("0")
+    search = panel.get_by_role("button", name="Search", exact=True)
+    ask(search.click, "The search failed. ValueError: no such word")
+    panel.get_by_role("slider").fill("0.65")
+    wait("The search failed. ValueError: no such word (3 of 6 shown)", 3)
+    panel.get_by_role("slider").fill("0")
     box.focus()
     keyboard.press("Control+a")
     keyboard.type("a dog")  # letters that JupyterLab takes as commands elsewhere
@@ -225,14 +176,10 @@ def test_search_panel_with_the_mouse_and_the_keyboard(lab, browser, workplace, s
         keyboard.press("Tab")
     for _ in range(45):
         keyboard.press("ArrowRight")
-    searching.wait("found for: a dog (5 of 6 shown)", 5)  # 0.4 is below 0.45
+    wait("found for: a dog (5 of 6 shown)", 5)  # 0.4 is below 0.45
     keyboard.press("Tab")
     keyboard.press("Tab")
     for key in ("Enter", "Space"):  # the second picture, then what has taken its place
         second = page.evaluate("() => document.activeElement.querySelector('img').alt.split(': ')[1]")
         ask(lambda key=key: keyboard.press(key), f"pictures like {second} (5 of 6 shown)", 5)
-    for _ in range(5):  # back to the sentence
-        keyboard.press("Shift+Tab")
-    ask(lambda: keyboard.press("Enter"), "found for: a dog (5 of 6 shown)", 5)
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    page.close()
+    leave(page)
