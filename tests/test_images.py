@@ -58,14 +58,11 @@ def test_every_mode_becomes_rgb_with_transparency_laid_on_white(tmp_path, mode, 
     assert colours(saved(image, tmp_path / "a.png", **options)) == expected
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path, name):
+def test_sixteen_bit_gray_is_scaled_not_clipped_and_cmyk_converted(tmp_path):
     values = np.array([[0, 255, 256, 12800, 32768, 65535]], dtype=np.uint16)
-    found = saved(Image.fromarray(values), tmp_path / name)
-    assert [c[0] for c in colours(found)] == [0, 0, 1, 50, 128, 255]  # the high byte of each
-
-
-def test_cmyk(tmp_path):
+    for name in ("a.png", "a.tif"):
+        found = saved(Image.fromarray(values), tmp_path / name)
+        assert [c[0] for c in colours(found)] == [0, 0, 1, 50, 128, 255]  # the high byte of each
     # Cyan ink takes the red away; JPEG is lossy by a few levels.
     found = np.array(colours(saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg", quality=95)))
     assert np.abs(found - [0, 255, 255]).max() <= 6
@@ -111,42 +108,30 @@ def test_suffixes_are_all_that_pillow_has_for_the_formats():
     assert set(SUFFIXES) == found - {".pfm"}  # floating point, which has no range
 
 
-def test_a_folder_of_pictures_is_read_in_order(tmp_path):
-    good, missing, text = tmp_path / "good.png", tmp_path / "missing.png", tmp_path / "text.jpg"
-    Image.new("RGB", (4, 4)).save(good)
-    text.write_text("not a picture")
-    problems = find_unreadable([missing, good, text, good])
-    assert [str(missing) in problems[0], str(text) in problems[1], len(problems)] == [True, True, 2]
+JPEG = io.BytesIO()
+Image.fromarray(noise(64, 64)).save(JPEG, "JPEG")
+DAMAGED = {
+    "truncated": JPEG.getvalue()[: len(JPEG.getvalue()) // 2],
+    "header only": JPEG.getvalue()[:20],
+    "text": b"a man in a red hat\n",
+    "empty": b"",
+    "signature only": b"\x89PNG\r\n\x1a\n",
+}
 
 
-def jpeg() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content", [jpeg()[: len(jpeg()) // 2], jpeg()[:20], b"a man in a red hat\n", b"", b"\x89PNG\r\n\x1a\n"],
-    ids=["truncated", "header only", "text", "empty", "signature only"],
-)  # fmt: skip
-def test_damaged_file_is_named(tmp_path, content):
-    path = tmp_path / "person.jpg"
-    path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"person\.jpg: not a readable picture"):
-        read_image(path)
-    with pytest.raises(ImageError, match=r"nobody\.jpg: no such file"):
-        read_image(tmp_path / "nobody.jpg")
-    with pytest.raises(ImageError, match=tmp_path.name):
-        read_image(tmp_path)
+def test_damaged_files_are_named_in_order(tmp_path):
+    paths = [tmp_path / f"{name}.jpg" for name in DAMAGED]
+    for path in paths:
+        path.write_bytes(DAMAGED[path.stem])
+        with pytest.raises(ImageError, match=rf"{path.name}: not a readable picture"):
+            read_image(path)
+    (tmp_path / "good.jpg").write_bytes(JPEG.getvalue())
+    problems = find_unreadable([tmp_path / "nobody.jpg", tmp_path / "good.jpg", *paths, tmp_path])
+    assert f"{tmp_path}/nobody.jpg: no such file" in problems[0]
+    assert [str(p) in line for p, line in zip([*paths, tmp_path], problems[1:], strict=True)] == [True] * 6
 
 
 # -- resizing --------------------------------------------------------------------------------------------------------
-
-
-def test_same_size_keeps_every_pixel():
-    picture = noise(9, 7)
-    np.testing.assert_array_equal(to_pixels(Image.fromarray(picture), 9, 7), picture.transpose(2, 0, 1))
-    assert to_pixels(Image.fromarray(picture), 8, 4).shape == (3, 8, 4)
 
 
 def test_resizing_is_antialiased():
@@ -157,23 +142,19 @@ def test_resizing_is_antialiased():
     assert np.abs(inner.astype(float) - 127.5).max() <= 2
 
 
-def test_every_kind_of_input_gives_the_same_pixels(tmp_path):
+def test_every_kind_of_input_gives_the_same_pixels_and_its_own_size_every_pixel(tmp_path):
     picture = noise(20, 10)
     path = tmp_path / "a.png"
     Image.fromarray(picture).save(path)
     tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    kinds = [Image.fromarray(picture), path, str(path), tensor]
-    found = [any_to_pixels(kind, 12, 8) for kind in kinds]
-    assert all(f.dtype == torch.uint8 and torch.equal(f, found[0]) for f in found)
-    assert torch.equal(any_to_pixels(tensor, 20, 10), tensor)
-
-
-@pytest.mark.parametrize(
-    "tensor", [torch.zeros(3, 4, 4), torch.zeros(4, 4, 3).byte(), torch.zeros(1, 3, 4, 4).byte()]
-)  # fmt: skip
-def test_tensor_of_another_form_is_an_error(tensor):
-    with pytest.raises(ValueError, match=r"expected \(3, h, w\) torch.uint8"):
-        any_to_pixels(tensor, 4, 4)
+    for kind in (Image.fromarray(picture), path, str(path), tensor):
+        assert torch.equal(any_to_pixels(kind, 20, 10), tensor)
+        smaller = any_to_pixels(kind, 12, 8)
+        assert (smaller.dtype, smaller.shape) == (torch.uint8, (3, 12, 8))
+        assert torch.equal(smaller, any_to_pixels(path, 12, 8))
+    for other in (torch.zeros(3, 4, 4), torch.zeros(4, 4, 3).byte(), torch.zeros(1, 3, 4, 4).byte()):
+        with pytest.raises(ValueError, match=r"expected \(3, h, w\) torch.uint8"):
+            any_to_pixels(other, 4, 4)
 
 
 def test_normalize_constants():
@@ -189,30 +170,19 @@ def test_normalize_constants():
     torch.testing.assert_close(white, torch.tensor(expected) + 1 / torch.tensor([0.229, 0.224, 0.225]))
 
 
-def encoding(load, batches):
-    """encode_batches by a model whose embedding is the first of the loaded tensors."""
-    model = torch.nn.Identity()
+def test_batches_are_loaded_one_ahead_and_no_more_and_raise_in_their_turn():
+    begun, model = [threading.Event() for _ in range(5)], torch.nn.Identity()
     model.device = torch.device("cpu")
-    return encode_batches(model, batches, load, lambda first, *_: first)
-
-
-def test_batches_are_loaded_one_ahead_and_no_more():
-    begun = [threading.Event() for _ in range(4)]
 
     def load(i):
         begun[i].set()
-        return torch.tensor([i]), torch.tensor([10 * i])
+        return (torch.tensor([10 // (3 - i)]),)
 
-    items = encoding(load, range(4))
-    assert next(items).tolist() == [0]
+    items = encode_batches(model, range(5), load, lambda first: first)
+    assert next(items).tolist() == [3]
     assert begun[1].wait(10)  # while the caller is at item 0
     assert not begun[2].wait(0.2)
-    assert [found.tolist() for found in items] == [[1], [2], [3]]
-
-
-def test_a_batch_that_cannot_be_loaded_raises_in_its_turn():
-    items = encoding(lambda i: (torch.tensor(1 // (1 - i)),), range(3))
-    assert int(next(items)) == 1
+    assert [next(items).tolist(), next(items).tolist()] == [[5], [10]]
     with pytest.raises(ZeroDivisionError):
         next(items)
-    assert list(encoding(torch.tensor, [])) == []
+    assert list(encode_batches(model, [], load, lambda first: first)) == []

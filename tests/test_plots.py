@@ -21,17 +21,13 @@ def closed():
     plt.close("all")
 
 
-def texts(figure):
-    return [t.get_text() for axis in figure.axes for t in (axis.title, axis.xaxis.label, *axis.texts)]
-
-
 def test_rankings_show_the_right_picture_at_the_end():
     picture = Image.new("RGB", (4, 8))
     figure = plots.rankings(["a man", "a woman"], [[picture] * 2] * 2, [[0.9, 0.5], [0.8, 0.1]],
                             [[False, True], [True, False]], references=[picture] * 2,
                             titles=["near miss", "success"])  # fmt: skip
     assert len(figure.axes) == 2 * 4
-    found = texts(figure)
+    found = [t.get_text() for axis in figure.axes for t in (axis.title, axis.xaxis.label, *axis.texts)]
     assert {"1  ✗", "2  ✓", "right picture", "0.90", "a man"} <= set(found)
     assert found.count("right picture") == 2
     assert [axis.get_title(loc="left") for axis in figure.axes[::4]] == ["near miss", "success"]
@@ -99,15 +95,14 @@ def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lin
     assert len({colour for _, colour, _ in many}) == len({marker for *_, marker in many}) == 12
 
 
-def luminance(colour):
-    """Relative luminance of sRGB (WCAG 2.1)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @pytest.mark.parametrize("theme", ["white", "#111111"])  # JupyterLab's two
 def test_text_and_colours_stand_out_on_both_themes(theme):
     """WCAG 2.1 asks for 3 to 1 for large text; 2 to 1 is what the palette's palest and darkest colours have."""
+
+    def luminance(colour):
+        """Relative luminance of sRGB (WCAG 2.1)."""
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
 
     def contrast(colour):
         low, high = sorted((luminance(colour), luminance(theme)))
