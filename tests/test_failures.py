@@ -15,14 +15,6 @@ from timam_lab.failures import MISLED, MISTAKEN, UNDECIDED, PedestrianTruth, wro
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 
-def random_embeddings(images: int = 40, texts: int = 90, identities: int = 12, seed: int = 0) -> Embeddings:
-    generator = torch.Generator().manual_seed(seed)
-    return Embeddings(
-        torch.randn(images, 8, generator=generator), torch.randn(texts, 8, generator=generator),
-        torch.arange(images) % identities, torch.arange(texts) % identities,
-    )  # fmt: skip
-
-
 def test_wrong_answers_by_hand():
     angles = torch.tensor([0.0, 30.0, 80.0]).deg2rad()
     images = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -35,12 +27,14 @@ def test_wrong_answers_by_hand():
 
 
 def test_wrong_answers_are_those_that_the_metrics_count():
-    embeddings = random_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(40, 8, generator=generator), torch.randn(90, 8, generator=generator)
+    embeddings = Embeddings(images, texts, torch.arange(40) % 12, torch.arange(90) % 12)
     frame, rank = wrong_answers(embeddings), per_query(embeddings, "text_to_image")["rank"]
     assert set(frame["query"]) == set(np.flatnonzero(rank > 1))
     assert (frame["right_rank"].to_numpy() == rank[frame["query"]]).all()
     assert frame["right_rank"].is_monotonic_decreasing
-    similarity = F.normalize(embeddings.texts, dim=1) @ F.normalize(embeddings.images, dim=1).T
+    similarity = F.normalize(texts, dim=1) @ F.normalize(images, dim=1).T
     assert (frame["retrieved"].to_numpy() == similarity.argmax(dim=1).numpy()[frame["query"]]).all()
     equal = Embeddings(torch.ones(4, 3), torch.ones(4, 3), torch.arange(4), torch.arange(4))
     assert len(wrong_answers(equal)) == 4
@@ -75,39 +69,22 @@ def test_truth_says_what_the_files_say(pedestrians):
     assert mistakes > 5
 
 
-@pytest.fixture
-def extended(pedestrians, monkeypatch):
-    """The truth with lists that a test may append to."""
-    truth = pedestrians[2]
-    monkeypatch.setattr(truth, "seen", list(truth.seen))
-    monkeypatch.setattr(truth, "stated", list(truth.stated))
-    return truth
-
-
-def test_hidden_attributes_contradict_nothing(extended):
-    extended.seen.append({"bag": "none"})
-    extended.stated.append({"bag": ("handbag",), "shoes": ("boots",)})
-    assert extended.contradicted(-1, -1) == ["bag"]
-
-
-def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians, extended):
-    split, truth = pedestrians[1], extended
-    clean = [q for q in range(len(split.captions)) if not truth.contradicted(q, split.caption_image[q])]
-    untrue = [q for q in range(len(split.captions)) if len(truth.contradicted(q, split.caption_image[q])) >= 1]
-    other = next(p for p in range(len(split.image_paths)) if len(truth.contradicted(clean[0], p)) > 2)
-    cases = [
-        (clean[0], other, MISTAKEN),
-        (clean[0], split.caption_image[clean[0]], UNDECIDED),  # a picture that fits as well as the described one
-    ]
-    frame = truth.sort(pd.DataFrame(cases, columns=["query", "retrieved", "expected"]), split)
-    assert frame["kind"].tolist() == frame["expected"].tolist()
-    assert frame["contradicted"].iloc[0] == truth.contradicted(clean[0], other)
-    query = untrue[0]
-    truth.seen.append({name: values[0] for name, values in truth.stated[query].items()})  # exactly as it is described
-    row = truth.sort(pd.DataFrame([{"query": query, "retrieved": len(truth.seen) - 1}]), split).iloc[0]
-    assert row["kind"] == MISLED
-    assert row["contradicted"] == []
-    assert row["untrue"]
+def test_faults_are_sorted_by_who_fits_the_sentence(pedestrians, monkeypatch):
+    _, split, truth = pedestrians
+    contradictions = [len(truth.contradicted(q, picture)) for q, picture in enumerate(split.caption_image)]
+    clean, untrue = contradictions.index(0), next(q for q, n in enumerate(contradictions) if n)
+    other = next(p for p in range(len(split.image_paths)) if len(truth.contradicted(clean, p)) > 2)
+    as_described = {name: values[0] for name, values in truth.stated[untrue].items()}
+    monkeypatch.setattr(truth, "seen", [*truth.seen, as_described, {"bag": "none"}])
+    monkeypatch.setattr(truth, "stated", [*truth.stated, {"bag": ("handbag",), "shoes": ("boots",)}])
+    assert truth.contradicted(-1, -1) == ["bag"]  # what is hidden contradicts nothing
+    frame = pd.DataFrame({"query": [clean, clean, untrue],
+                          "retrieved": [other, split.caption_image[clean], len(truth.seen) - 2]})  # fmt: skip
+    found = truth.sort(frame, split)
+    # The second: a picture that fits as well as the described one.
+    assert found["kind"].tolist() == [MISTAKEN, UNDECIDED, MISLED]
+    assert found["contradicted"].tolist()[::2] == [truth.contradicted(clean, other), []]
+    assert found["untrue"].iloc[2]
 
 
 def test_confusions_of_random_answers_are_at_chance(pedestrians):

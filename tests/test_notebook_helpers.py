@@ -84,7 +84,6 @@ def test_one_of_each_kind_of_answer_and_names_of_games():
     ranks = np.array([3.0, 1.0, 40.0, np.nan])
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
-    assert notebook.game(LossConfig(adversarial_weight=0)) == "no adversary"
     assert notebook.game(LossConfig(adversarial_weight=0, discrepancy_weight=2)) == "no adversary, mmd of weight 2"
     assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
 
@@ -105,13 +104,9 @@ def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it
     figure = notebook.ranked(split, embeddings, [0])
     titles = [" ".join(axis.get_title(loc).split()) for axis in figure.axes for loc in ("left", "center")]
     wrong = int((split.image_labels != split.caption_labels[0]).sum())
-    kind = "Near miss" if wrong < 5 else "Failure"
-    assert f"{kind}: right picture at rank {1 + wrong}" in titles
+    assert f"{'Near miss' if wrong < 5 else 'Failure'}: right picture at rank {1 + wrong}" in titles
     assert "right picture" in titles
-
-
-def test_ranked_figure_names_the_attributes_in_which_picture_and_sentence_disagree(people):
-    split = load_dataset("pedestrians", people).split("test")
+    # And the attributes in which picture and sentence disagree.
     truth = json.loads((people / "attributes.json").read_text())
     persons = {person["id"]: person["attributes"] for person in truth["identities"]}
     images = {image["file_path"]: image for image in truth["images"]}
@@ -123,8 +118,7 @@ def test_ranked_figure_names_the_attributes_in_which_picture_and_sentence_disagr
         for image in of
     ]  # fmt: skip
     index = next(i for i, names in enumerate(expected) if names)
-    embeddings = Embeddings(torch.eye(len(of)), torch.eye(len(of))[[index] * len(split.captions)],
-                            torch.tensor(split.image_labels), torch.tensor(split.caption_labels))  # fmt: skip
+    embeddings = Embeddings(torch.eye(n), torch.eye(n)[[index] * m], *labels)
     first = notebook.ranked(split, embeddings, [0], k=1).axes[1].get_xlabel()
     named, _, more = " ".join(first.split()).removeprefix("1.00 ≠ ").partition(" and ")
     assert set(named.split(", ")) <= expected[index]

@@ -96,21 +96,11 @@ def test_version_1_is_read(tmp_path):
     assert (found.stated, found.seen) == ([{"hat": ("cap",), "coat": ("pink",)}], {"hat": "cap", "coat": "red"})
 
 
-@pytest.mark.parametrize("content", ["[]", '{"identities": [{}], "images": []}', '{"identities": [], "images": [{}]}'])
-def test_foreign_files_are_refused(tmp_path, content):
-    (tmp_path / "attributes.json").write_text(content)
-    with pytest.raises(ValueError, match=r"attributes\.json does not describe rendered pedestrians"):
-        read_truth(tmp_path)
-
-
-def test_command(tmp_path):
+def test_command_and_rows_and_sentence_of_notebooks(tmp_path):
+    assert not [*notebook.ceilings(tmp_path), *notebook.ceiling_in_words(tmp_path)]  # of other data
     command = ["data", "oracle", "--root", str(write(tmp_path, PICTURES))]
     assert json.loads(CliRunner().invoke(cli, [*command, "--json"]).output) == oracle(tmp_path)
     assert "ties_at_random   rank_1  93.3" in CliRunner().invoke(cli, command).output
-
-
-def test_rows_and_sentence_of_notebooks(tmp_path):
-    assert not [*notebook.ceilings(tmp_path), *notebook.ceiling_in_words(tmp_path)]  # of other data
-    rows = notebook.ceilings(write(tmp_path, PICTURES))
+    rows = notebook.ceilings(tmp_path)
     assert rows["text_to_image_rank_1"].tolist() == pytest.approx([4 / 5, 14 / 15, 2 / 5])
     assert "80.0% (ties against) to 93.3%" in next(iter(notebook.ceiling_in_words(tmp_path)))
