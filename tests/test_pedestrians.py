@@ -102,9 +102,8 @@ def test_what_is_there_is_kept_and_anything_else_refused(rendered, tmp_path, mon
     before = files_of(rendered)
     monkeypatch.setattr(dataset, "_draw_people", lambda spec: pytest.fail("rendered again"))
     render_pedestrians(rendered, SPEC, progress=False)
-    for field, value in (("seed", 5), ("omission", 0.1), ("height", 65)):
-        with pytest.raises(FileExistsError, match=field):
-            render_pedestrians(rendered, replace(SPEC, **{field: value}))
+    with pytest.raises(FileExistsError, match="height: 64 there, 65 asked; seed: 3 there, 5 asked"):
+        render_pedestrians(rendered, replace(SPEC, seed=5, height=65))
     with pytest.raises(ValueError, match="workers = 0"):
         render_pedestrians(rendered, SPEC, workers=0)
     (tmp_path / "notes.txt").write_text("mine")
@@ -180,13 +179,6 @@ def test_exact_captions_say_everything_they_claim(people):
             assert all(says(caption["text"], name, getattr(person, name)) for name in caption["mentioned"]), caption
 
 
-def test_hidden_attributes_are_not_mentioned(people):
-    hidden = ("shoes", "shoes_colour", "hair_style", "hair_colour", "headwear", "headwear_colour", "bag", "bag_colour")
-    for caption in describe(people, replace(EXACT, negation=1), hidden):
-        assert not set(hidden) & set(caption["mentioned"] + caption["omitted"] + caption["absent"])
-        assert not re.search(r"\b(shoes|sneakers|boots|heels|hair|ponytail|hat|backpack)\b", caption["text"].lower())
-
-
 def test_every_mistake_is_one_and_is_written(people):
     for person, caption in zip(people, describe(people, replace(EXACT, mistake=1.0)), strict=True):
         assert [w["attribute"] for w in caption["wrong"]] == [name for name in caption["mentioned"] if name != "scarf"]
@@ -254,7 +246,11 @@ def test_kept_words_are_in_validation_and_test_only(rendered, people):
         assert not KEPT_WORDS & words_of(caption["text"]), caption["text"]
 
 
-def test_what_is_said_to_be_absent_is_absent(people):
+def test_what_is_hidden_is_not_mentioned_and_what_is_said_to_be_absent_is_absent(people):
+    hidden = ("shoes", "shoes_colour", "hair_style", "hair_colour", "headwear", "headwear_colour", "bag", "bag_colour")
+    for caption in describe(people, replace(EXACT, negation=1), hidden):
+        assert not set(hidden) & set(caption["mentioned"] + caption["omitted"] + caption["absent"])
+        assert not re.search(r"\b(shoes|sneakers|boots|heels|hair|ponytail|hat|backpack)\b", caption["text"].lower())
     words = {"headwear": "hat|cap|head", "glasses": "glasses", "scarf": "scarf", "bag": "bag|backpack|hand|any"}
     for person, caption in zip(people, describe(people, replace(EXACT, negation=1)), strict=True):
         for name in caption["absent"]:
@@ -357,9 +353,8 @@ def test_small_originals_show_less():
 
 @pytest.mark.parametrize(("field", "value", "bound"), [
      ("train_identities", 0, "1"), ("test_identities", 2.5, "integer"), ("images_per_identity", 0.5, "1"),
-     ("height", 63, "64"), ("height", 513, "512"), ("seed", -1, "0"), ("omission", 0.95, "0.9"), ("mistake", 1.1, "1"),
-     ("misspelling", -0.1, "0"), ("remark", float("nan"), "finite"), ("occlusion", 2, "1"), ("negation", 1.5, "1"),
-     ("near_duplicate", "half", "number"), ("captions_per_image", True, "integer"), ("unseen_words", 2, "1"),
+     ("height", 63, "64"), ("width", 513, "512"), ("seed", -1, "0"), ("omission", 0.95, "0.9"), ("mistake", 1.1, "1"),
+     ("remark", float("nan"), "finite"), ("near_duplicate", "half", "number"), ("captions_per_image", True, "integer"),
      ("smallest", 39, "40"), ("describers", 0, "1")])  # fmt: skip
 def test_bounds(field, value, bound):
     with pytest.raises(ValueError, match=rf"(?s){field}.*{re.escape(bound)}") as error:
@@ -378,9 +373,6 @@ def test_sizes_and_difficulties():
     assert standard == PedestrianSpec(11, 1, 1)
     assert all(getattr(easy, name) <= getattr(standard, name) <= getattr(hard, name) for name in shares)
     assert PedestrianSpec.of_size(13, "hard", omission=0.5) == replace(hard, omission=0.5)
-    for given, message in (((13, "none"), "difficulty = 'none' .* easy, standard, hard"), ((2,), "identities = 2 .*3")):
-        with pytest.raises(ValueError, match=message):
-            PedestrianSpec.of_size(*given)
 
 
 def test_options_of_the_command_reach_the_spec(tmp_path):
