@@ -276,7 +276,7 @@ LAYOUTS = {
     "imagefolder csv": ("imagefolder", partial(write_imagefolder, file="metadata.csv"), "test/metadata.csv"),
     "webdataset": ("webdataset", write_webdataset, "train/0.tar"),
     "sidecar": ("sidecar", write_sidecar, "0/0.txt"),
-}  # fmt: skip
+}
 
 
 def assert_sound(dataset: Dataset, problems: list[str], root: Path) -> None:
