@@ -18,7 +18,7 @@ from timam.config import PRESETS, override
 from timam.interruption import Interrupted
 from timam.models.weights import load_backbone
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.gpu import SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
+from timam_lab.speed.gpu import OWN_DATA, SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
 from timam_lab.speed.gpu.lab import run_part
 from timam_lab.studies import Experiment
 
@@ -58,47 +58,28 @@ def read(lab, name="some"):
 
 
 def test_what_fails_is_named_and_the_next_goes_on_and_a_second_call_measures_only_what_is_missing(lab):
-    calls = []
-    part = part_of(calls, first=lambda: [{"value": 1.23456}], second=fails, third=lambda: [{"other": 3}])
-    run_part("some", part, lab)
-    assert read(lab) == {
-        "first": ([{"value": 1.23456}], None),
-        "second": ([{"value": 7}], "RuntimeError: out of luck"),
-        "third": ([{"other": 3}], None),
-    }
+    calls, seen = [], []
+    works = {"first": lambda: [{"value": 1.23456}], "second": fails, "third": lambda: seen.append(read(lab)) or []}
+    run_part("some", part_of(calls, **works, fourth=is_stopped, fifth=fails), lab)
+    first, second = ([{"value": 1.23456}], None), ([{"value": 7}], "RuntimeError: out of luck")
+    stopped = "stopped: its time was over"
+    assert seen == [{"first": first, "second": second, "third": ([], stopped)}]  # as if it is killed here
+    assert read(lab) == {"first": first, "second": second, "third": ([], None), "fourth": ([{"value": 8}], stopped)}
     text = (lab.output / "some.md").read_text()
-    assert "| value | other |\n| --- | --- |\n| 1.235 |  |\n| 7 |  |\n|  | 3 |" in text
+    assert "| value |\n| --- |\n| 1.235 |\n| 7 |\n| 8 |" in text
     assert "- Table: second: RuntimeError: out of luck" in text
     assert f"torch {torch.__version__}" in text
     assert "its numbers mean nothing" in text
-    run_part("some", part_of(calls, first=fails, second=lambda: [{"value": 2}], third=fails), lab)
-    assert calls == ["first", "second", "third", "second"]
-    assert [error for _, error in read(lab).values()] == [None, None, None]
-
-
-def test_another_commit_or_device_starts_anew(lab):
-    calls = []
-    part = part_of(calls, only=lambda: [{"value": 1}])
-    run_part("some", part, lab)
-    file = lab.output / "some.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"made": content["made"] | {"device": "another"}}))
-    run_part("some", part, lab)
-    assert calls == ["only", "only"]
-
-
-def test_a_part_that_is_stopped_keeps_its_rows_and_goes_on_in_the_next_call(lab):
-    calls = []
-    run_part("some", part_of(calls, first=is_stopped, second=lambda: []), lab)
-    assert read(lab) == {"first": ([{"value": 8}], "stopped: its time was over")}
-    run_part("some", part_of(calls, first=lambda: [], second=lambda: []), lab)
-    assert calls == ["first", "first", "second"]
-
-
-def test_a_part_whose_process_is_killed_says_so(lab):
-    seen = []
-    run_part("some", part_of([], first=lambda: seen.append(read(lab)) or []), lab)
-    assert seen == [{"first": ([], "stopped: its time was over")}]
+    measured = {"second": lambda: [{"other": 2}], "fourth": list, "fifth": list}
+    run_part("some", part_of(calls, first=fails, third=fails, **measured), lab)
+    assert calls == ["first", "second", "third", "fourth", "second", "fourth", "fifth"]
+    assert [error for _, error in read(lab).values()] == [None] * 5
+    assert "| value | other |\n| --- | --- |\n| 1.235 |  |\n|  | 2 |" in (lab.output / "some.md").read_text()
+    content = json.loads((lab.output / "some.json").read_text())
+    made = content["made"] | {"device": "another"}  # or another commit
+    (lab.output / "some.json").write_text(json.dumps(content | {"made": made}))
+    run_part("some", part_of(calls, first=list), lab)
+    assert calls[-1] == "first"
 
 
 def test_an_error_between_two_items_is_named(lab):
@@ -173,9 +154,8 @@ def test_a_part_that_takes_too_long_or_dies_ends_alone_and_within_the_time(tmp_p
 
 def test_every_part_has_a_share_of_the_eight_minutes_and_the_summary_a_line(lab):
     assert list(parts.PARTS) == sorted(parts.PARTS, key=list(SHARES).index)
-    assert set(parts.PARTS) == set(SHARES)
-    assert sum(SHARES.values()) == pytest.approx(8)
-    run_part("runs", part_of([], first=fails, second=lambda: []), lab)
+    assert sum(SHARES[name] for name in parts.PARTS) == pytest.approx(8)
+    run_part("runs", part_of([], first=fails, second=list), lab)
     text = schedule.summary(lab.output, ["runs", "step"])
     assert "| [runs](runs.md) | 1 | 1 | 0 |\n| step | none: see the log | | |" in text
 
@@ -199,15 +179,12 @@ def test_the_studies_are_those_of_the_notebooks_and_those_that_are_finished_with
 
 
 def test_the_recipe_has_as_many_steps_with_any_number_of_people_that_is_not_small(lab):
-    full = Lab(lab.work, lab.output, rehearsal=False)
-    few, some, many = (dict(s.split("=") for s in learns.learning_settings(full, n)) for n in (750, 3_000, 6_250))
-    steps = [int(s["epochs"]) * int(s["max_steps"]) for s in (few, some, many)]
-    assert steps == [40 * 35, 10 * 140, 5 * 280]
-    quick = PRESETS["quick"].train
-    for settings in (few, some, many):
-        warm_up = float(settings["warmup_epochs"]) * int(settings["max_steps"])
-        assert warm_up == pytest.approx(quick.warmup_epochs * quick.max_steps)
-        assert float(settings["text_lr"]) == pytest.approx(2**0.5 * quick.text_lr)
+    full, quick = Lab(lab.work, lab.output, rehearsal=False), PRESETS["quick"].train
+    for people, steps in ((750, 40 * 35), (3_000, 10 * 140), (6_250, 5 * 280)):
+        train = override(PRESETS["quick"], learns.learning_settings(full, people)).train
+        assert train.epochs * train.max_steps == steps
+        assert train.warmup_epochs * train.max_steps == pytest.approx(quick.warmup_epochs * quick.max_steps)
+        assert train.text_lr == pytest.approx(2**0.5 * quick.text_lr)
 
 
 # -- what is carried --------------------------------------------------------------------------------------------------
@@ -232,20 +209,19 @@ def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
     from timam.models.weights import load_language_model, load_tokenizer
 
     carry.pack_weights(tmp_path)
-    pairs = [
-        (load_backbone("mobilenet_v2", str(tmp_path / "mobilenet_v2.safetensors")).features,
-         load_backbone("mobilenet_v2", "IMAGENET1K_V1").features),
-        (load_language_model(str(tmp_path / "MiniLM"), True), load_language_model(MINILM, True)),
-    ]  # fmt: skip
-    for carried, packaged in pairs:
+    pairs = {
+        load_backbone("mobilenet_v2", str(tmp_path / "mobilenet_v2.safetensors")).features: (
+            load_backbone("mobilenet_v2", "IMAGENET1K_V1").features
+        ),
+        load_language_model(str(tmp_path / "MiniLM"), True): load_language_model(MINILM, True),
+    }
+    for carried, packaged in pairs.items():
         state = packaged.state_dict()
         for name, value in carried.state_dict().items():
             # Half precision has 11 bits: half a unit in the last place is 2**-12 of the value, 2**-25 below 2**-14.
             torch.testing.assert_close(value, state[name], rtol=2**-11, atol=2**-24)
-    sentence = ["A man in a red coat."]
-    names = (str(tmp_path / "MiniLM"), MINILM)
-    ids = [load_tokenizer(name)(sentence)["input_ids"] for name in names]
-    assert ids[0] == ids[1]
+    ours, theirs = (load_tokenizer(name)(["A man in a red coat."]) for name in (str(tmp_path / "MiniLM"), MINILM))
+    assert ours["input_ids"] == theirs["input_ids"]
     assert sum(f.stat().st_size for f in tmp_path.rglob("*")) < 50 * 2**20
 
 
@@ -256,9 +232,9 @@ def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
 @pytest.mark.parametrize("name", ["runs", "step", "abreast", "learning", "evaluation", "processes"])
 def test_a_part_rehearses_without_an_error(lab, name):
     """The others start pytest, papermill or pools of processes; `--rehearse` runs them all."""
-    render_pedestrians(lab.work / "people", PedestrianSpec(**SMALLEST), 1, progress=False)
+    if name not in OWN_DATA:
+        render_pedestrians(lab.work / "people", PedestrianSpec(**SMALLEST), 1, progress=False)
     run_part(name, parts.PARTS[name], lab)
-    items = json.loads((lab.output / f"{name}.json").read_text())["items"]
-    assert {key: entry["error"] for key, entry in items.items() if entry["error"]} == {}
+    items = read(lab, name)
     assert items
-    assert all(entry["rows"] for entry in items.values())
+    assert {key: error for key, (rows, error) in items.items() if error or not rows} == {}

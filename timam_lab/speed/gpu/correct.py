@@ -44,7 +44,7 @@ from timam_lab.speed.training import prepare
 def runs(lab: Lab) -> Iterator[Item]:
     root = lab.work / "smallest"
     render_pedestrians(root, PedestrianSpec(**SMALLEST), 1, progress=False)
-    for preset in PRESETS:
+    for preset in lab.size(tuple(PRESETS), ("quick", "modern", "clip")):
         for precision in lab.size(("no", "bf16"), ("no",)):  # bf16 takes a CPU many times as long
             yield Item("Small runs", f"{preset}, {precision}", partial(small_run, lab, root, preset, precision))
     yield Item("A run that SIGTERM stops", "resumed", partial(resumed_run, lab, root))
@@ -202,7 +202,7 @@ def pytest_rows(arguments: list[str], environment: dict[str, str]) -> Iterator[R
 
 def processes(lab: Lab) -> Iterator[Item]:
     config = override(PRESETS["quick"], [f"batch_size={lab.size(64, 4)}", *lab.size([], TINY.split())])
-    for count in (1, 2):
+    for count in lab.size((1, 2), (2,)):
         yield Item("Losses of three steps, float32", f"{count} process(es), as torchrun starts them",
                    partial(process_rows, config, count))  # fmt: skip
 

@@ -134,7 +134,7 @@ def abreast(lab: Lab) -> Iterator[Item]:
 
 
 def abreast_rows(lab: Lab, config: Config) -> Iterator[Row]:
-    counts, seconds = lab.size((1, 4, 8, max(1, CORES - 2)), (1, 2)), lab.size(3.0, 0.5)
+    counts, seconds = lab.size((1, 4, 8, max(1, CORES - 2)), (2,)), lab.size(3.0, 0.5)
     pool = ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn"), _prepare, (config,))
     with pool:
         list(pool.map(_pace, [time.time()] * max(counts), [5.0] * max(counts)))  # all have started
