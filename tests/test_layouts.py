@@ -181,8 +181,8 @@ def test_ufine_has_one_annotation_file_of_any_name(tmp_path):
 
 @pytest.fixture
 def shard(tmp_path) -> Path:
-    """A Parquet file of 50 pictures in groups of 20 rows."""
-    write_parquet(tmp_path, {"train": [{"caption": f"a {i}"} for i in range(50)]}, group=20)
+    """A Parquet file of 200 pictures in groups of 180 rows, more than are kept of a group."""
+    write_parquet(tmp_path, {"train": [{"caption": f"a {i}"} for i in range(200)]}, group=180)
     return tmp_path / "data" / "train-00000-of-00001.parquet"
 
 
@@ -191,12 +191,12 @@ def picture_of(shard: Path, row: int) -> Path:
 
 
 def test_embedded_pictures_in_any_order_are_their_own(shard):
-    order = [0, 49, 3, 2, 1, 25, 24, 49, 0, *np.random.default_rng(0).permutation(50).tolist()]
+    order = [0, 199, 3, 2, 1, 181, 180, 179, 0, *np.random.default_rng(0).permutation(200).tolist()]
     for row in order:
         assert open_picture(picture_of(shard, row)).getvalue() == picture_bytes(row)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda row: open_picture(picture_of(shard, row)).getvalue(), range(50)))
-    assert found == [picture_bytes(row) for row in range(50)]
+        found = list(pool.map(lambda row: open_picture(picture_of(shard, row)).getvalue(), range(200)))
+    assert found == [picture_bytes(row) for row in range(200)]
 
 
 def test_a_changed_shard_is_read_anew(shard):
