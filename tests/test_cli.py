@@ -435,30 +435,23 @@ def test_search_in_several_folders_in_a_parquet_of_embeddings_and_approximately(
     assert find("a man", album, "--approximate") == close(alone)
 
 
-def test_search_by_a_picture_scores_by_the_cosine_and_draws(find, finished_run, album, tmp_path):
-    answers = find("", album, "--like", album / "sub/2.png", "--figure", tmp_path / "sheet.pdf")
-    encode = Run(finished_run).best_model().encode_images
-    cosines = cosine_similarity(encode([album / "sub/2.png"]), encode([a["path"] for a in answers]))
-    assert [a["score"] for a in answers] == pytest.approx(cosines.tolist(), abs=1e-6)
-    assert len(answers) == 5
-    assert (tmp_path / "sheet.pdf").stat().st_size > 1000
-
-
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("like", [False, True])
-def test_search_without_the_means_of_the_modalities(find, finished_run, album, like):
-    run, picture = Run(finished_run), album / "sub/2.png"
+def test_search_scores_by_the_cosine_with_and_without_the_means(find, finished_run, album, tmp_path, like, centered):
+    run, picture, sheet = Run(finished_run), album / "sub/2.png", tmp_path / "sheet.pdf"
     model, validation = run.best_model(), run.val_embeddings("best")
-    answers = find(*(["", album, "--like", picture] if like else ["a man", album]), "--centered")
-    assert len(answers) == 5
+    query = ["", album, "--like", picture] if like else ["a man", album]
+    answers = find(*query, "--figure", sheet, *["--centered"] * centered)
+    assert (len(answers), sheet.stat().st_size > 1000) == (5, True)
     images = normalize(model.encode_images([a["path"] for a in answers]), dim=1)
-    side, query = validation.texts, model.encode_texts(["a man"])
-    if like:
-        side, query = validation.images, model.encode_images([picture])
-    means = [normalize(e, dim=1).mean(dim=0) for e in (validation.images, side)]
-    cosines = cosine_similarity(images - means[0], normalize(query, dim=1) - means[1])
+    wanted = normalize(model.encode_images([picture]) if like else model.encode_texts(["a man"]), dim=1)
+    if centered:
+        side = validation.images if like else validation.texts
+        images = images - normalize(validation.images, dim=1).mean(dim=0)
+        wanted = wanted - normalize(side, dim=1).mean(dim=0)
     # What is left of an embedding of this tiny model is a thousandth of it: so much larger is the rounding, too.
-    assert [a["score"] for a in answers] == pytest.approx(cosines.tolist(), abs=2e-3)
-    assert [a["score"] for a in answers] != [a["score"] for a in find("a man", album)]
+    expected = pytest.approx(cosine_similarity(images, wanted).tolist(), abs=2e-3 if centered else 1e-6)
+    assert [a["score"] for a in answers] == expected
 
 
 @pytest.mark.parametrize("threshold", ["auto", "X"])

@@ -294,6 +294,8 @@ FAULTS = {
         "no captions": (edit(captions=[]), "no captions"),
         "blank caption": (edit(captions=[" \n\t"]), "caption 0 = ' \\n\\t'"),
         "caption number": (edit(captions=["fine", 3]), "caption 1 = 3"),
+        "caption long": (edit(captions=["a " * 60_000]), "caption 0 has 120,000 characters; expected at most 100,"),
+        "caption a long blank": (edit(captions=[" " * 10_000_000]), "caption 0 = '     "),  # and the message is short
         "half a character": (edit(captions=["cut \ud83d"]), "caption 0 = 'cut \\ud83d'"),  # no tokenizer reads it
         "unknown split": (edit(split="training"), "unknown split 'training': expected train, val, test"),
         "record a list": (lambda records: records.__setitem__(2, ["train"]), "expected an object, found list"),
@@ -385,12 +387,10 @@ def test_fault_is_named_with_its_place(layouts, layout, change, expected):
     assert problem.startswith("identity ") or Path(file).name in problem
 
 
-@pytest.mark.parametrize("identity", [[float(i) for i in range(6)], [f"{i}.0" for i in range(6)]])
-def test_parquet_of_whole_floats_and_lists_of_captions_is_read(layouts, identity):
-    content = parquet(identity=identity, caption=[["a man", "a coat"]] * 6)
+def test_parquet_of_whole_floats_is_read(layouts):
+    content = parquet(identity=[float(i) for i in range(6)])
     dataset, problems = read_hostile("csv parquet", layouts("csv parquet"), content)
-    assert problems == []
-    assert [r.identity for r in dataset.records] == list(range(6))
+    assert (problems, [r.identity for r in dataset.records]) == ([], list(range(6)))
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -440,7 +440,7 @@ def read_hostile(name: str, root: Path, content: bytes) -> tuple[Dataset, list[s
     assert_sound(dataset, problems, root)
     if problems:
         message = str(DataError("data", problems))
-        assert len(message) < 60_000
+        assert len(message) < 60_000  # at most 1,000 of each problem
         assert all(c.isprintable() or c == "\n" for c in message)
     return dataset, problems
 
@@ -526,17 +526,6 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(layouts, tmp_pa
         make(root / file)
         assert Path(file).name in read_dataset(reader, root)[1][0]
         (root / file).unlink()
-
-
-def test_ten_megabytes_of_caption_are_refused_in_a_short_message(tmp_path):
-    records = person_search_records(train=3, val=1, test=1)
-    records[2]["captions"][1] = "a man " * 1_700_000
-    records[3]["captions"][0] = "a man " * 16_000  # 96,000 characters: long, and accepted
-    records[4]["captions"][0] = " " * 10_000_000
-    one, other = read_dataset("cuhk-pedes", small(tmp_path, records))[1]
-    assert one == "reid_raw.json record 2: caption 1 has 10,200,000 characters; expected at most 100,000"
-    assert other.startswith("reid_raw.json record 4: caption 0 = '    ")
-    assert len(other) < 600
 
 
 # -- paths and links --------------------------------------------------------------------------------------------
