@@ -77,7 +77,7 @@ def sdm_loss(
     """As `cmpm_loss` with p_ij = softmax_j(cosine_ij / temperature); temperature above 0, by default IRRA's."""
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
-        logits = _cosines(images, texts) / _checked_temperature(temperature)
+        logits = _cosines(images, texts, temperature)
         return _divergence(logits, targets, epsilon) + _divergence(logits.T, targets, epsilon)
 
 
@@ -91,7 +91,7 @@ def infonce_loss(
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
-        logits = _cosines(images, texts) / _checked_temperature(temperature)
+        logits = _cosines(images, texts, temperature)
         return F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
 
 
@@ -120,13 +120,9 @@ def _checked_batch(
         raise ValueError("image_embeddings {} and text_embeddings {}: expected the same shape".format(*shapes))
     _check_embeddings("image_embeddings", image_embeddings, identity_labels)
     images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
-    return images, texts, _targets(identity_labels, identity_labels, images.dtype)
-
-
-def _targets(row_labels: Tensor, column_labels: Tensor, dtype: torch.dtype) -> Tensor:
-    same_identity = (row_labels[:, None] == column_labels[None, :]).to(dtype)
+    same_identity = (identity_labels[:, None] == identity_labels).to(images.dtype)
     # Rows sum to 1. Several ports divide by the row's L2 norm instead: a perfect match then scores below 0.
-    return same_identity / same_identity.sum(dim=1, keepdim=True)
+    return images, texts, same_identity / same_identity.sum(dim=1, keepdim=True)
 
 
 def _divergence(logits: Tensor, targets: Tensor, epsilon: float) -> Tensor:
@@ -135,18 +131,15 @@ def _divergence(logits: Tensor, targets: Tensor, epsilon: float) -> Tensor:
     return (log_p.exp() * (log_p - torch.log(targets + epsilon))).sum(dim=1).mean()
 
 
-def _cosines(images: Tensor, texts: Tensor) -> Tensor:
-    return F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T  # (B, B)
-
-
-def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
+def _cosines(images: Tensor, texts: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """Cosine similarities (B, B), divided by the temperature."""
     if isinstance(temperature, Tensor):  # its value is not read: on a GPU that would wait for the device at every step
         if temperature.numel() != 1:
             raise ValueError(f"temperature {tuple(temperature.shape)}: expected a scalar")
-        return full_precision(temperature)
-    if not temperature > 0:
+        temperature = full_precision(temperature)
+    elif not temperature > 0:
         raise ValueError(f"temperature = {temperature}: expected above 0")
-    return temperature
+    return F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T / temperature
 
 
 # -- identification ------------------------------------------------------------------------------------------------
