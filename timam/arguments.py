@@ -1,7 +1,5 @@
 """What several commands share: types of arguments, and options as decorators."""
 
-from __future__ import annotations
-
 import os
 import re
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Importing torch takes seconds. Each command imports it only after it has checked the call.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Warnings about training that has collapsed or has learned nothing. The thresholds are ours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Marks in the comments: [paper] stated in the paper, [recalled] believed to be in it, [ours] our choice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -89,7 +87,7 @@ class DataConfig:
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a random rectangle is blanked
 
     @model_validator(mode="after")
-    def _check_identities_fill_a_batch(self) -> DataConfig:
+    def _check_identities_fill_a_batch(self) -> "DataConfig":
         k = self.images_per_identity
         if k and self.batch_size % k:
             raise ValueError(f"data.images_per_identity = {k}: expected a divisor of {self.batch_size}, the batch size")

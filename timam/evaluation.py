@@ -1,7 +1,5 @@
 """Embedding a split once, and everything that is measured on it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ class Embeddings:
             save_file({k: v.contiguous() for k, v in vars(self).items()}, temporary)
 
     @classmethod
-    def load(cls, path: Path) -> Embeddings:
+    def load(cls, path: Path) -> "Embeddings":
         """Raises FileNotFoundError, and SafetensorError for a damaged file."""
         return cls(**load_file(path))
 

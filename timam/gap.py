@@ -1,7 +1,5 @@
 """The modality gap: how far apart image and text embeddings are, in NumPy arrays."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: what takes long cleans up on its way out, and a training step is finished and saved before."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

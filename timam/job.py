@@ -6,8 +6,6 @@ before each optimizer step; BatchNorm computes its statistics over the whole bat
 take the same step as one process with P x B pictures. With a single process all of this does nothing.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A checkpoint is a saved model with optimizers.safetensors and training_state.json beside it. Nothing in it is pickled.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -77,7 +75,7 @@ class Learner:
     log_temperature: nn.Parameter = field(default_factory=lambda: nn.Parameter(torch.zeros(())))
 
     @classmethod
-    def build(cls, model: TIMAM, config: Config, epoch_steps: int) -> Learner:
+    def build(cls, model: TIMAM, config: Config, epoch_steps: int) -> "Learner":
         """A learner that starts to train this model; `epoch_steps`, the steps in an epoch, are for the schedules."""
         optimizers = build_optimizers(model, config.train)
         log_temperature = nn.Parameter(torch.tensor(math.log(config.loss.temperature), device=model.device))

@@ -25,8 +25,6 @@ Conventions:
   "image" (1) and negative for "text" (0).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

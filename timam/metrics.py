@@ -12,8 +12,6 @@ Conventions:
   finite.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

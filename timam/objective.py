@@ -4,8 +4,6 @@ Two players take turns in a step. The discriminator learns to tell image from te
 weighted sum of `TERMS`, one of which is to fool the discriminator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

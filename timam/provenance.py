@@ -1,7 +1,5 @@
 """Where a result comes from: commit, code, versions, device."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

@@ -15,8 +15,6 @@
 This module loads no torch until a model or embeddings are asked for, so a mistake in a call is reported at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -60,7 +58,7 @@ class Run:
         self._test_file = self.folder / "test_embeddings.safetensors"
 
     @classmethod
-    def named(cls, runs: Path | str, config: Config) -> Run:
+    def named(cls, runs: Path | str, config: Config) -> "Run":
         """RUNS/DATASET-PRESET-SEED-FINGERPRINT: the same config always has the same directory."""
         name = f"{config.data.dataset}-{config.preset}-{config.train.seed}-{configs.fingerprint(config)}"
         return cls(Path(runs) / name)
@@ -82,13 +80,13 @@ class Run:
         check_sums(self.folder)
         return json.loads(self._metrics_file.read_text(encoding="utf-8"))
 
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """One row for each finished epoch. Raises FileNotFoundError before the first."""
         import pandas as pd
 
         return pd.read_csv(self.folder / "history.csv")
 
-    def best_model(self, device: torch.device | None = None) -> TIMAM:
+    def best_model(self, device: "torch.device | None" = None) -> "TIMAM":
         """The model of the best epoch, in eval mode; by default on the GPU if there is one.
 
         Raises FileNotFoundError where no epoch is finished, and ValueError, naming a damaged file.
@@ -105,14 +103,14 @@ class Run:
         if not self.best.is_dir():
             raise FileNotFoundError(f"{self.best}: no such folder; {self.folder} is not a run with a finished epoch")
 
-    def test_embeddings(self) -> Embeddings:
+    def test_embeddings(self) -> "Embeddings":
         return self._embeddings(self._test_file)
 
-    def val_embeddings(self, moment: str) -> Embeddings:
+    def val_embeddings(self, moment: str) -> "Embeddings":
         """The validation split at one of `MOMENTS`. Raises FileNotFoundError where the run has no such moment."""
         return self._embeddings(self._val_file(moment))
 
-    def _embeddings(self, path: Path) -> Embeddings:
+    def _embeddings(self, path: Path) -> "Embeddings":
         from timam.evaluation import Embeddings
 
         return Embeddings.load(path)
@@ -188,7 +186,7 @@ class Run:
         if changed:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
 
-    def restore(self, learner: Learner) -> None:
+    def restore(self, learner: "Learner") -> None:
         """Loads the last checkpoint into the learner. Raises RunError for a damaged one."""
         try:
             learner.load(self.last)
@@ -199,7 +197,7 @@ class Run:
             damage = f"cannot go on ({type(error).__name__}: {error})"
             raise RunError(f"{self.last}: {damage}; remove {self.folder} and train again") from error
 
-    def save_epoch(self, learner: Learner) -> None:
+    def save_epoch(self, learner: "Learner") -> None:
         """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
         # The checkpoint "last" is written at the end. After a kill before that, the epoch is trained again to the same
         # result, which writes the two others again.
@@ -208,24 +206,24 @@ class Run:
         self.write_history(learner)
         learner.save(self.last)
 
-    def save_best(self, model: TIMAM) -> None:
+    def save_best(self, model: "TIMAM") -> None:
         with replacing_folder(self.best) as folder:
             model.save_pretrained(folder)
             write_sums(folder)
 
-    def write_history(self, learner: Learner) -> None:
+    def write_history(self, learner: "Learner") -> None:
         import pandas as pd
 
         write_text(self.folder / "history.csv", pd.DataFrame(learner.progress.history).to_csv(index=False))
 
-    def keep_embeddings(self, moment: str, embeddings: Embeddings) -> str:
+    def keep_embeddings(self, moment: str, embeddings: "Embeddings") -> str:
         """Writes validation embeddings; returns the file's SHA-256."""
         path = self._val_file(moment)
         path.parent.mkdir(exist_ok=True)
         embeddings.save(path)
         return sha256(path)
 
-    def complete(self, learner: Learner, test: Embeddings, metrics: dict[str, Any]) -> None:
+    def complete(self, learner: "Learner", test: "Embeddings", metrics: dict[str, Any]) -> None:
         """Writes the results, metrics.json last."""
         test.save(self._test_file)
         self.write_history(learner)  # it may have been damaged since the last epoch

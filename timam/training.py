@@ -5,8 +5,6 @@ finished epoch, and a run that a signal interrupted from its last step, to the s
 CPU to the same bits; the kernels of a GPU may round differently.)
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import time
