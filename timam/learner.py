@@ -153,7 +153,10 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     language_model = list(model.text_encoder.language_model.parameters())
     own = {id(p) for p in language_model}
     text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
-    new = {id(p) for p in _new_layers(model)}
+    fresh = [model.class_weights, model.class_bias]  # what starts from random values, without the discriminator
+    for encoder in (model.image_encoder, model.text_encoder):
+        fresh += encoder.projection.parameters() if encoder.new_projection else []
+    new = {id(p) for p in (fresh if model.text_encoder.pooled else [*fresh, *model.text_encoder.lstm.parameters()])}
     # Learned word embeddings start from random values, so they need the rate of the other new layers.
     new_lr = config.text_lr * config.new_layers_factor
     language_lr = new_lr if model.text_encoder.learns_words else config.language_model_lr
@@ -166,14 +169,6 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
         "text": _optimizer(config.text_optimizer, texts, 0.9, decay),
         "discriminator": _optimizer(config.discriminator_optimizer, discriminator, momentum, decay),
     }
-
-
-def _new_layers(model: TIMAM) -> list[nn.Parameter]:
-    """What starts from random values beside the encoders, without the discriminator."""
-    parameters = [model.class_weights, model.class_bias]
-    for encoder in (model.image_encoder, model.text_encoder):
-        parameters += encoder.projection.parameters() if encoder.new_projection else []
-    return parameters if model.text_encoder.pooled else [*parameters, *model.text_encoder.lstm.parameters()]
 
 
 def _groups(parameters: list[nn.Parameter], lr: float, new: set[int], config: TrainConfig) -> list[dict[str, Any]]:

@@ -148,7 +148,11 @@ def open_set_metrics(
     if not all(0 <= rate < 1 for rate in false_alarm_rates):
         raise ValueError(f"false_alarm_rates = {tuple(false_alarm_rates)}: expected at least 0, below 1")
     sides = _checked_sides(("query", query_embeddings, query_labels), ("gallery", gallery_embeddings, gallery_labels))
-    best, right, known = _by_chunk(_chunk_best, _unit(*sides)).values()
+    # Of each query: its largest similarity, whether that is a relevant item's, and whether it has any.
+    best, right, known = _by_chunk(
+        lambda similarity, rank, count: {"best": similarity.amax(dim=1), "right": rank[:, 0] == 1, "known": count > 0},
+        _unit(*sides),
+    ).values()
     if known.all() or not known.any():
         count = f"{known.sum()} of {len(known)} queries"
         raise ValueError(f"{count} have an item of their label in the gallery: expected some with and some without")
@@ -244,11 +248,6 @@ def _chunk_metrics(_: Tensor, rank: Tensor, count: Tensor) -> dict[str, Tensor]:
     last = rank.gather(1, (count - 1).clamp(min=0)[:, None]).squeeze(1)
     results = {"rank": rank[:, 0], "average_precision": precision.sum(dim=1) / count, "inverse_penalty": count / last}
     return {name: values.masked_fill(count == 0, float("nan")) for name, values in results.items()}
-
-
-def _chunk_best(similarity: Tensor, rank: Tensor, count: Tensor) -> dict[str, Tensor]:
-    """Of each query in a chunk: its largest similarity, whether that is a relevant item's, whether it has any."""
-    return {"best": similarity.amax(dim=1), "right": rank[:, 0] == 1, "known": count > 0}
 
 
 # -- classes: the protocol of CUB and Oxford Flowers ---------------------------------------------------------------

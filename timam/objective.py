@@ -91,13 +91,6 @@ TERMS = (
 )
 
 
-def weighted_total(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
-    """The encoders' loss: for each weight, the weight times the sum of its terms."""
-    weights = dict.fromkeys(term.weight for term in TERMS)
-    parts = [getattr(config, w) * sum(terms[t.name] for t in TERMS if t.weight == w) for w in weights]
-    return sum(parts[1:], parts[0])
-
-
 def discriminator_input(embeddings: Tensor, config: LossConfig) -> Tensor:
     """Embeddings (B, D) as they are, or all of length sqrt(D): cosine similarity ignores the length, too."""
     if config.adversarial_input == "raw":
@@ -158,6 +151,8 @@ def train_step(
     )
     game = train_discriminator(batch, learner, config, job)
     terms = {term.name: term.compute(batch) for term in TERMS}
-    total = weighted_total(terms, config.loss)
+    weights = dict.fromkeys(term.weight for term in TERMS)
+    parts = [getattr(config.loss, w) * sum(terms[t.name] for t in TERMS if t.weight == w) for w in weights]
+    total = sum(parts[1:], parts[0])
     job.step(total, [learner.optimizers["image"], learner.optimizers["text"]], config.train.gradient_clip)
     return {name: value.detach() for name, value in {"total": total, **terms, **game}.items()}

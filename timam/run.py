@@ -173,17 +173,13 @@ class Run:
             recover_folder(folder)
 
     def _check_config(self, config: Config) -> None:
-        """Raises RunError for a run of other settings. The data may have moved: their fingerprint is compared later."""
+        """Raises RunError for a run of other settings."""
         try:
             differing = configs.departures(config, self.config())
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.folder} and train again") from error
-        changed = [
-            f"{key}: {there!r} there, {asked!r} asked for"
-            for key, (there, asked) in differing.items()
-            if key != "data.root"
-        ]
-        if changed:
+        differing.pop("data.root", None)  # the data may have moved: their fingerprint is compared later
+        if changed := [f"{key}: {there!r} there, {asked!r} asked for" for key, (there, asked) in differing.items()]:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
 
     def restore(self, learner: "Learner") -> None:
