@@ -86,7 +86,7 @@ def steps(job: Job, form: str, clip: float, language: bool) -> dict:
         images = torch.randn(BATCH, 3, 64, 32, dtype=torch.float64, generator=generator)
         captions = [f"a {('red', 'green', 'blue', 'white')[i % 4]} coat" for i in range(BATCH)]
         token_ids, mask = model.tokenize(captions)
-        inputs = {"images": images[part], "token_ids": token_ids[part], "attention_mask": mask[part]}
+        inputs = {"images": images[part], "words": token_ids[part], "attention_mask": mask[part]}
         labels = torch.arange(BATCH) % 4
         loss = LossConfig(adversarial_form=form)
         if form == "gradient_reversal":

@@ -40,7 +40,7 @@ def batch_of(model: TIMAM) -> tuple[Tensor, dict[str, Tensor]]:
     captions = ["a man", "the woman in a red dress", "black boots", "white shoes and a hat", "a bag", "blue jacket"]
     token_ids, mask = model.tokenize(captions)
     images = images.to(model.class_bias.dtype)
-    return images, {"token_ids": token_ids, "attention_mask": mask}
+    return images, {"words": token_ids, "attention_mask": mask}
 
 
 def without_dropout(model: TIMAM) -> TIMAM:
@@ -214,7 +214,7 @@ def test_a_step_reads_nothing_back_from_the_device(stored, tiny_model, monkeypat
     images, text = batch_of(model)
     text["lengths"] = text["attention_mask"].sum(dim=1)
     if stored:
-        text["word_states"] = model.text_encoder.word_states(text.pop("token_ids"), text["attention_mask"]).detach()
+        text["words"] = model.text_encoder.word_states(text["words"], text["attention_mask"]).detach()
     config, job = Config(), Job("no")
     learner = Learner(model, build_optimizers(model, config.train), {})
     for name in ("cpu", "item", "tolist", "numpy"):

@@ -211,11 +211,11 @@ def model(request, checkpoints, tmp_path, monkeypatch) -> TIMAM:
 def test_trained_on_stored_words_saved_and_rebuilt_without_the_checkpoint(model, tmp_path, monkeypatch):
     before = {n: p.clone() for n, p in model.named_parameters()}
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    text = dict(zip(("token_ids", "attention_mask"), model.tokenize(CAPTIONS), strict=True))
+    text = dict(zip(("words", "attention_mask"), model.tokenize(CAPTIONS), strict=True))
     if not model.text_encoder.learns_words:
         states, mask = open_word_states(model, CAPTIONS, progress=False).gather(np.arange(3))
         assert torch.equal(mask, text["attention_mask"])
-        text = {"word_states": states, "attention_mask": mask}
+        text = {"words": states, "attention_mask": mask}
         assert frozen
     learner = Learner(model, build_optimizers(model, Config().train), {})
     pictures = F.interpolate(normalize(PIXELS), (48, 32))

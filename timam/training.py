@@ -267,13 +267,11 @@ class _Training:
         # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
         images = pixels.float() if stored.blocks is not None else augment(normalize(pixels), self.config.data)
         if stored.words is not None:
-            states, mask = stored.words.gather(batch.captions)
-            words = {"word_states": states.to(device)}
+            words, mask = stored.words.gather(batch.captions)
         else:
-            token_ids, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
-            words = {"token_ids": token_ids.to(device)}
-        # The lengths stay on the CPU, so that nothing waits for the device.
-        return {"images": images, **words, "attention_mask": mask.to(device), "lengths": mask.sum(dim=1)}
+            words, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
+        text = {"words": words.to(device), "attention_mask": mask.to(device)}
+        return {"images": images, **text, "lengths": mask.sum(dim=1)}  # on the CPU: nothing waits for the device
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

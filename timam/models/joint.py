@@ -133,26 +133,14 @@ class TIMAM(
         return token_ids, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
 
     def forward(
-        self,
-        images: Tensor,
-        attention_mask: Tensor,
-        token_ids: Tensor | None = None,
-        word_states: Tensor | None = None,
-        lengths: Tensor | None = None,
+        self, images: Tensor, words: Tensor, attention_mask: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Both encoders in one pass: image_embeddings and text_embeddings, (B, D) each, not unit length.
 
-        Args:
-            images: (B, 3, H, W) float32, normalised.
-            attention_mask: (B, T) of 1 for tokens and 0 for padding.
-            token_ids: (B, T) int64; or, while the language model is frozen, `word_states` (B, T, C), its outputs.
-            lengths: as `TextEncoder.summarize`.
+        `images` (B, 3, H, W) are float32 and normalised, or outputs of the frozen blocks; the others are as in
+        `TextEncoder.forward`.
         """
-        if word_states is None:
-            if token_ids is None:
-                raise ValueError("expected token_ids or word_states")
-            word_states = self.text_encoder.word_states(token_ids, attention_mask)
-        return self.image_encoder(images), self.text_encoder.summarize(word_states, attention_mask, lengths)
+        return self.image_encoder(images), self.text_encoder(words, attention_mask, lengths)
 
     def encode_images(
         self,
@@ -242,7 +230,7 @@ class TIMAM(
         """Embeds captions from a `timam.stores.WordStates`: (M, D) float32 on the CPU, not unit length."""
         captions = np.arange(len(word_states))
         batches = np.array_split(captions, -(-len(captions) // batch_size))
-        return self._encode(batches, word_states.gather, self.text_encoder.summarize)
+        return self._encode(batches, word_states.gather, self.text_encoder)
 
     def _encode(self, *work: Any) -> Tensor:
         """`encode_batches` as one tensor (N, D)."""

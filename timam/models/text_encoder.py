@@ -100,18 +100,20 @@ class TextEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.language_model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
 
-    def summarize(self, word_states: Tensor, attention_mask: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T, C) word states, padded on the right, and (B, T) mask -> embeddings (B, D).
+    def forward(self, words: Tensor, attention_mask: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) int64, or while the language model is frozen its outputs (B, T, C) -> embeddings (B, D).
 
-        `lengths` (B,) is the mask's sum on the CPU; computing it here waits for the GPU.
+        Padding is on the right, and 0 in the mask (B, T), where tokens are 1. `lengths` (B,) is the mask's sum on the
+        CPU; computing it here waits for the GPU.
         """
+        states = self.word_states(words, attention_mask) if words.ndim == 2 else words
         if self.pooled:
-            return self.projection(self._pool(word_states, attention_mask))
+            return self.projection(self._pool(states, attention_mask))
         if self.normalizes_words:
-            word_states = F.layer_norm(word_states, word_states.shape[-1:])
-        if word_states.is_cuda:
-            return self.projection(self._packed(word_states, attention_mask, lengths))
-        return self.projection(self._padded(word_states, attention_mask))
+            states = F.layer_norm(states, states.shape[-1:])
+        if states.is_cuda:
+            return self.projection(self._packed(states, attention_mask, lengths))
+        return self.projection(self._padded(states, attention_mask))
 
     def _packed(self, word_states: Tensor, attention_mask: Tensor, lengths: Tensor | None) -> Tensor:
         """The summary (B, 2 x hidden) by one call of cuDNN."""
@@ -150,6 +152,3 @@ class TextEncoder(nn.Module):
         if self.summary == "pooled last":
             return word_states[torch.arange(len(word_states), device=word_states.device), lengths - 1]
         return (word_states * attention_mask[..., None]).sum(dim=1) / lengths[:, None]
-
-    def forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.summarize(self.word_states(token_ids, attention_mask), attention_mask)

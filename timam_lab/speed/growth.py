@@ -113,10 +113,9 @@ def stepper(learner: Learner, variant: str, config: Config, identities: int, tok
     encoder.freeze(variant != "whole")
     learner.model.train()
     images = images.contiguous(memory_format=torch.channels_last)
-    inputs = {"images": images, "token_ids": mask, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
-    if variant == "frozen, stored":
-        del inputs["token_ids"]
-        inputs["word_states"] = torch.randn(batch, tokens, encoder.input_width, device=device)
+    stored = variant == "frozen, stored"
+    words = torch.randn(batch, tokens, encoder.input_width, device=device) if stored else mask
+    inputs = {"images": images, "words": words, "attention_mask": mask, "lengths": torch.full((batch,), tokens)}
     labels = torch.arange(batch, device=device) % identities
     return partial(train_step, learner, inputs, labels, config, job)
 
