@@ -162,7 +162,7 @@ HOSTILE_MODELS = {
     "a million layers": (json_edit("config.json", LANGUAGE, num_hidden_layers=10**6), "1,000,000 layers"),
     "a billion labels": (json_edit("config.json", LANGUAGE, num_labels=10**9, hidden_size=10), "not fit config.json"),
     "terabytes of states": (json_edit("config.json", LANGUAGE, hidden_size=10**7), "does not fit config.json"),
-    "identities a float": (json_edit("config.json", num_identities=4.0), "num_identities = 4.0"),
+    "identities a float": (json_edit("config.json", num_identities=4.0), "gives no model: TypeError"),
     "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
     "NaN": (tensor_edit(lambda t: {"class_bias": t * math.nan}), "class_bias holds other"),
     "means of another width": (

@@ -69,13 +69,9 @@ def test_equal_similarities_come_in_the_order_of_the_paths_and_wrong_arguments_a
     scores, rows = gallery.search(points(1, seed=1), 10)
     assert rows.tolist() == [[0, 1, 2, 3, 4]]  # no more answers than pictures
     assert scores.shape == (1, 5)
-    for queries, k, message in (
-        (points(1, 8), 1, r"queries \(1, 8\): expected finite \(Q, 16\)"),
-        (np.full((1, 16), np.nan, np.float32), 1, "finite"),
-        (points(1), 0, "k = 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            gallery.search(queries, k)
+    for queries in (points(1, 8), np.full((1, 16), np.nan, np.float32)):
+        with pytest.raises(ValueError, match=r"queries \(1, (8|16)\): expected finite \(Q, 16\)"):
+            gallery.search(queries)
 
 
 @pytest.fixture(scope="module")

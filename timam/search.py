@@ -55,13 +55,11 @@ class Gallery:
         """The k nearest pictures of each query (Q, D) of any norm; at most N.
 
         Returns (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k)
-        int64 positions in `paths`. ValueError: queries of another width or not finite, or k below 1.
+        int64 positions in `paths`. ValueError: queries of another width or not finite.
         """
         queries = torch.as_tensor(queries, dtype=torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1] or not queries.isfinite().all():
             raise ValueError(f"queries {tuple(queries.shape)}: expected finite (Q, {self.embeddings.shape[1]})")
-        if k < 1:
-            raise ValueError(f"k = {k}: expected 1 or more")
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
         found = [self.nearest(part, k) for part in queries.split(256)]
         scores, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))

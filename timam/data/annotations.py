@@ -76,15 +76,13 @@ def _class_splits(base: Path, parsed: Parsed) -> dict[str, str]:
         with parsed.naming(path := base / f"{name}classes.txt"):
             classes = [line for line in read_lines(path) if line]
         for class_name in classes:
-            if re.search(r"^\.|[/\\\0]", class_name) or len(class_name) > 200:  # it becomes a folder's name
-                parsed.problems.append(f"{path.name}: {show.repr(class_name)}: expected a class name")
-                continue
-            if class_name in split_of:
-                parsed.problems.append(
-                    f"{path.name}: {class_name} also stands in the {split_of[class_name]} split: are the lists "
-                    "of one origin? (Xian et al.'s lists have the names of Reed et al.'s)"
-                )
-            split_of.setdefault(class_name, "train" if name == "trainval" else name)
+            with parsed.naming(path.name):
+                if re.search(r"^\.|[/\\\0]", class_name) or len(class_name) > 200:  # it becomes a folder's name
+                    raise ValueError(f"{show.repr(class_name)}: expected a class name")
+                if class_name in split_of:
+                    hint = "are the lists of one origin? (Xian et al.'s lists have the names of Reed et al.'s)"
+                    raise ValueError(f"{class_name} also stands in the {split_of[class_name]} split: {hint}")
+                split_of[class_name] = "train" if name == "trainval" else name
     return split_of
 
 

@@ -10,9 +10,7 @@ from tqdm.auto import tqdm
 
 
 def slices(items: Any, batch_size: int) -> list[Any]:
-    """The items in consecutive batches; the last one may be smaller. Raises ValueError for a batch_size below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}: expected 1 or more")
+    """The items in consecutive batches; the last one may be smaller."""
     return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
 
 

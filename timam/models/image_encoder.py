@@ -38,16 +38,13 @@ def strip_head(backbone: nn.Module) -> nn.Module:
 def feature_width(backbone: nn.Module, height: int, width: int) -> int:
     """Channels C of the features (B, C) that a backbone without head gives for pictures (B, 3, height, width).
 
-    Found on torch's meta device. Raises ValueError where the backbone does not take this size or gives another shape.
+    Found on torch's meta device. Raises ValueError where the backbone does not take this size.
     """
     probe, name = copy.deepcopy(backbone).to("meta").eval(), type(backbone).__name__
     try:
-        features = probe(torch.empty(2, 3, height, width, device="meta"))
+        return probe(torch.empty(2, 3, height, width, device="meta")).shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"{name} does not take pictures of {height}x{width} pixels: {error}") from error
-    if features.ndim != 2:
-        raise ValueError(f"{name} gives {tuple(features.shape)} without its head: expected features (B, C)")
-    return features.shape[1]
 
 
 def blocks_of(backbone: nn.Module) -> list[list[str]]:

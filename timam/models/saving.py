@@ -76,8 +76,6 @@ def load(cls: "type[TIMAM]", folder: Path) -> "TIMAM":
         raise ValueError(f"{path} is damaged: {error}") from error
     try:
         tower_configs = content["language_model_config"], content.get("backbone_config")
-        if type(content["num_identities"]) is not int:
-            raise ValueError(f"num_identities = {content['num_identities']!r}: expected int")
         model_config = configs.from_dict({"model": content["model"]}).model
         wanted = [n for c in tower_configs for k, n in (c or {}).items() if "layer" in k and type(n) is int]
         if max(wanted, default=0) > len(state):
