@@ -8,8 +8,6 @@ A target fails on an exception that it must not raise, on an input that takes 20
 test_hostile.py.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Small data sets in the benchmarks' layouts, and a tiny config and language model to train on them in a second."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The command line: help, exit codes, and one tiny run end to end."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

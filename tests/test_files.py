@@ -1,7 +1,5 @@
 """timam.files: old content or new, whatever happens in between."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

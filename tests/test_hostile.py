@@ -4,8 +4,6 @@ Pictures, saved models, sentences and arguments from others are used correctly o
 files are in test_readers.py. `fuzz.py` searches for more, guided by coverage.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import json
@@ -29,6 +27,7 @@ from layouts import LAYOUTS, write_person_search, write_picture
 from PIL import Image
 from running import cut
 from safetensors.torch import load_file, save_file
+from test_notebooks import execute
 
 from timam import TIMAM
 from timam.data import load_dataset
@@ -36,10 +35,6 @@ from timam.images import ImageError, read_image, to_pixels
 from timam_lab.galleries import open_gallery
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY / "notebooks"))
-
-import execute  # noqa: E402
-
 # -- nothing that runs code -------------------------------------------------------------------------------------
 
 # What ruff has no rule for (pyproject.toml selects those against eval, exec, pickle, yaml.load and shells).

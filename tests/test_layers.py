@@ -1,7 +1,5 @@
 """Who may import whom (style.md section 1): the arrows between the package's modules point one way."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path

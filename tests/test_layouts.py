@@ -1,7 +1,5 @@
 """timam.data: the layouts that people have in hand; pictures that are read inside Parquet files and tar archives."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

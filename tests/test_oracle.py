@@ -1,7 +1,5 @@
 """The ceiling of rendered data: rankings worked out by hand, and every order of the tied items as a slow reference."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

@@ -1,7 +1,5 @@
 """The rendered pedestrians: layout, exact ground truth, determinism, and what happens when things go wrong."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """timam.data: every reader on small data in its layout, with the oddities of the real files and with bad ones."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

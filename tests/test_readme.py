@@ -4,8 +4,6 @@ Commands stand in blocks marked `bash`, snippets in blocks marked `python`. Comm
 in order and on tiny data; all others go through the parser of the program that they call.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pkgutil
 import re
@@ -21,6 +19,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from hub import TOKEN, pretend_online, running_hub
 from layouts import TINY_SETTINGS, write_picture, write_table
+from test_notebooks import execute
 
 from timam import cli, config
 from timam.data import DATASETS
@@ -92,9 +91,6 @@ def parse_timam(words: list[str]) -> None:
 
 def parse_notebook(words: list[str]) -> None:
     """Through the runner's own parser; parameter names and types against each notebook."""
-    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks/execute.py")
-    execute = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(execute)
     given = execute.main.make_context("execute.py", words).params
     for name in given["names"]:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))

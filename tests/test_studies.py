@@ -1,7 +1,5 @@
 """timam_lab.studies: each run once, failures listed at the end, processes, resumed after a kill, Ray, tables."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
