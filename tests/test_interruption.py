@@ -39,6 +39,18 @@ def test_held_signal_waits_and_the_second_interrupt_does_not():
         assert signals.number == signal.SIGINT
 
 
+def test_a_held_signal_needs_nobody_who_reads_the_message(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda _, text: real(write, text))
+    with interruptible() as signals:
+        signals.held = True
+        send(signal.SIGTERM)
+    assert signals.number == signal.SIGTERM
+    os.close(write)
+
+
 def test_inner_one_gives_back_to_the_outer_one():
     with interruptible() as outer:
         outer.held = True

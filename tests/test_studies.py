@@ -5,18 +5,20 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
 from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
-from running import interrupted, wait_until
+from running import interrupted, started, wait_until
 
 from timam import config as configs
 from timam.cli import cli
@@ -309,6 +311,33 @@ def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_p
     killer.join()
     assert killed
     assert [len(h.read_text().splitlines()) - 1 for h in runs.glob("*/history.csv")] == [10, 10]
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_study_and_no_run_counts_as_failed(people, tmp_path):
+    config = tiny_config(people, "train.epochs=5000", "train.early_stop=none")
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (tmp_path / "study.py").write_text(
+        "import json, os, sys\n"
+        "from timam import config\n"
+        "from timam_lab.studies import grid, run_grid\n"
+        "if __name__ == '__main__':\n"
+        "    os.chdir(sys.argv[1])\n"
+        "    base = config.from_dict(json.load(open('config.json')))\n"
+        "    run_grid(grid(base, {'plain': ''}, range(2)), 'runs', workers=2)\n"
+    )
+    study = started([sys.executable, tmp_path / "study.py", tmp_path], OMP_NUM_THREADS="1")
+    wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoints/last"))) == 2, study)
+    workers = psutil.Process(study.pid).children(recursive=True)
+    study.kill()
+    study.wait()
+    for pipe in (study.stdout, study.stderr):
+        pipe.close()  # workers that write to it get an error
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
+    assert not list(tmp_path.glob("runs/*.failed.txt"))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ def interruptible(several: bool = False) -> Iterator[Signals]:
     def handle(number: int, _: Any) -> None:
         if signals.held and (signals.number is None or several or number != signal.SIGINT):
             if signals.number is None:  # not print: the signal may have come in the middle of another one
-                os.write(2, b"\ninterrupted: the step is finished and saved\n")
+                with suppress(OSError):  # who reads it may be gone
+                    os.write(2, b"\ninterrupted: the step is finished and saved\n")
             signals.number = number
             return
         raise Interrupted(number=number)

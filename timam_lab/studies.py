@@ -12,7 +12,9 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -289,10 +291,18 @@ class _Work:
 
 
 def _worker(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         work.here(experiments, threads)
     except Interrupted as error:
         sys.exit(error.exit_code)  # without a traceback; the process that started this one reports it
+
+
+def _end_with_the_parent() -> None:
+    """A process that is killed cannot stop its workers: without it they would train the whole grid, seen by nobody."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # the step is finished and saved
 
 
 # -- results ----------------------------------------------------------------------------------------------------
