@@ -110,10 +110,8 @@ class Job:
         except RuntimeError as error:
             if self.count == 1 or isinstance(error, RunError):
                 raise
-            raise RunError(
-                f"process {self.index} of {self.count} cannot go on: {error}\nThe last finished epoch is kept; start "
-                "the same command again with --resume"
-            ) from error
+            advice = "The last finished epoch is kept; start the same command again with --resume"
+            raise RunError(f"process {self.index} of {self.count} cannot go on: {error}\n{advice}") from error
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

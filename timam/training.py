@@ -153,10 +153,8 @@ class _Training:
         self.job.share_weights(model)
         progress, fingerprint = learner.progress, data.dataset.fingerprint()
         if progress.data_fingerprint not in ("", fingerprint):
-            changed = f"fingerprint {progress.data_fingerprint} then, {fingerprint} now, in {data.dataset.image_root}"
-            raise RunError(
-                f"{self.run.folder} was begun on other data: {changed}; put the data back or give a new folder"
-            )
+            both = f"fingerprint {progress.data_fingerprint} then, {fingerprint} now, in {data.dataset.image_root}"
+            raise RunError(f"{self.run.folder} was begun on other data: {both}; put the data back or give a new folder")
         progress.data_fingerprint = fingerprint
         if (code := code_fingerprint()) not in progress.code:
             progress.code.append(code)
