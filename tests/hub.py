@@ -5,7 +5,6 @@ Repositories live in memory. They are created over HTTP; files come from hugging
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import http.server
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import transformers
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 TOKEN = "hf_of_the_test"
@@ -98,30 +98,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def pretend_online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Points this process at a hub: huggingface_hub read its environment on import, offline."""
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    values = {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template,
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # transformers lists a repository's files by it
-
-
-@functools.cache
-def _address() -> str:
-    """Of the one server of this process: transformers keeps the first address, and waits long for one that is gone."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}"
+    # transformers keeps its client. One that was made before knows another address, and would wait 46 s for it.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     """An empty hub."""
-    hub = _Handler.hub = Hub(_address())
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    hub = _Handler.hub = Hub(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def upload_folder(api: object, *, repo_id: str, folder_path: str, **_: object) -> str:
         hf_raise_for_status(get_session().post(f"{hub.url}/{repo_id}/commit", headers=build_hf_headers(), json={}))
@@ -134,3 +126,5 @@ def running_hub() -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
         yield hub
+    server.shutdown()
+    server.server_close()
