@@ -6,15 +6,13 @@ import json
 import os
 import pickle
 import re
+import typing
 from collections import Counter
 
 import pytest
-from conftest import bounded
-from hypothesis import given
-from hypothesis import strategies as st
 
 from timam import config as configs
-from timam.config import PRESETS, SECTIONS, Config, departures, fingerprint, from_dict, override, to_dict
+from timam.config import PRESETS, Config, departures, fingerprint, flat, from_dict, override, to_dict
 
 # What design.md section 1 marks as recalled of the paper, and this repository's answer to what the paper leaves open.
 PAPER = {
@@ -29,50 +27,28 @@ PAPER = {
 }  # fmt: skip
 
 INF, NAN = float("inf"), float("nan")
-ZERO_OR_MORE = ([0.0], [-0.1, INF, NAN])
 # settings: (values just inside their bounds, values just outside)
-BOUNDS = {key: values for keys, values in {
-    "data.batch_size": ([2, 2**20], [1, 0, -1, 2**20 + 1]),
-    "data.images_per_identity": ([0, 1, 4, 64], [-1, 3, 128]),  # a divisor of the batch size, 64
-    "data.color_jitter train.discriminator_momentum": ([0.0, 0.99], [-0.01, 1.0, NAN]),
-    "data.pad_crop": ([0, 1024], [-1, 1025]),
-    "data.random_erasing": ([0.0, 1.0], [-0.01, 1.01, NAN]),
+BOUNDS = {
+    "data.batch_size": ([2, 2**20], [1, 2**20 + 1]),
+    "data.images_per_identity": ([1, 4, 64], [3, 128]),  # a divisor of the batch size, 64
+    "data.color_jitter train.discriminator_momentum": ([0.99], [1.0]),
+    "data.pad_crop": ([1024], [1025]),
+    "data.random_erasing": ([1.0], [1.01]),
     "model.image_height model.image_width": ([32, 1024], [31, 1025]),
-    "model.word_embedding_dim model.lstm_hidden model.embedding_dim model.discriminator_hidden":
-        ([1, 2**16], [0, 2**16 + 1]),
+    "model.word_embedding_dim model.lstm_hidden model.embedding_dim": ([1, 2**16], [0, 2**16 + 1]),
     "model.max_tokens": ([4, 512], [3, 513]),
-    "model.lstm_summary": (["max", "last"], ["mean", ""]),
-    "model.normalize_words model.discriminator_conditional": ([True, False], ["yes", 1]),
-    "model.text_head": (["lstm", "pooled"], ["mean", ""]),
-    "model.projection": (["new", "pretrained"], ["old", ""]),
-    "loss.identification_weight loss.matching_weight loss.adversarial_weight loss.gradient_penalty": ZERO_OR_MORE,
-    "loss.matching": (["cmpm", "sdm", "infonce", "triplet"], ["clip", "CMPM"]),
-    "loss.temperature": ([1e-6, 1.0], [0.0, 1.01, NAN]),
-    "loss.margin": ([0.0, 2.0], [-0.01, 2.01, NAN]),
-    "loss.adversarial_form": (["alternating", "gradient_reversal"], ["reversal"]),
-    "loss.adversarial_input": (["raw", "unit"], ["normalised"]),
-    "loss.discrepancy": (["mmd", "coral"], ["none", "MMD"]),
-    "loss.discrepancy_weight": ZERO_OR_MORE,
-    "loss.label_smoothing": ([0.0, 0.49], [-0.01, 0.5, NAN]),
-    "loss.matching_epsilon": ([1e-12], [0.0, 1.0, NAN]),
+    "loss.temperature": ([1e-6, 1.0], [0.0, 1.01]),
+    "loss.margin": ([0.0, 2.0], [2.01]),
+    "loss.label_smoothing": ([0.0, 0.49], [0.5]),
+    "loss.matching_epsilon": ([1e-12], [0.0, 1.0]),
     "train.epochs train.plateau_patience": ([1], [0]),
     "train.max_steps train.unfreeze_epoch train.unfreeze_patience train.early_stop": ([1, None], [0]),
-    "train.image_optimizer train.text_optimizer train.discriminator_optimizer":
-        (["sgd", "adam", "adamw"], ["SGD", "lamb", "none"]),
-    "train.image_lr train.text_lr train.language_model_lr train.discriminator_lr":
-        ([1e-9, 1.0], [0.0, 1.1, -1e-3, NAN]),
+    "train.image_lr train.text_lr train.language_model_lr train.discriminator_lr": ([1e-9, 1.0], [0.0, 1.1]),
     "train.discriminator_steps": ([1, 16], [0, 17]),
-    "train.new_layers_factor": ([1e-3, 1000.0], [0.0, 1001.0, NAN]),
-    "train.tracker": (["none", "tensorboard", "wandb", "trackio"], ["mlflow", ""]),
-    "train.frozen_blocks": ([0, 7], [-1]),
-    "train.weight_decay train.minimum_lr train.warmup_epochs train.gradient_clip": ZERO_OR_MORE,
-    "train.seed": ([0, 2**32 - 1], [-1, 2**32]),  # NumPy's generator takes 32 bits
-    "train.schedule": (["plateau", "cosine", "constant"], ["step"]),
+    "train.new_layers_factor": ([1e-3, 1000.0], [0.0, 1001.0]),
+    "train.seed": ([0, 2**32 - 1], [2**32]),  # NumPy's generator takes 32 bits
     "train.mixed_precision": (["auto", "no", "bf16"], ["fp16"]),
-}.items() for key in keys.split()}  # fmt: skip
-UNBOUNDED = {"data.dataset", "data.columns", "data.root", "data.horizontal_flip", "model.backbone",
-             "model.backbone_weights", "model.language_model", "model.language_model_weights",
-             "model.shared_classifier", "model.normalized_classifier", "train.init"}  # fmt: skip
+}
 
 # A config.json as it was written before any setting was `added`, and the digits that named its run directory then.
 OLD = """{"preset": "modern", "data": {"dataset": "csv", "root": "/d/e", "batch_size": 64, "images_per_identity": 0,
@@ -88,11 +64,6 @@ OLD = """{"preset": "modern", "data": {"dataset": "csv", "root": "/d/e", "batch_
 "cosine", "plateau_patience": 5, "minimum_lr": 2e-06, "warmup_epochs": 5.0, "unfreeze_epoch": 6, "unfreeze_patience":
 null, "gradient_clip": 10.0, "early_stop": 4, "mixed_precision": "auto", "seed": 3}}"""
 OLD_FINGERPRINT = "b3ba44d5"
-
-
-def flat(config: Config | dict) -> dict[str, object]:
-    content = config if isinstance(config, dict) else to_dict(config)
-    return {f"{s}.{k}": v for s in SECTIONS for k, v in content[s].items()}
 
 
 # -- presets ----------------------------------------------------------------------------------------------------
@@ -112,11 +83,8 @@ def test_paper_preset_has_the_recalled_values():
     assert {section: {key: found[section][key] for key in PAPER[section]} for section in PAPER} == PAPER
 
 
-def test_departures_lists_exactly_the_differences():
-    paper, modern = flat(PRESETS["paper"]), flat(PRESETS["modern"])
-    found = departures(PRESETS["modern"], PRESETS["paper"])
-    assert found == {k: (paper[k], modern[k]) for k in paper if paper[k] != modern[k]}
-    assert found["model.image_height"] == (224, 384)
+def test_departures_lists_the_differences():
+    assert departures(PRESETS["modern"], PRESETS["paper"])["model.image_height"] == (224, 384)
 
 
 # -- fingerprints, and runs that exist already ------------------------------------------------------------------
@@ -133,15 +101,21 @@ def test_existing_run_is_read_and_found_again(tmp_path):
     (tmp_path / "config.json").write_text(OLD)
     config = configs.load(tmp_path / "config.json")
     assert fingerprint(config) == OLD_FINGERPRINT
-    found, old = flat(config), flat(json.loads(OLD))
-    assert found == {k: v for k, v in flat(Config()).items() if k not in old} | old
+    old = {f"{section}.{key}": value for section in configs.SECTIONS for key, value in json.loads(OLD)[section].items()}
+    assert flat(config) == flat(Config()) | old
 
 
 def test_every_setting_changes_the_fingerprint():
     digits = {fingerprint(Config())}
     for key, default in flat(Config()).items():
-        candidates = [v for v in [*BOUNDS.get(key, ([],))[0], not default, "x", 0.5, 7] if v != default]
-        value = next(v for v in candidates if type(v) is type(default) or (default is None and type(v) is int))
+        section, name = key.split(".")
+        options = typing.get_args(configs._FIELDS[section][name].annotation)
+        if isinstance(default, str):
+            value = options[-1] if options else "x"
+        elif isinstance(default, bool):
+            value = not default
+        else:
+            value = 0.4 if isinstance(default, float) else (default or 0) + 2
         digits.add(fingerprint(with_value(key, value)))
     assert len(digits) == len(flat(Config())) + 1
 
@@ -154,55 +128,49 @@ def with_value(key: str, value: object) -> Config:
     return from_dict({section: {name: value}})
 
 
-def test_every_setting_is_bounded_or_listed_as_free_and_has_a_name_of_its_own():
-    assert set(BOUNDS) | UNBOUNDED == set(flat(Config()))
+def test_every_number_is_bounded_and_every_setting_has_a_name_of_its_own():
+    for key, default in flat(Config()).items():
+        for wrong in () if isinstance(default, str | bool) else (-1, INF, NAN, True, "many"):
+            with pytest.raises(ValueError, match=f"^{key} = .*: expected "):
+                with_value(key, wrong)
     names = Counter(key.partition(".")[2] for key in flat(Config()))
     assert [n for n, count in names.items() if count > 1] == []  # FIELD=VALUE relies on it
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, (good, _) in BOUNDS.items() for v in good])
-def test_value_inside_its_bounds_is_taken(key, value):
-    assert flat(with_value(key, value))[key] == value
-
-
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, (_, bad) in BOUNDS.items() for v in bad])
-def test_value_outside_its_bounds_is_refused_with_name_and_value(key, value):
-    with pytest.raises(ValueError, match="expected") as caught:
-        with_value(key, value)
-    assert str(caught.value).startswith(f"{key} = {value!r}: expected ")
-
-
-def test_each_error_is_one_line_in_plain_words():
-    with pytest.raises(ValueError, match="expected") as caught:
-        from_dict({"train": {"epochs": 0, "max_steps": False, "image_lr": NAN, "schedule": "step", "epoch": 3}})
-    lines = str(caught.value).splitlines()
-    assert lines[:4] == [
-        "train.epochs = 0: expected greater than or equal to 1",
-        "train.max_steps = False: expected a valid integer",
-        "train.image_lr = nan: expected a finite number",
-        "train.schedule = 'step': expected 'plateau', 'cosine' or 'constant'",
-    ]
-    assert lines[4].startswith("unknown setting train.epoch; train has: epochs, max_steps, ")
+@pytest.mark.parametrize(("key", "keys"), [(key, keys) for keys in BOUNDS for key in keys.split()])
+def test_values_are_taken_inside_their_bounds_and_refused_outside_with_name_and_value(key, keys):
+    inside, outside = BOUNDS[keys]
+    assert [flat(with_value(key, value))[key] for value in inside] == inside
+    for value in outside:
+        with pytest.raises(ValueError, match="expected") as caught:
+            with_value(key, value)
+        assert str(caught.value).startswith(f"{key} = {value!r}: expected ")
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([], "expected an object, found list"),
-        ({"trian": {}}, "unknown setting trian; a config has: preset, data, model, loss, train"),
-        ({"train": {"epoch": 3}}, "unknown setting train.epoch"),
-        ({"train": [3]}, "train = [3]: expected an instance of TrainConfig"),
-        ({"train": {"epochs": True}}, "valid integer"),  # bool is an int in Python
-        ({"preset": 5}, "preset = 5: expected a valid string"),
+        ([], ["expected an object, found list"]),
+        ({"trian": {}}, ["unknown setting trian; a config has: preset, data, model, loss, train"]),
+        ({"train": [3]}, ["train = [3]: expected an instance of TrainConfig"]),
+        ({"preset": 5}, ["preset = 5: expected a valid string"]),
+        (
+            {"train": {"epochs": 0, "max_steps": False, "image_lr": NAN, "schedule": "step", "epoch": 3}},
+            [
+                "train.epochs = 0: expected greater than or equal to 1",
+                "train.max_steps = False: expected a valid integer",  # bool is an int in Python
+                "train.image_lr = nan: expected a finite number",
+                "train.schedule = 'step': expected 'plateau', 'cosine' or 'constant'",
+                "unknown setting train.epoch; train has: epochs, max_steps, ",
+            ],
+        ),
     ],
 )
-def test_wrong_dictionary_is_refused(values, expected):
+def test_each_error_is_one_line_in_plain_words(values, expected):
     with pytest.raises(ValueError, match=r"expected|unknown") as caught:
         from_dict(values)
-    assert expected in str(caught.value)
-
-
-# -- KEY=VALUE --------------------------------------------------------------------------------------------------
+    for line, beginning in zip(str(caught.value).splitlines(), expected, strict=True):
+        assert line.startswith(beginning)
 
 
 @pytest.mark.parametrize(
@@ -222,27 +190,21 @@ def test_wrong_dictionary_is_refused(values, expected):
     ],
 )
 def test_override(assignment, key, value):
-    changed = flat(override(Config(), [assignment]))
+    changed = flat(override(Config(), ["root=earlier", "root=", assignment]))  # the last one counts
     assert changed == {**flat(Config()), key: value}
     assert type(changed[key]) is type(value)
-
-
-def test_later_overrides_win():
-    assert override(Config(), ["epochs=3", "train.epochs=4"]).train.epochs == 4
 
 
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
         ("epochs", "expected KEY=VALUE"),
-        ("", "expected KEY=VALUE"),
-        ("=3", "unknown setting ''"),
         ("epoch=3", "unknown setting 'epoch'; the settings are: data.dataset, "),
-        ("data.epochs=3", "unknown setting data.epochs"),
         ("preset=modern", "unknown setting 'preset'"),
         ("epochs=three", "train.epochs = 'three': expected a valid integer"),
         ("epochs=" + "1" * 5000, "valid integer"),
-        ("image_lr=nan", "expected a finite number"),
+        ("epochs=³", "valid integer"),
+        ("image_lr=1e400", "expected a finite number"),
         ("horizontal_flip=1", "expected a valid boolean"),
     ],
 )
@@ -252,30 +214,9 @@ def test_wrong_override_is_refused(assignment, expected):
     assert expected in str(caught.value)
 
 
-# -- files ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"[]", b'{"train": {"epochs": 0}}', b'{"optim": {}}', b"\xff\xfe", b"[" * 100_000,
-     b'{"train": {"image_lr": NaN}}', b'{"train": {"epochs": 3}, "train": {"epochs": 4}}'],
-    ids=["empty", "list", "bounds", "section", "not utf-8", "deep", "nan", "key twice"],
-)  # fmt: skip
+@pytest.mark.parametrize("content", [b'{"train": {"epochs": 0}}', b"\xff\xfe", b"[" * 100_000])
 def test_malformed_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(path))):
         configs.load(path)
-
-
-keys = st.sampled_from(["epochs", "data.root", "train.image_lr", "max_steps", "horizontal_flip", "schedule"])
-words = st.sampled_from(["none", "TRUE", "1e400", "-inf", "nan", "1_0", "0x10", "³", "\udce9", "a\0b"])
-
-
-@bounded
-@given(assignment=st.text(max_size=20) | st.tuples(keys, st.text(max_size=12) | words).map("=".join))
-def test_any_override_is_taken_or_refused(assignment):
-    try:
-        override(Config(), [assignment])
-    except ValueError as error:
-        assert re.search("expected|unknown", str(error))  # noqa: PT017
