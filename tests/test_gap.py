@@ -1,7 +1,10 @@
-"""The modality gap on known distributions and against brute force; warnings of made-up epochs."""
+"""The modality gap on known distributions and against scikit-learn; warnings of made-up epochs."""
 
 import numpy as np
 import pytest
+from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler, normalize
 
 from timam import gap
 from timam.collapse import training_warnings
@@ -40,17 +43,6 @@ def test_probe_and_centroids_of_shifted_distributions(shift, accuracy):
     assert found["centroid_distance"] == pytest.approx(shift / 20, abs=0.03 if shift else 0.02)
 
 
-def test_centroid_distance_by_hand():
-    # Directions at 0 and 60 degrees for images, 180 and 120 for texts, of any length: means (3/4, s) and (-3/4, s).
-    angles = np.deg2rad([0.0, 60.0, 180.0, 120.0])
-    lengths = np.array([1.0, 7.0, 0.2, 3.0])[:, None]
-    rows = (lengths * np.stack([np.cos(angles), np.sin(angles)], axis=1)).repeat(3, axis=0)
-    labels = np.array([0, 1, 2, 0, 1, 2])
-    assert modality_gap(rows[:6], rows[6:], labels, labels)["centroid_distance"] == pytest.approx(1.5, rel=1e-12)
-    with pytest.raises(ValueError, match="expected at least 2"):
-        modality_gap(rows[:6], rows[6:], np.zeros(6), np.zeros(6))
-
-
 def test_probe_that_memorises_identities_gets_no_credit():
     # Each identity has its own place and only one modality, drawn at random. Modality says nothing about unseen
     # identities: without groups the accuracy is 1.0. The standard error is that of 8 x 60 coin tosses, 0.023.
@@ -86,48 +78,33 @@ def test_only_the_kernel_probe_detects_a_difference_in_spread():
     found = gaps.modality_gap(images, texts, labels, labels, nonlinear=True)
     assert found["probe_accuracy"] == pytest.approx(0.5, abs=0.08)
     assert found["nonlinear_probe_accuracy"] > 0.9
-    assert found["centroid_distance"] < 0.1
-    assert list(found) == [name for name in GAP_MEASURES if name in found]
-    assert set(found) == set(GAP_MEASURES)
+    assert list(found) == list(GAP_MEASURES)
 
 
-# -- pairs of samples ------------------------------------------------------------------------------------------------
-
-
-def test_pair_measures_equal_brute_force():
+def test_measures_equal_scikit_learns():
     images, texts, labels, _ = two_modalities(shift=6.0, count=40, identities=10)
     text_labels = labels[:23] * 2  # identities without an image, and of other numbers
     found = modality_gap(images, texts[:23], labels, text_labels)
-    x, y = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in (images, texts[:23]))
-
-    def mean_kernel(a, b):
-        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if a is not b or i != j]
-        return np.mean([np.exp(-2 * ((p - q) ** 2).sum()) for p, q in pairs])
-
-    xx, yy, xy = mean_kernel(x, x), mean_kernel(y, y), mean_kernel(x, y)
-    own = [((x[i] - y[j]) ** 2).sum() for i, j in np.argwhere(labels[:, None] == text_labels)]
-    assert found["mmd_squared"] == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
-    assert found["image_uniformity"] == pytest.approx(np.log(xx), rel=1e-9)
-    assert found["text_uniformity"] == pytest.approx(np.log(yy), rel=1e-9)
-    assert found["alignment"] == pytest.approx(np.mean(own), rel=1e-9)
-    found = modality_gap(images, texts, labels, labels + 100)
-    assert np.isnan(found["alignment"])  # no identity of both modalities
-    assert np.isfinite(found["mmd_squared"])
-
-
-def test_orthogonal_embeddings_are_uniform_and_coinciding_ones_aligned(monkeypatch):
-    monkeypatch.setattr(gap, "_NEIGHBOURS", 1)
-    basis, labels = np.eye(12), np.arange(12)
-    found = modality_gap(3 * basis, basis, labels, labels)
-    assert found["image_uniformity"] == found["text_uniformity"] == pytest.approx(-4)  # |x - y|^2 = 2 for every pair
-    assert found["alignment"] == pytest.approx(0)
-    assert found["cross_modal_neighbours"] == pytest.approx(23 / 12)  # the nearest is always of the other modality
-    assert modality_gap(basis, -basis, labels, labels)["alignment"] == pytest.approx(4)
-
-
-def test_cross_modal_neighbours_of_mixed_and_of_separate_modalities():
-    assert modality_gap(*two_modalities(0.0))["cross_modal_neighbours"] == pytest.approx(1, abs=0.05)
-    assert modality_gap(*two_modalities(40.0))["cross_modal_neighbours"] == 0
+    x, y = normalize(images), normalize(texts[:23])
+    xx, yy, xy = (rbf_kernel(*pair, gamma=2) for pair in ((x, x), (y, y), (x, y)))
+    xx, yy = ((k.sum() - len(k)) / (len(k) ** 2 - len(k)) for k in (xx, yy))  # a sample is no pair
+    own = euclidean_distances(x, y, squared=True)[labels[:, None] == text_labels]
+    # Shares of the other modality among the 10 nearest, over 23 / 62 for an image and 40 / 62 for a text.
+    is_image = np.arange(63) < 40
+    nearest = NearestNeighbors(n_neighbors=10).fit(np.concatenate([x, y])).kneighbors(return_distance=False)
+    crossed = (is_image[nearest] != is_image[:, None]).mean(axis=1) / np.where(is_image, 23 / 62, 40 / 62)
+    expected = {
+        "centroid_distance": np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)),
+        "mmd_squared": xx + yy - 2 * xy.mean(),
+        "image_uniformity": np.log(xx),
+        "text_uniformity": np.log(yy),
+        "alignment": own.mean(),
+        "cross_modal_neighbours": (crossed[:40].mean() + crossed[40:].mean()) / 2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(modality_gap(images, texts, labels, labels + 100)["alignment"])  # no identity of both modalities
+    with pytest.raises(ValueError, match="expected at least 2"):
+        modality_gap(images, texts, np.zeros(40), np.zeros(40))
 
 
 # -- intervals and limits --------------------------------------------------------------------------------------------
@@ -144,11 +121,9 @@ def test_weights_of_one_give_the_measures_themselves():
 
 
 def test_intervals_contain_the_measure_and_widen_with_fewer_identities():
-    images, texts, labels, _ = two_modalities(shift=2.0)
-    many = gaps.modality_gap(images, texts, labels, labels, resamples=200)
-    few = gaps.modality_gap(
-        images[labels < 10], texts[labels < 10], labels[labels < 10], labels[labels < 10], resamples=200
-    )
+    sides = two_modalities(shift=2.0)
+    few_sides = (side[np.arange(300) % 60 < 10] for side in sides)
+    many, few = (gaps.modality_gap(*each, resamples=200) for each in (sides, few_sides))
     for name in set(GAP_MEASURES) - {"nonlinear_probe_accuracy"}:
         assert many[f"{name}_low"] <= many[name] <= many[f"{name}_high"]
         assert few[f"{name}_high"] - few[f"{name}_low"] > 1.3 * (many[f"{name}_high"] - many[f"{name}_low"])
@@ -168,66 +143,32 @@ def test_intervals_of_uniformity_do_not_count_copies_of_a_person_as_pairs():
 
 def test_large_splits_are_measured_on_whole_identities(monkeypatch):
     images, texts, labels, _ = two_modalities(shift=6.0)
-    everything = modality_gap(images, texts, labels, labels)
-    monkeypatch.setattr(gap, "_LIMIT", 100)
-    found = modality_gap(images, texts, labels, labels, seed=2)
-    assert found["probe_accuracy"] > 0.95
-    assert found["centroid_distance"] == pytest.approx(6 / 20, abs=0.05)
-    assert found != everything
     drawn = np.random.default_rng(2).permutation(60)[:20]  # 20 identities of 5 images
     kept = np.isin(labels, drawn)
-    monkeypatch.undo()
     part = modality_gap(images[kept], texts[kept], labels[kept], labels[kept])
-    assert found == pytest.approx(part, rel=1e-12)
-
-
-# -- centring --------------------------------------------------------------------------------------------------------
+    monkeypatch.setattr(gap, "_LIMIT", 100)
+    assert modality_gap(images, texts, labels, labels, seed=2) == pytest.approx(part, rel=1e-12)
 
 
 @pytest.mark.parametrize("standardise", [False, True])
-def test_centring_by_hand(standardise):
-    # Unit vectors at 0 and 90 degrees: mean (1/2, 1/2), deviations (1/2, 1/2), whatever the lengths.
-    fitted_on, rows = np.array([[3.0, 0], [0, 0.1]]), np.array([[5.0, 0], [6.0, 8.0]])
-    # (1, 0) becomes (1/2, -1/2); (0.6, 0.8) becomes (0.1, 0.3). Equal deviations change no direction.
-    expected = np.array([[1, -1], [1, 3]]) / np.sqrt([[2], [10]])
-    for centred in center_modalities(rows, rows, (fitted_on, fitted_on), standardise):
-        np.testing.assert_allclose(centred, expected, rtol=1e-12)
-
-
-def test_standardising_equals_the_spread_of_the_coordinates():
-    rows = np.random.default_rng(0).normal(size=(500, 4)) * [1, 2, 4, 8] + [0, 0, 0, 5]
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    expected = (unit - unit.mean(axis=0)) / unit.std(axis=0)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    images, texts = center_modalities(rows, 3 * rows, (rows, 3 * rows), standardise=True)
-    np.testing.assert_allclose(images, expected, rtol=1e-12)
-    np.testing.assert_allclose(texts, expected, rtol=1e-12)
+def test_centring_equals_scikit_learns(standardise):
+    generator = np.random.default_rng(0)
+    fitted_on = generator.normal(size=(2, 500, 4)) * [1, 2, 4, 8] + [[[0, 0, 0, 5]], [[3, 0, 0, 0]]]
+    sides = generator.normal(size=(2, 9, 4))
+    for found, rows, other in zip(center_modalities(*sides, fitted_on, standardise), sides, fitted_on, strict=True):
+        scaler = StandardScaler(with_std=standardise).fit(normalize(other))
+        np.testing.assert_allclose(found, normalize(scaler.transform(normalize(rows))), rtol=1e-9)
     same = np.ones((4, 4), np.float32)
-    for centred in center_modalities(same, same, (same, same), standardise=True):  # finite, and of the same dtype
+    for centred in center_modalities(same, same, (same, same), standardise):  # finite, and of the same dtype
         assert centred.dtype == np.float32
         np.testing.assert_array_equal(centred, 0)
 
-
-def test_centring_removes_a_shift_from_other_samples():
-    images, texts, labels, _ = two_modalities(shift=6.0, seed=0)
-    val_images, val_texts, *_ = two_modalities(shift=6.0, seed=1)
-    assert modality_gap(images, texts, labels, labels)["probe_accuracy"] > 0.95
-    after = modality_gap(*center_modalities(images, texts, (val_images, val_texts)), labels, labels)
-    assert after["probe_accuracy"] == pytest.approx(0.5, abs=0.1)
-    # Isotropic directions: means of 300, less means of 300, for both modalities: sqrt(4 / 300) = 0.12, by chance.
-    assert after["centroid_distance"] < 0.25
-    assert after["cross_modal_neighbours"] > 0.8  # the shift also changed the spread along the common direction
-
-
-# -- what has collapsed ----------------------------------------------------------------------------------------------
 
 # An epoch of the quick preset as it was measured: reports/quick/figures/02_curves.csv, epoch 5; norms assumed.
 HEALTHY = {
     "adversarial": 1.48, "discriminator_accuracy": 0.456, "val_image_uniformity": -2.88, "val_text_uniformity": -2.89,
     "val_image_norm": 20.0, "val_text_norm": 10.0,
 }  # fmt: skip
-
-
 ALWAYS_RIGHT, ALWAYS_WRONG = {"discriminator_accuracy": 1.0}, {"discriminator_accuracy": 0.0}
 
 
@@ -239,15 +180,13 @@ ALWAYS_RIGHT, ALWAYS_WRONG = {"discriminator_accuracy": 1.0}, {"discriminator_ac
         ({"val_text_uniformity": 0.0}, 0, ["all text embeddings are nearly alike"]),
         ({"val_text_uniformity": -0.0625}, 0, []),  # as a tiny model with random weights begins
         ({"val_image_norm": 300.0}, 0, ["image embeddings have exploded"]),
-        ({"val_text_norm": 1e9}, 0, ["text embeddings have exploded"]),
         (ALWAYS_RIGHT, 0, ["the discriminator is always right"]),
         (ALWAYS_RIGHT, 1, []),  # the penalty keeps its gradient useful
         (ALWAYS_RIGHT | {"adversarial": 0.0}, 0, []),  # it only watches
         ({"val_image_norm": 1e3} | ALWAYS_WRONG, 1, ["image embeddings have", "the discriminator is always wrong"]),
-        ({"discriminator_accuracy": 0.042}, 0, []),
         ({"val_image_uniformity": float("nan"), "val_text_uniformity": float("nan")}, 0, []),
     ],
-)  # fmt: skip
+)
 def test_warnings_of_a_row(change, penalty, expected):
     found = training_warnings({**HEALTHY, **change}, gradient_penalty=penalty)
     assert len(found) == len(expected)

@@ -114,7 +114,7 @@ def test_matching_equals_the_equations(name, pattern, dtype):
     assert loss.shape == ()
     # Absolute below 1, as the terms of the sum are of that size; cosines are divided by the temperature.
     tolerance = TOLERANCE[dtype] * (10 if name == "sdm" else 1)
-    expected = slow(images.double().numpy(), texts.double().numpy(), labels.numpy())
+    expected = slow(*(x.cpu().numpy() for x in (images.double(), texts.double(), labels)))
     assert loss.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
@@ -125,9 +125,6 @@ def test_perfect_match_is_zero(loss, labels):
     # e^-50. Targets divided by their L2 norm instead of their sum would give -ln k for k positives.
     rows = 60 * torch.eye(4, dtype=torch.float64)[labels]
     assert abs(loss(rows, rows, torch.tensor(labels)).item()) < 1e-6
-
-
-# -- identification --------------------------------------------------------------------------------------------------
 
 
 def classifier(classes: int = 6, dim: int = 5, dtype: torch.dtype = torch.float64):
@@ -206,9 +203,6 @@ def test_discriminator_separates_shifted_gaussians():
     assert loss.item() < 0.05
 
 
-# -- discrepancy -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("fast", "slow"), [(mmd_loss, slow_mmd), (coral_loss, slow_coral)])
 def test_discrepancies_equal_the_definitions(fast, slow, dtype):
@@ -216,7 +210,8 @@ def test_discrepancies_equal_the_definitions(fast, slow, dtype):
     for v, t in ((images, texts), (texts[:3], images), (images[:1], texts)):  # the sets may differ in size
         loss = fast(v, t)
         assert (loss.dtype, loss.shape) == (dtype, ())
-        assert loss.item() == pytest.approx(slow(v.double().numpy(), t.double().numpy()), rel=10 * TOLERANCE[dtype])
+        expected = slow(*(x.cpu().double().numpy() for x in (v, t)))
+        assert loss.item() == pytest.approx(expected, rel=10 * TOLERANCE[dtype])
         torch.testing.assert_close(fast(t, v), loss)
         assert fast(v, 3 * v.flip(0)).item() == pytest.approx(0, abs=TOLERANCE[dtype])  # one set in another order
 
