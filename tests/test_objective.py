@@ -11,20 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from timam import losses
 from timam.config import Config, LossConfig, TrainConfig
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
-from timam.losses import (
-    cmpm_loss,
-    coral_loss,
-    discriminator_loss,
-    encoder_adversarial_loss,
-    infonce_loss,
-    mmd_loss,
-    norm_softmax_loss,
-    sdm_loss,
-    triplet_loss,
-)
 from timam.models import TIMAM
 from timam.objective import TERMS, train_step
 
@@ -92,10 +82,10 @@ def taken_step(model: TIMAM, loss: LossConfig) -> dict[str, Tensor]:
 
 SETTINGS = {"temperature": 0.5, "margin": 0.3, "matching_epsilon": 1e-6}  # InfoNCE's temperature is the learner's
 MATCHING = {
-    "cmpm": functools.partial(cmpm_loss, epsilon=1e-6),
-    "sdm": functools.partial(sdm_loss, temperature=0.5, epsilon=1e-6),
-    "infonce": functools.partial(infonce_loss, temperature=0.7),
-    "triplet": functools.partial(triplet_loss, margin=0.3),
+    "cmpm": functools.partial(losses.cmpm_loss, epsilon=1e-6),
+    "sdm": functools.partial(losses.sdm_loss, temperature=0.5, epsilon=1e-6),
+    "infonce": functools.partial(losses.infonce_loss, temperature=0.7),
+    "triplet": functools.partial(losses.triplet_loss, margin=0.3),
 }
 
 
@@ -118,15 +108,16 @@ def reference(model: TIMAM, config: LossConfig) -> tuple[dict[str, Tensor], dict
     both = torch.cat([view(images), view(texts)]).detach().requires_grad_()
     logits = judge(both, torch.cat([LABELS, LABELS]))
     (slope,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
-    discriminator = discriminator_loss(logits[:6], logits[6:], config.label_smoothing)
+    discriminator = losses.discriminator_loss(logits[:6], logits[6:], config.label_smoothing)
     penalised = discriminator + config.gradient_penalty / 2 * slope.norm(dim=1).square().mean()
     correct = (logits[:6] > 0).float().mean() / 2 + (logits[6:] <= 0).float().mean() / 2
     now = judge(view(images), LABELS), judge(view(texts), LABELS)
-    reversal = config.adversarial_form == "gradient_reversal"
-    adversarial = -discriminator_loss(*now, config.label_smoothing) if reversal else encoder_adversarial_loss(*now)
-    identify = functools.partial(norm_softmax_loss, unit_rows=model.model_config.normalized_classifier)
+    adversarial = losses.encoder_adversarial_loss(*now)
+    if config.adversarial_form == "gradient_reversal":
+        adversarial = -losses.discriminator_loss(*now, config.label_smoothing)
+    identify = functools.partial(losses.norm_softmax_loss, unit_rows=model.model_config.normalized_classifier)
     heads = [(model.class_weights[i], model.class_bias[i]) for i in (0, len(model.class_weights) - 1)]
-    discrepancy = {"mmd": mmd_loss, "coral": coral_loss}[config.discrepancy](images, texts)
+    discrepancy = {"mmd": losses.mmd_loss, "coral": losses.coral_loss}[config.discrepancy](images, texts)
     terms = {
         "matching": MATCHING[config.matching](images, texts, LABELS),
         "identification_image": identify(images, *heads[0], LABELS),
@@ -153,7 +144,7 @@ CASES = {
     "no adversary": ({"adversarial_weight": 0.0}, {}),
     "adversary alone": ({"matching_weight": 0.0, "identification_weight": 0.0}, {}),
     "weights": ({"matching_weight": 3.0, "identification_weight": 2.0, "adversarial_weight": 0.5}, {}),
-    "reversal": ({"adversarial_form": "gradient_reversal", "adversarial_weight": 0.3, "label_smoothing": 0.0}, {}),
+    "reversal": ({"adversarial_form": "gradient_reversal", "adversarial_weight": 0.3, "label_smoothing": 0.2}, {}),
     "regularised": ({"adversarial_input": "unit", "gradient_penalty": 3.0}, {}),
     "conditional": ({"adversarial_input": "unit", "gradient_penalty": 3.0}, {"discriminator_conditional": True}),
     "conditional, a classifier each": ({}, {"discriminator_conditional": True, "shared_classifier": False}),
@@ -227,9 +218,6 @@ def test_a_step_reads_nothing_back_from_the_device(stored, tiny_model, monkeypat
     monkeypatch.setattr(model.text_encoder, "_padded", functools.partial(pack, lengths=None))
     with pytest.raises(TypeError, match="not callable"):  # the test notices a read: without the lengths there is one
         train_step(learner, {"images": images, **text}, LABELS, config, job)
-
-
-# -- the declaration of the terms ------------------------------------------------------------------------------------
 
 
 def test_each_weight_of_the_config_belongs_to_a_term():
