@@ -35,9 +35,7 @@ BACKBONES = [
 ]  # fmt: skip
 
 # Where the classifier is more than one linear layer: the channels of the last feature map.
-POOLED_CHANNELS = {
-    "alexnet": 256, "vgg": 512, "squeezenet": 512, "mobilenet_v3_large": 960, "mobilenet_v3_small": 576
-}  # fmt: skip
+POOLED_CHANNELS = {"alexnet": 256, "vgg": 512, "squeezenet": 512, "mobilenet_v3_large": 960, "mobilenet_v3_small": 576}
 
 
 @pytest.mark.slow
@@ -63,31 +61,16 @@ def test_resnet_features_by_hand():
         torch.testing.assert_close(encoder(x), pooled @ encoder.projection.weight.T + encoder.projection.bias)
 
 
-def small_vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(
-        image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16
-    )
-
-
-def test_vision_transformer_gives_its_class_token():
-    backbone = small_vit()
-    nn.init.normal_(backbone.heads.head.weight)
-    x = torch.randn(2, 3, 64, 64)
-    expected = []
-    backbone.encoder.register_forward_hook(lambda module, inputs, output: expected.append(output[:, 0]))
-    with torch.no_grad():
-        features = ImageEncoder(backbone, 64, 64, 5).eval().features(x)
-    assert features.shape == (2, 8)
-    torch.testing.assert_close(features, expected[-1])
-
-
 def test_unknown_backbones_are_refused():
     no_linear = nn.Module()
     no_linear.fc = nn.ReLU()
+    small_vit = torchvision.models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16
+    )
     for backbone, message in [
         (nn.Conv2d(3, 4, 3), "Conv2d has no linear layer to remove in fc, classifier, heads, head"),
         (no_linear, "Module has no linear layer to remove"),
-        (small_vit(), "VisionTransformer does not take pictures of 64x32 pixels"),
+        (small_vit, "VisionTransformer does not take pictures of 64x32 pixels"),
     ]:
         with pytest.raises(ValueError, match=message):
             ImageEncoder(backbone, 64, 32, 5)
@@ -144,22 +127,13 @@ def test_padding_and_companions_do_not_change_an_embedding(summary, learned):
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
 
 
-def test_summaries_by_hand():
-    # An unpadded sentence through the same LSTM, step by step in either direction.
-    states, mask = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.int64)
-    for summary in ("max", "last"):
-        encoder = text_encoder(summary)
-        forward, backward = nn.LSTM(16, 8, batch_first=True), nn.LSTM(16, 8, batch_first=True)
-        for name, value in encoder.lstm.named_parameters():
-            one = backward if name.endswith("_reverse") else forward
-            getattr(one, name.removesuffix("_reverse")).data.copy_(value)
-        with torch.no_grad():
-            ahead, back = forward(states)[0], backward(states.flip(1))[0].flip(1)
-            pooled = {
-                "max": torch.cat([ahead, back], dim=2).amax(dim=1),
-                "last": torch.cat([ahead[:, -1], back[:, 0]], dim=1),
-            }[summary]
-            torch.testing.assert_close(encoder(states, mask), encoder.projection(pooled))
+@both_summaries
+def test_summaries_are_those_of_torchs_bidirectional_lstm(summary):
+    encoder, states, mask = text_encoder(summary), torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.int64)
+    with torch.no_grad():
+        outputs, (last, _) = encoder.lstm(states)
+        pooled = outputs.amax(dim=1) if summary == "max" else torch.cat([last[0], last[1]], dim=1)
+        torch.testing.assert_close(encoder(states, mask), encoder.projection(pooled))
 
 
 @both_summaries
@@ -176,14 +150,10 @@ def test_packed_and_padded_sentences_give_the_same_states(summary):
 def test_normalised_words_have_no_scale_and_no_shift():
     encoder, (_, mask) = text_encoder("max"), ids_and_mask(3, 5)
     states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    plain = encoder(states, mask)
-    assert not torch.allclose(plain, encoder(3 * states + 1, mask), atol=1e-3)
+    standardised = (states - states.mean(dim=2, keepdim=True)) / states.std(dim=2, correction=0, keepdim=True)
+    expected = encoder(standardised, mask)
     encoder.normalizes_words = True
-    expected = encoder(3 * states + 1, mask)
-    torch.testing.assert_close(encoder(states, mask), expected, rtol=1e-3, atol=1e-4)
-    states = (states - states.mean(dim=2, keepdim=True)) / states.std(dim=2, correction=0, keepdim=True)
-    encoder.normalizes_words = False
-    torch.testing.assert_close(encoder(states, mask), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(encoder(3 * states + 1, mask), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_of_one_keeps_its_axis():
@@ -192,26 +162,11 @@ def test_a_batch_of_one_keeps_its_axis():
     assert [x.shape for x in (image, *texts, ModalityDiscriminator(5, 4)(image))] == [(1, 5)] * 3 + [(1,)]
 
 
-def test_discriminator_is_two_linear_layers_to_a_scalar():
-    discriminator = ModalityDiscriminator(5, 4)
-    assert [(m.in_features, m.out_features) for m in discriminator.modules() if isinstance(m, nn.Linear)] == [
-        (5, 4), (4, 1)
-    ]  # fmt: skip
-    rows = torch.randn(6, 5)  # each row by itself: no statistics of the batch, in train mode too
-    torch.testing.assert_close(discriminator.train()(rows)[:2], discriminator(rows[:2]))
-
-
-def test_conditional_discriminator_starts_as_the_other_one_and_is_saved(tiny_model, tmp_path):
+def test_conditional_discriminator_starts_as_the_other_one(tiny_model):
     plain, conditional = tiny_model(), tiny_model(discriminator_conditional=True)
     rows, directions = torch.randn(2, 6, 16)
     torch.testing.assert_close(conditional.discriminator(rows, directions), plain.discriminator(rows))
     torch.testing.assert_close(conditional.class_weights, plain.class_weights)  # runs of one seed start alike
-    with torch.no_grad():
-        conditional.discriminator.condition[0, 0] = 1
-    assert not torch.allclose(conditional.discriminator(rows, directions), plain.discriminator(rows))
-    conditional.save_pretrained(tmp_path / "saved")
-    loaded = TIMAM.from_pretrained(tmp_path / "saved").discriminator
-    torch.testing.assert_close(loaded.condition, conditional.discriminator.condition)
 
 
 def test_centered_by_hand_saved_and_refused_without_means(tiny_model, tmp_path):
@@ -247,11 +202,9 @@ def test_tokenize_pads_truncates_and_masks(tiny_model, learned):
     assert ids.shape == mask.shape == (5, 6)
     assert ids.dtype == mask.dtype == torch.int64
     assert mask[:, 0].all()
-    lengths = mask.sum(dim=1)
-    assert (ids.masked_select(mask == 0) == model.tokenizer.pad_token_id).all()
-    assert (ids.masked_select(mask == 1) != model.tokenizer.pad_token_id).all()
+    assert (ids == model.tokenizer.pad_token_id).equal(mask == 0)
     assert (mask.diff(dim=1) <= 0).all()  # on the right
-    assert lengths.tolist()[:3] == ([2, 6, 1] if learned else [4, 6, 3])  # [CLS] and [SEP] count
+    assert mask.sum(dim=1).tolist()[:3] == ([2, 6, 1] if learned else [4, 6, 3])  # [CLS] and [SEP] count
     if not learned:
         assert ids[1, -1] == model.tokenizer.sep_token_id  # truncation keeps the end marker
     assert torch.equal(model.tokenize(["hat"])[0], model.tokenize(["HAT"])[0])
@@ -266,26 +219,16 @@ def test_caption_without_any_token_is_one_unknown_word(tiny_model):
     assert mask.tolist() == [[1, 0], [1, 1]]
 
 
-# -- freezing --------------------------------------------------------------------------------------------------------
-
-
-def loss_of(encoder: TextEncoder) -> torch.Tensor:
-    return encoder(*ids_and_mask(4, 6)).pow(2).sum()
-
-
 def test_frozen_language_model_has_no_dropout_whatever_train_says():
-    encoder = text_encoder()
+    encoder, (ids, mask) = text_encoder(), ids_and_mask(4, 6)
     encoder.freeze()
     nn.ModuleList([encoder]).train()  # as the parent module does it
     assert encoder.training
-    assert not any(m.training for m in encoder.language_model.modules())
     assert not any(p.requires_grad for p in encoder.language_model.parameters())
-    ids, mask = ids_and_mask(4, 6)
     states = encoder.word_states(ids, mask)
     assert torch.equal(states, encoder.word_states(ids, mask))
     assert not states.requires_grad
     encoder.freeze(False)
-    assert all(m.training for m in encoder.language_model.modules())
     assert not torch.equal(encoder.word_states(ids, mask), encoder.word_states(ids, mask))  # dropout is back
     encoder.eval().freeze(False)
     assert not any(m.training for m in encoder.modules())
@@ -294,8 +237,7 @@ def test_frozen_language_model_has_no_dropout_whatever_train_says():
 def test_learned_words_never_freeze():
     encoder = text_encoder(learned=True)
     encoder.freeze()
-    loss_of(encoder).backward()
-    assert encoder.language_model.embedding.weight.grad.abs().sum() > 0
+    assert (encoder.frozen, encoder.language_model.embedding.weight.requires_grad) == (False, True)
 
 
 # -- the joint model -------------------------------------------------------------------------------------------------
@@ -314,11 +256,7 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, lear
     before = {name: b.clone() for name, b in model.named_buffers()}
     images = model.encode_images(pictures)
     assert all(torch.equal(before[name], b) for name, b in model.named_buffers())  # batch statistics stay
-    assert model.training
-    model.eval().encode_images(pictures[:1])
-    assert not any(m.training for m in model.modules())
-    assert not images.requires_grad
-    assert images.dtype == torch.float32
+    assert (model.training, images.requires_grad, images.dtype) == (True, False, torch.float32)
 
 
 def test_sentences_of_similar_lengths_share_a_batch_and_keep_their_places(tiny_model, monkeypatch):
@@ -343,34 +281,31 @@ def test_a_sentence_that_is_cut_gives_a_warning(tiny_model):
 
 def test_forward_equals_the_encoders(tiny_model, pictures):
     model = tiny_model().eval()
-    images = normalize(torch.stack([torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1) for p in pictures]))
+    images = normalize(torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures]))
     ids, mask = model.tokenize(CAPTIONS[:5])
     with torch.no_grad():
-        image, text = model(images, ids, mask)
-        stored = model(images, model.text_encoder.word_states(ids, mask), mask)
-    torch.testing.assert_close(image, model.encode_images(pictures))
-    torch.testing.assert_close(text, model.encode_texts(CAPTIONS[:5]))
-    torch.testing.assert_close(stored[1], text)
+        for words in (ids, model.text_encoder.word_states(ids, mask)):
+            image, text = model(images, words, mask)
+            torch.testing.assert_close(image, model.encode_images(pictures))
+            torch.testing.assert_close(text, model.encode_texts(CAPTIONS[:5]))
 
 
 def test_unreadable_pictures_are_an_error_or_passed_over(tiny_model, pictures, tmp_path):
     model, unreadable = tiny_model(), {}
-    mixed = [pictures[0], tmp_path / "nobody.png", pictures[1], pictures[2], tmp_path / "no.png"]
+    mixed = [pictures[0], tmp_path / "nobody.png", pictures[1]]
     with pytest.raises(ImageError, match="nobody"):
         model.encode_images(mixed)
     found = model.encode_images(mixed, batch_size=2, unreadable=unreadable)
-    torch.testing.assert_close(found[[0, 2, 3]], model.encode_images(pictures[:3]), rtol=1e-5, atol=1e-6)
-    assert found[[1, 4]].isnan().all()
-    assert sorted(unreadable) == [1, 4]
-    assert "nobody" in unreadable[1]
+    torch.testing.assert_close(found[[0, 2]], model.encode_images(pictures[:2]), rtol=1e-5, atol=1e-6)
+    assert found[1].isnan().all()
+    assert list(unreadable) == [1]
 
 
 def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model, pictures):
     model = tiny_model()
     for texts, message in [
         ("a man", "list of strings"),
-        (["a man", ""], r"texts\[1\] = ''"),
-        (["  \n"], r"texts\[0\]"),
+        (["a man", "  \n"], r"texts\[1\] = '  "),
         ([3], r"texts\[0\] = 3"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -383,7 +318,11 @@ def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model, pictu
 
 @pytest.mark.parametrize(
     "fields",
-    [{"backbone": "mobilenet_v2"}, {"language_model": "none"}, {"lstm_summary": "last", "shared_classifier": False}],
+    [
+        {"backbone": "mobilenet_v2", "discriminator_conditional": True},
+        {"language_model": "none"},
+        {"lstm_summary": "last", "shared_classifier": False},
+    ],
     ids=["language model", "learned words", "last state"],
 )
 def test_saved_model_gives_the_same_bits(tiny_model, pictures, tmp_path, monkeypatch, fields):
@@ -415,7 +354,7 @@ def test_frozen_blocks_and_the_rest_are_the_backbone(name, count):
     images = torch.randn(2, 3, 64, 32)
     expected, names = encoder(images), [n for n, _ in encoder.named_parameters()]
     assert len(blocks_of(encoder.backbone)) == count
-    for blocks in (1, count // 2, count):
+    for blocks in (1, count, 3):
         encoder.freeze_blocks(blocks)
         torch.testing.assert_close(encoder(images), expected)
         torch.testing.assert_close(encoder(encoder.block_outputs(images)), expected)
@@ -427,14 +366,10 @@ def test_frozen_blocks_and_the_rest_are_the_backbone(name, count):
 
 
 def test_frozen_blocks_neither_learn_nor_change_their_statistics():
-    torch.manual_seed(0)
-    encoder = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 8)
+    encoder = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 8).train()
     encoder.freeze_blocks(3)
-    frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.5)
-    encoder.train()
     encoder(torch.randn(4, 3, 64, 32)).square().sum().backward()
-    optimizer.step()
+    torch.optim.AdamW(encoder.parameters(), weight_decay=0.5).step()
     same = {name for name, value in encoder.state_dict().items() if torch.equal(value, before[name])}
-    assert same == {name for name in before if name.startswith(frozen)}
+    assert same == {n for n in before if n.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))}
