@@ -26,10 +26,8 @@ def seeded():
 
 def redraw(draw):
     """Runs `draw` from the state of torch's generator that the operation after it will start from."""
-    state = torch.get_rng_state()
-    drawn = draw()
-    torch.set_rng_state(state)
-    return drawn
+    with torch.random.fork_rng():
+        return draw()
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.9])  # 0.9: much is clamped
@@ -42,8 +40,6 @@ def test_color_jitter_equals_torchvision_picture_by_picture(strength):
         expected = F.adjust_saturation(F.adjust_contrast(expected, contrast), saturation)
         expected = F.normalize(expected, list(IMAGENET_MEAN), list(IMAGENET_STD))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert (factors - 1).abs().max() <= strength
-    assert len(factors.unique()) == 96  # every picture and step has its own
 
 
 def test_flip_equals_torchvision_picture_by_picture():
@@ -51,7 +47,6 @@ def test_flip_equals_torchvision_picture_by_picture():
     mirrored = redraw(lambda: torch.rand(400) < 0.5)
     expected = [F.horizontal_flip(image) if m else image for image, m in zip(images, mirrored, strict=True)]
     assert torch.equal(flip(images), torch.stack(expected))
-    assert 150 <= mirrored.sum() <= 250  # of 400 with probability 1/2: the mean plus or minus 5 standard deviations
 
 
 @pytest.mark.parametrize("padding", [1, 3, 20])  # 20: more than the picture is wide
@@ -66,10 +61,9 @@ def test_pad_crop_equals_torchvision_picture_by_picture(padding):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "probability", "least", "most"),
-    [(48, 24, 0.0, 0, 0), (48, 24, 0.3, 8, 31), (128, 16, 1.0, 64, 64), (16, 128, 1.0, 64, 64)],
-)  # 0.3 of 64: 19 plus or minus 3 standard deviations of 3.7; long pictures: boxes are cut to them
-def test_erase_equals_torchvision_picture_by_picture(height, width, probability, least, most):
+    ("height", "width", "probability"), [(48, 24, 0.0), (48, 24, 0.3), (128, 16, 1.0), (16, 128, 1.0)]
+)  # long pictures: boxes are cut to them
+def test_erase_equals_torchvision_picture_by_picture(height, width, probability):
     images = pictures(height=height, width=width)
     draws = redraw(lambda: torch.rand(5, 64)).T.tolist()
     erased = erase(images, probability)
@@ -82,18 +76,20 @@ def test_erase_equals_torchvision_picture_by_picture(height, width, probability,
         rows, columns = math.ceil(top + box_height - 0.5) - first_row, math.ceil(left + box_width - 0.5) - first_column
         blanked = F.erase(image, first_row, first_column, rows, columns, v=torch.zeros(3, 1, 1))
         assert torch.equal(found, blanked if drawn < probability else image)
-    assert least <= (erased != images).any(dim=(1, 2, 3)).sum() <= most
 
 
 ALL = DataConfig(color_jitter=0.4, horizontal_flip=True, pad_crop=2, random_erasing=0.7)
 OPERATIONS = {
-    "color_jitter": partial(color_jitter, strength=0.4), "flip": flip, "pad_crop": partial(pad_crop, padding=2),
+    "color_jitter": partial(color_jitter, strength=0.4),
+    "flip": flip,
+    "pad_crop": partial(pad_crop, padding=2),
     "erase": partial(erase, probability=0.9),
     "augment": partial(augment, config=ALL),
-}  # fmt: skip
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@every_operation
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_shape_dtype_and_input_are_kept(operation, memory, dtype):
@@ -106,22 +102,18 @@ def test_shape_dtype_and_input_are_kept(operation, memory, dtype):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@every_operation
 def test_each_picture_has_its_own_draw_of_torchs_generator(operation):
     images = pictures(1).expand(64, -1, -1, -1).contiguous()  # the same picture 64 times
-    torch.manual_seed(1)
     first = operation(images)
     assert len({tuple(r.flatten().tolist()) for r in first}) > 1
     assert not torch.equal(operation(images), first)
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     assert torch.equal(operation(images.contiguous(memory_format=torch.channels_last)), first)
 
 
 def test_augment_does_only_what_is_switched_on():
     images = pictures()
-    off = DataConfig(horizontal_flip=False)
-    assert torch.equal(augment(images, off), images)
-    torch.manual_seed(2)
-    expected = erase(pad_crop(flip(color_jitter(images, 0.4)), 2), 0.7)
-    torch.manual_seed(2)
+    assert torch.equal(augment(images, DataConfig(horizontal_flip=False)), images)
+    expected = redraw(lambda: erase(pad_crop(flip(color_jitter(images, 0.4)), 2), 0.7))
     assert torch.equal(augment(images, ALL), expected)  # in this order
