@@ -1,12 +1,12 @@
 """Two processes with half a batch each do what one process does with the whole batch."""
 
-import dataclasses
 import itertools
 import json
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from layouts import tiny_config, write_person_search
 from running import ROOT, assert_same_history, free_port, started, train_command, wait_until
 
 from timam import job, learner, training
-from timam.config import Config, DataConfig, LossConfig, TrainConfig
+from timam.config import Config, DataConfig, LossConfig, TrainConfig, to_dict
 from timam.data.batches import epoch_batches
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
@@ -88,9 +88,8 @@ def steps(job: Job, form: str, clip: float, language: bool) -> dict:
         token_ids, mask = model.tokenize(captions)
         inputs = {"images": images[part], "words": token_ids[part], "attention_mask": mask[part]}
         labels = torch.arange(BATCH) % 4
-        loss = LossConfig(adversarial_form=form)
-        if form == "gradient_reversal":
-            loss = dataclasses.replace(loss, adversarial_input="unit", gradient_penalty=1.0)
+        regularised = {"adversarial_input": "unit", "gradient_penalty": 1.0} if form == "gradient_reversal" else {}
+        loss = LossConfig(adversarial_form=form, **regularised)
         terms = train_step(learner, inputs, labels[part], Config(loss=loss, train=train), job)
         history.append({name: float(value) for name, value in terms.items()})
     return {"history": history, "state": {n: t.numpy() for n, t in model.state_dict().items()}}
@@ -108,10 +107,8 @@ def test_two_processes_train_as_one():
 
 
 def test_parts_of_a_batch_are_the_batch():
-    labels = np.arange(23) // 2
-    of_image = [np.array([i]) for i in range(23)]
-    split = SimpleNamespace(image_labels=labels, captions_of_image=of_image)
-    pixels = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1).repeat(3, axis=1)
+    split = SimpleNamespace(image_labels=np.arange(23) // 2, captions_of_image=np.arange(23)[:, None])
+    pixels = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1)
     config = DataConfig(batch_size=6, images_per_identity=2)
     whole = list(epoch_batches(split, pixels, config, 0, 1))
     parts = [list(epoch_batches(split, pixels, config, 0, 1, (i, 3))) for i in range(3)]
@@ -188,11 +185,10 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_
     assert job.returncode != 0
     assert "SIGKILL" in errors or "Signal 9" in errors
     done = len(Run(run).history())
-    assert not (run / "metrics.json").exists()
-    config = json.loads((run / "config.json").read_text())
-    config["train"]["epochs"] = done + 1
-    (run / "config.json").write_text(json.dumps(config))
-    training.fit(Run(run).config(), run, resume=True, progress=False)
+    config = Run(run).config()
+    config = replace(config, train=replace(config.train, epochs=done + 1))
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    training.fit(config, run, resume=True, progress=False)
     assert len(Run(run).history()) == done + 1
 
 

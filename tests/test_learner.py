@@ -58,18 +58,15 @@ def test_unfreezing_epoch_by_epoch(epoch, patience, scores, expected):
 
 def rates(config: TrainConfig, scores: list[float], epoch_steps: int = 1) -> list[float]:
     """The rate of one optimizer at each step of epochs that end with the given validation scores."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    scheduler = build_schedulers({"image": optimizer}, config, epoch_steps)["image"]
-    found = []
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizers, found = {"image": optimizer}, []
+    learner = Learner(None, optimizers, build_schedulers(optimizers, config, epoch_steps))
     for score in scores:
         for _ in range(epoch_steps):
             found.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            if config.schedule != "plateau":
-                scheduler.step()
-        if config.schedule == "plateau":
-            scheduler.step(score)
+            learner.end_step(config)
+        learner.end_epoch({"total": -score, "val_text_to_image_rank_1": score}, config)
     return found
 
 
