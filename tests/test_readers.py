@@ -360,15 +360,9 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("layout", "change", "expected"),
-    [
-        pytest.param(layout, *case, id=f"{layout}: {fault}")
-        for layout in FAULTS
-        for fault, case in FAULTS[layout].items()
-    ],
-)
-def test_fault_is_named_with_its_place(layouts, layout, change, expected):
+@pytest.mark.parametrize(("layout", "fault"), [(layout, fault) for layout in FAULTS for fault in FAULTS[layout]])
+def test_fault_is_named_with_its_place(layouts, layout, fault):
+    change, expected = FAULTS[layout][fault]
     root, file = layouts(layout), LAYOUTS[layout][2]
     if callable(change):
         content = json.loads((root / file).read_text())
