@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 from threading import Thread
 
@@ -24,7 +23,6 @@ from timam_lab.galleries import (
     KeptGallery,
     PictureFile,
     build_in_shards,
-    encode_on_ray,
     encode_shard,
     open_gallery,
     parquet_gallery,
@@ -327,48 +325,3 @@ def test_what_two_encode_at_once_is_encoded_once(model, album, tmp_path, encoded
         encoded.clear()
     (shard,) = shards.glob("[!.]*")
     assert (len(KeptGallery.load(shard)), len(KeptGallery.load(kept))) == (4, 5)
-
-
-@pytest.mark.slow
-def test_ray_cluster_of_two_nodes_one_of_them_killed(model, tmp_path, monkeypatch):
-    """A node is killed in the middle: every picture is encoded, no finished shard is encoded twice."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    album = tmp_path / "album"
-    album.mkdir()
-    for i in range(48):
-        write_picture(album / f"{i:02}.png", seed=i)
-    (album / "broken.png").write_bytes(b"no picture")
-    monkeypatch.setattr(galleries, "SHARD", 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(search.__file__).parents[1]))
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else any other process starves them
-    shards, finished = tmp_path / "shards", []
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
-    try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-        ray.init(address=cluster.address, log_to_driver=False)
-        cluster.wait_for_nodes()
-
-        def kill_second():
-            deadline = time.monotonic() + 200
-            while time.monotonic() < deadline and not finished:
-                if written := list(shards.glob("[!.]*")):
-                    cluster.remove_node(second, allow_graceful=False)
-                    finished.extend((path, path.stat().st_ino) for path in written)
-                time.sleep(0.01)
-
-        killer = Thread(target=kill_second)
-        killer.start()
-        gallery = build_in_shards(model, album, shards, encode_parts=encode_on_ray)
-        killer.join()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert 0 < len(finished) < 13
-    assert [(path, path.stat().st_ino) for path, _ in finished] == finished  # those of before, not written anew
-    held = [path for shard in shards.glob("[!.]*") for path in KeptGallery.load(shard).paths]
-    assert sorted(held) == gallery.paths == [f"{i:02}.png" for i in range(48)]  # none lost, none twice
-    assert len(gallery.problems) == 1
-    np.testing.assert_allclose(gallery.embeddings, KeptGallery.update(model, album).embeddings, atol=1e-6)
