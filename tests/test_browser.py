@@ -35,8 +35,8 @@ def workplace(tmp_path_factory) -> Path:
         notebook = nbformat.read(path, as_version=4)
         cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
         for key, text in {"output": "../reports", "runs": "../runs", **values}.items():
-            quote = json.dumps if f"\n{key}: str" in f"\n{cell.source}" else str
-            cell.source = re.sub(rf"^({key}: \w+) = [^#]*", rf"\1 = {quote(text)}  ", cell.source, flags=re.MULTILINE)
+            value = json.loads(text) if re.search(rf"^{key}: (int|float|bool)", cell.source, re.MULTILINE) else text
+            cell.source = re.sub(rf"^({key}: \w+) = [^#]*", rf"\1 = {value!r}  ", cell.source, flags=re.MULTILINE)
         nbformat.write(notebook, path)
     return root
 
@@ -81,7 +81,10 @@ def open_and_run(browser, address: str):
     page.goto(f"{address}?reset")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
-    assert execute(page, "notebook:run-all-cells") is not False
+    done = execute(page, "notebook:run-all-cells")
+    cells = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells")
+    errors = [o["evalue"] for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    assert done is not False, errors
     return page
 
 
