@@ -106,8 +106,8 @@ def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_pa
 @pytest.mark.parametrize("empty", SPLITS)
 def test_empty_split_of_a_benchmark_is_an_error_where_it_is_asked_for(tmp_path, empty):
     dataset = load_dataset("cuhk-pedes", write_person_search(tmp_path, **{empty: 0}))
-    for name, words in ((empty, f"no pictures in its {empty} split"), ("dev", "unknown split 'dev'")):
-        with pytest.raises(ValueError, match=words):
+    for name in (empty, "dev"):
+        with pytest.raises(ValueError, match=f"no pictures in its {name} split"):
             dataset.split(name)
 
 
