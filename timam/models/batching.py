@@ -36,7 +36,8 @@ def encode_batches(
     model.eval()
     try:
         with torch.no_grad(), ThreadPoolExecutor(1) as thread:
-            loads = (thread.submit(work, batch) for batch in tqdm(batches, disable=bar is None, desc=bar, unit="batch"))
+            shown = tqdm(batches, disable=not (bar and batches), desc=bar, unit="batch")
+            loads = (thread.submit(work, batch) for batch in shown)
             ahead = next(loads, None)
             while ahead is not None:
                 loaded, ahead = ahead, next(loads, None)
