@@ -95,4 +95,4 @@ lock: env
 		--quiet --output-file requirements/lock.txt pyproject.toml
 
 clean:
-	rm -rf data runs .cache docs/api docs/site reports/quick/.stamps
+	rm -rf data runs .cache docs/api docs/jupyter_execute docs/site reports/quick/.stamps

@@ -15,7 +15,7 @@ OTHERS = [f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb") if
 project = html_title = "TIMAM"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md", *OTHERS]
-exclude_patterns = ["docs/site"]
+exclude_patterns = ["docs/site", "docs/jupyter_execute"]  # what an earlier build left
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 
