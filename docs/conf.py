@@ -10,11 +10,10 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = {path.name: path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("reports/*/*.ipynb"))}
-OTHERS = [f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb") if path.name not in EXECUTED]
 
 project = html_title = "TIMAM"
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md", *OTHERS]
+include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md"]
 exclude_patterns = ["docs/site", "docs/jupyter_execute"]  # what an earlier build left
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
@@ -30,10 +29,7 @@ autodoc_member_order = "bysource"
 napoleon_use_ivar = True  # an attribute that a docstring describes is not described twice
 default_role = "literal"  # `name` in a docstring
 # Docstrings are no reStructuredText, and name what two modules export. Links are what must hold.
-# A notebook is listed as such only while it has no executed copy ("toc.empty_glob": there is none today).
-suppress_warnings = [
-    "docutils", "ref.python", "misc.highlighting_failure", "mystnb.unknown_mime_type", "myst.header", "toc.empty_glob",
-]  # fmt: skip
+suppress_warnings = ["docutils", "ref.python", "misc.highlighting_failure", "mystnb.unknown_mime_type", "myst.header"]
 
 
 def setup(app: Sphinx) -> None:
