@@ -1,4 +1,4 @@
-"""The settings of a run, with bounds in their types; the presets; overrides by KEY=VALUE.
+"""The settings of a run, with bounds in their types; the presets of presets.yaml; overrides by KEY=VALUE.
 
 Marks in the comments: [paper] stated in the paper, [recalled] believed to be in it, [ours] our choice.
 """
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -258,47 +259,11 @@ def load(path: Path) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
-# The presets: what differs from `paper`.
-# Regularised adversarial game (notebook 10): an R1 penalty, and four fast discriminator steps without momentum for each
-# step of the encoders. Without them, and with AdamW, the distance between the modalities keeps growing.
-_REGULARISED = """
-    adversarial_input=unit gradient_penalty=10 label_smoothing=0 discriminator_optimizer=adamw discriminator_lr=5e-3
-    discriminator_momentum=0 discriminator_steps=4 image_optimizer=adamw text_optimizer=adamw gradient_clip=10
-    schedule=cosine unfreeze_patience=none """
-# A small TIMAM whose pretrained parts need no hub, sized for minutes on two CPU cores [ours].
-_SMALL = f"""{_REGULARISED}
-    batch_size=32 horizontal_flip=false backbone=mobilenet_v2 language_model={MINILM} max_tokens=48 epochs=10
-    text_lr=2e-3 early_stop=none """
-# Many cheap steps: the first blocks and the language model stay frozen, and their outputs are stored (docs/studies.md).
-_QUICK = f"""{_SMALL}
-    image_height=192 image_width=96 frozen_blocks=11 lstm_hidden=128 embedding_dim=256 discriminator_hidden=128
-    normalize_words=true matching=infonce temperature=0.07 max_steps=280 image_lr=5e-4 warmup_epochs=0.4 """
-# So small that a run takes seconds; its numbers mean nothing.
-_SMOKE = f"""{_SMALL}
-    batch_size=8 image_height=64 image_width=32 max_tokens=16 lstm_hidden=32 embedding_dim=32 discriminator_hidden=16
-    epochs=2 max_steps=4 image_lr=1e-3 warmup_epochs=0.5 unfreeze_epoch=2 """
-# What later work found better.
-_MODERN = f"""{_REGULARISED}
-    pad_crop=10 random_erasing=0.5 backbone_weights=IMAGENET1K_V2 image_height=384 image_width=128 image_lr=1e-4
-    warmup_epochs=5 unfreeze_epoch=6 weight_decay=0.02 """
-# What the methods of 2023 and later share: CLIP fine-tuned. Values of IRRA (CVPR 2023, anosorae/IRRA) unless marked.
-_CLIP_ENCODERS = """
-    backbone=openai/clip-vit-base-patch16 language_model=openai/clip-vit-base-patch16 text_head=pooled
-    projection=pretrained embedding_dim=512 image_height=384 image_width=128 max_tokens=77 """
-# Batch 64 is that of its published runs. Pad-and-crop and erasing are its optional augmentation.
-_CLIP_DATA = "batch_size=64 horizontal_flip=true pad_crop=10 random_erasing=0.5"
-# Softmax at temperature 0.02, and the mean of the two identification losses of a plain linear classifier. There is no
-# adversary: `loss.adversarial_weight=1` adds TIMAM's, with the settings of the regularised game.
-_CLIP_LOSS = """
-    matching=sdm temperature=0.02 identification_weight=0.5 normalized_classifier=false adversarial_weight=0 """
-# AdamW and no early stop: ours; IRRA has Adam. Both encoders train from the first epoch, all layers of them.
-_CLIP_SCHEDULE = """
-    image_lr=1e-5 text_lr=1e-5 language_model_lr=1e-5 new_layers_factor=5 weight_decay=4e-5 warmup_epochs=5 epochs=60
-    gradient_clip=0 unfreeze_epoch=1 frozen_blocks=0 early_stop=none mixed_precision=auto """
-_CLIP = f"{_REGULARISED} {_CLIP_ENCODERS} {_CLIP_DATA} {_CLIP_LOSS} {_CLIP_SCHEDULE}"
+_DECLARED = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 PRESETS: dict[str, Config] = {
-    name: override(Config(preset=name), settings.split())
-    for name, settings in {"smoke": _SMOKE, "quick": _QUICK, "paper": "", "modern": _MODERN, "clip": _CLIP}.items()
+    name: override(Config(preset=name), [f"{key}={value}" for key, value in settings.items()])
+    for name, settings in _DECLARED.items()
+    if not name.startswith(".")  # only a part of presets
 }
 
 
