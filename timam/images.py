@@ -93,22 +93,17 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
     return torch.from_numpy(to_pixels(picture, height, width).copy())
 
 
-def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
+def normalize(pixels: Tensor) -> Tensor:
     """Pixels normalised by ImageNet's mean and standard deviation: (B, 3, H, W) float32 in channels-last memory.
 
-    Args:
-        pixels: (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
-        out: memory for the result; on a CPU allocating it for a large batch takes longer than the arithmetic.
+    `pixels` are (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
     """
-    batch, _, height, width = pixels.shape
-    if out is None:
-        out = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
+    width = pixels.shape[3]
     # The constants are repeated along a line of a picture, as broadcasting over 3 channels is many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
     std = (torch.tensor(IMAGENET_STD, device=pixels.device) * 255).repeat(width)
-    lines = out.permute(0, 2, 3, 1).view(batch * height, width * 3)  # fails where `out` is not channels-last
-    lines.copy_(pixels.permute(0, 2, 3, 1).reshape(batch * height, width * 3)).sub_(mean).div_(std)
-    return out
+    lines = pixels.permute(0, 2, 3, 1).reshape(-1, width * 3).float().sub_(mean).div_(std)
+    return lines.view(len(pixels), -1, width, 3).permute(0, 3, 1, 2)
 
 
 def find_unreadable(

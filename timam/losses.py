@@ -1,18 +1,5 @@
 """The losses as stateless functions of tensors: those of TIMAM (Sarafianos et al., ICCV 2019) and alternatives.
 
-| function                   | symbol | source                                                                  |
-|----------------------------|--------|-------------------------------------------------------------------------|
-| `cmpm_loss`                | L_M    | cross-modal projection matching: Zhang and Lu, ECCV 2018, eqs. 1 to 5   |
-| `sdm_loss`                 |        | similarity distribution matching: Jiang and Ye (IRRA), CVPR 2023        |
-| `infonce_loss`             |        | CLIP's loss: Radford et al., ICML 2021; several positives are ours      |
-| `triplet_loss`             |        | hardest negative in the batch: Faghri et al. (VSE++), BMVC 2018         |
-| `norm_softmax_loss`        | L_I    | norm-softmax: Zhang and Lu, eq. 7                                       |
-| `discriminator_loss`       | L_D    | GAN, for the discriminator: Goodfellow et al., NIPS 2014, eq. 1         |
-| `encoder_adversarial_loss` | L_D    | GAN, for the encoders, non-saturating: the same, section 3              |
-| `gradient_penalty`         |        | R1 penalty: Mescheder et al., ICML 2018, eq. 9; applied to both, ours   |
-| `mmd_loss`                 |        | maximum mean discrepancy: Gretton et al., JMLR 2012, eq. 5              |
-| `coral_loss`               |        | correlation alignment: Sun and Saenko, ECCV workshops 2016, eq. 1       |
-
 Conventions:
 
 - All return a scalar in nats, a mean over the batch, and raise ValueError for shapes that do not fit or an empty batch.
@@ -53,7 +40,7 @@ def _check_embeddings(name: str, embeddings: Tensor, identity_labels: Tensor) ->
 def cmpm_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor, epsilon: float = 1e-8
 ) -> Tensor:
-    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T).
+    """Cross-modal projection matching loss L_M = L_M(V) + L_M(T) (Zhang and Lu, ECCV 2018, eqs. 1 to 5).
 
     L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)) with p_ij = softmax_j(phi(V_i) . norm(phi(T_j))); L_M(T)
     with the roles exchanged. At least -2 log(1 + B epsilon), which is 0 up to rounding. `epsilon`, in (0, 1), keeps the
@@ -72,7 +59,10 @@ def sdm_loss(
     temperature: float = 0.02,
     epsilon: float = 1e-8,
 ) -> Tensor:
-    """As `cmpm_loss` with p_ij = softmax_j(cosine_ij / temperature); temperature above 0, by default IRRA's."""
+    """Similarity distribution matching (Jiang and Ye, IRRA, CVPR 2023); temperature above 0, by default IRRA's.
+
+    As `cmpm_loss` with p_ij = softmax_j(cosine_ij / temperature).
+    """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
         logits = _cosines(images, texts, temperature)
@@ -84,7 +74,8 @@ def infonce_loss(
 ) -> Tensor:
     """Contrastive loss with identities: -mean_i sum_j q_ij log softmax_j(cosine_ij / temperature).
 
-    With one pair per identity this is CLIP's loss, apart from the sum over the directions where CLIP has their mean.
+    With one pair per identity this is CLIP's loss (Radford et al., ICML 2021), apart from the sum over the directions
+    where CLIP has their mean; several positives are ours.
     The temperature is above 0; a scalar tensor that requires a gradient is learned.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
@@ -98,8 +89,8 @@ def triplet_loss(
 ) -> Tensor:
     """Mean over anchors of max(0, margin + cosine to the hardest negative - cosine to the own pair).
 
-    The hardest negative is the most similar embedding of the other modality and of another identity. An anchor without
-    one counts 0.
+    From VSE++ (Faghri et al., BMVC 2018). The hardest negative is the most similar embedding of the other modality and
+    of another identity. An anchor without one counts 0.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -148,9 +139,10 @@ def norm_softmax_loss(
 ) -> Tensor:
     """Identification loss of one modality: cross-entropy of logits = embeddings . (W_c / ||W_c||) + b_c.
 
-    The paper's L_I is the sum over the two modalities. Embeddings (B, D), not normalised; class_weights (C, D), a row
-    for each training identity; bias (C,); labels in [0, C): on the CPU, another one raises ValueError. Without
-    `unit_rows` it is plain softmax, for the ablation: longer rows then lower the loss without better embeddings.
+    Norm-softmax (Zhang and Lu, ECCV 2018, eq. 7). The paper's L_I is the sum over the two modalities. Embeddings (B,
+    D), not normalised; class_weights (C, D), a row for each training identity; bias (C,); labels in [0, C): on the CPU,
+    another one raises ValueError. Without `unit_rows` it is plain softmax, for the ablation: longer rows then lower the
+    loss without better embeddings.
     """
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.shape[1:] != embeddings.shape[1:] or bias.shape != class_weights.shape[:1]:
@@ -174,7 +166,8 @@ def norm_softmax_loss(
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """L_D for the discriminator: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))]; 2 ln 2 where it cannot tell.
 
-    The target for images is 1 - label_smoothing, which must be in [0, 0.5) (one-sided: Salimans et al., NIPS 2016).
+    Goodfellow et al., NIPS 2014, eq. 1. The target for images is 1 - label_smoothing, which must be in [0, 0.5)
+    (one-sided: Salimans et al., NIPS 2016).
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: expected at least 0, below 0.5")
@@ -184,9 +177,9 @@ def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothin
 def encoder_adversarial_loss(image_logits: Tensor, text_logits: Tensor) -> Tensor:
     """L_D for the encoders, non-saturating: -E_V[log(1 - D(phi(V)))] - E_T[log D(phi(T))].
 
-    The paper states the min-max game and not which form the encoders minimise. The alternative is minus
-    `discriminator_loss`, by gradient reversal (Ganin and Lempitsky, ICML 2015). Where the discriminator is confident,
-    the form here has its largest gradient and gradient reversal has almost none.
+    Goodfellow et al., section 3. The paper states the min-max game and not which form the encoders minimise. The
+    alternative is minus `discriminator_loss`, by gradient reversal (Ganin and Lempitsky, ICML 2015). Where the
+    discriminator is confident, the form here has its largest gradient and gradient reversal has almost none.
     """
     return _modality_cross_entropy(image_logits, 0.0) + _modality_cross_entropy(text_logits, 1.0)
 
@@ -203,9 +196,9 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
     """R1 penalty of the discriminator: mean over the batch of |d logit / d embedding|^2, itself differentiable.
 
     Without it the game does not converge: the encoders push the modalities through each other and apart again faster
-    than the discriminator follows. A small slope of the discriminator damps this. Mescheder et al. penalise real data
-    only; here neither modality is the real one, so both are. The logits (B,) are those of `embeddings` (B, D), which
-    must require a gradient.
+    than the discriminator follows. A small slope of the discriminator damps this. Mescheder et al. (ICML 2018, eq. 9)
+    penalise real data only; here neither modality is the real one, so both are. The logits (B,) are those of
+    `embeddings` (B, D), which must require a gradient.
     """
     (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
     return slopes.square().sum(dim=1).mean()
@@ -217,8 +210,8 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
 def mmd_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of the modalities, with the biased estimator: at least 0, and 0 for equal sets.
 
-    The kernel is the mean of exp(-g |x - y|^2) over g = 1/2, 2, 8, at unit length. Unit vectors have squared distances
-    of 0 to 4, most of them near 2, so fixed bandwidths suit every batch.
+    Gretton et al., JMLR 2012, eq. 5. The kernel is the mean of exp(-g |x - y|^2) over g = 1/2, 2, 8, at unit length.
+    Unit vectors have squared distances of 0 to 4, most of them near 2, so fixed bandwidths suit every batch.
     """
     images, texts = _checked_directions(image_embeddings, text_embeddings)
     with _no_autocast(images):
@@ -232,7 +225,8 @@ def mmd_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
 def coral_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     """|C_V - C_T|_F^2 of the modalities' covariances (D, D) at unit length, in [0, 1]; means are not compared.
 
-    Its authors divide by 4 D^2, for features whose coordinates, not lengths, are near 1.
+    Correlation alignment. Its authors (Sun and Saenko, ECCV workshops 2016, eq. 1) divide by 4 D^2, for features whose
+    coordinates, not lengths, are near 1.
     """
     images, texts = _checked_directions(image_embeddings, text_embeddings)
     with _no_autocast(images):

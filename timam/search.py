@@ -15,7 +15,7 @@ from timam.files import files_below
 from timam.images import SUFFIXES
 from timam.models import TIMAM
 
-ROWS = 65_536  # gallery rows compared at a time: bounds the memory of the similarities, 64 MB for 256 queries
+SIMILARITIES = 1 << 26  # in memory at once: 256 MB
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Gallery:
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1] or not queries.isfinite().all():
             raise ValueError(f"queries {tuple(queries.shape)}: expected finite (Q, {self.embeddings.shape[1]})")
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
-        found = [self.nearest(part, k) for part in queries.split(256)]
+        found = [self.nearest(part, k) for part in queries.split(max(1, SIMILARITIES // max(1, len(self))))]
         scores, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         if np.isnan(scores).any():
             raise ValueError(f"the gallery of {self.folder} holds embeddings that are no numbers; remove it")
@@ -69,14 +69,9 @@ class Gallery:
 
     def nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`search` of some queries of unit length."""
-        best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        for start in range(0, len(self), ROWS):
-            block = self.embeddings[start : start + ROWS]  # NumPy's product: torch needs writable memory
-            scores, found = torch.from_numpy(queries.numpy() @ block.T).topk(min(k, len(block)), dim=1)
-            scores, rows = torch.cat([best, scores], dim=1), torch.cat([rows, found + start], dim=1)
-            best, order = scores.topk(min(k, scores.shape[1]), dim=1)
-            rows = rows.gather(1, order)
-        return ordered(best.numpy(), rows.numpy())
+        # NumPy's product: torch needs writable memory
+        scores, rows = torch.from_numpy(queries.numpy() @ self.embeddings.T).topk(k, dim=1)
+        return ordered(scores.numpy(), rows.numpy())
 
 
 def picture_files(folder: Path) -> list[str]:

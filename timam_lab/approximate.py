@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from timam.files import replacing_file
-from timam.search import ROWS, Gallery, ordered
+from timam.search import Gallery, ordered
 
+_ROWS = 65_536  # that are added to an index at a time
 _CANDIDATES = 8  # of the index for each answer; their similarities are then computed exactly
 
 
@@ -45,8 +46,8 @@ class IndexedGallery(Gallery):
         index.cp.seed = seed + 1  # faiss takes 0 for the clock
         order = np.random.default_rng(seed).permutation(count)
         index.train(np.ascontiguousarray(gallery.embeddings[np.sort(order[: 64 * lists])]))
-        for start in range(0, count, ROWS):
-            index.add(np.ascontiguousarray(gallery.embeddings[start : start + ROWS]))
+        for start in range(0, count, _ROWS):
+            index.add(np.ascontiguousarray(gallery.embeddings[start : start + _ROWS]))
         index.nprobe = min(probes, lists)
         if queries is None:
             queries = np.array(gallery.embeddings[np.sort(order[:100])])
