@@ -89,7 +89,7 @@ def test_training_curves_name_every_loss_term():
 
 def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lines_apart_in_grey():
     first, second = list(plots._styles(["a", "regularised game", "b"])), list(plots._styles(["regularised game", "a"]))
-    assert first[1][1] == second[0][1]
+    assert first[1][1] == second[0][1] == next(plots._styles(["regularised game (of quick)"]))[1]
     assert len({colour for _, colour, _ in first}) == 3
     many = list(plots._styles(range(12)))
     assert len({colour for _, colour, _ in many}) == len({marker for *_, marker in many}) == 12

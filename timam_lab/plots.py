@@ -52,9 +52,13 @@ KNOWN = {  # what occurs in several notebooks has the same colour in all of them
 
 
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
-    """(name, colour, marker) for each distinct name: the colour of `KNOWN`, else a free one; markers always differ."""
+    """(name, colour, marker) for each distinct name: the colour of `KNOWN`, else a free one; markers always differ.
+
+    What stands in brackets at a name's end does not change its colour.
+    """
     unique = list(dict.fromkeys(names))
-    fixed = {name: PALETTE[KNOWN[name]] for name in unique if name in KNOWN}
+    known = {name: KNOWN.get(str(name).partition(" (")[0]) for name in unique}
+    fixed = {name: PALETTE[place] for name, place in known.items() if place is not None}
     free = [colour for colour in PALETTE if colour not in fixed.values()]
     if len(unique) - len(fixed) > len(free):  # more than the palette has
         fixed, free = {}, sns.color_palette("husl", len(unique))
