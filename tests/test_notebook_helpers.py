@@ -29,13 +29,14 @@ def test_an_empty_folder_means_the_clone_whatever_the_working_directory(tmp_path
     assert str(runs) in capsys.readouterr().out
 
 
-def test_configure_takes_overrides_as_the_command_line_does(tmp_path):
+def test_configure_takes_overrides_as_the_command_line_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
     config = notebook.configure("smoke", "csv", tmp_path, "seed=3", "epochs=2 max_steps=1")
     assert (config.data.root, config.train.seed, config.train.epochs) == (str(tmp_path), 3, 2)
     shown = notebook.settings_table(config).data
     lines, changed, every = shown.split("<details>")
     assert lines.count("<tr>") == 5
-    assert all(text in lines for text in ("csv in", "2 epochs in batches of", "seed 3"))
+    assert all(text in lines for text in (f"csv in {tmp_path.name}<", "2 epochs in batches of", "seed 3"))
     assert "train.max_steps" in changed
     assert "lstm_hidden" not in changed  # as in the preset
     assert "lstm_hidden" in every

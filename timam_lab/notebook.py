@@ -6,6 +6,7 @@ import html
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +74,8 @@ def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Co
 
 def settings_table(config: Config) -> HTML:
     """What will be trained in five lines; folded below, what differs from the preset, and all settings."""
+    here = os.path.relpath(config.data.root)  # executed notebooks are passed on, without the folders of a machine
+    config = replace(config, data=replace(config.data, root=here))
     data, model, loss, train = config.data, config.model, config.loss, config.train
     frozen = "frozen" if train.unfreeze_epoch is train.unfreeze_patience is None else "frozen at first, trained later"
     words = f"{Path(model.language_model).name}, {frozen}"
