@@ -65,7 +65,9 @@ def test_pixels_equal_decoding_each_picture_once(paths, monkeypatch, own_cache):
 def test_stored_pixels_normalize_to_the_last_bit(paths, memory):
     pixels = torch.from_numpy(open_pixels(paths, 24, 12, progress=False)[[4, 0, 2]]).contiguous(memory_format=memory)
     mean, std = (torch.tensor(c).view(3, 1, 1) * 255 for c in (IMAGENET_MEAN, IMAGENET_STD))
-    found = normalize(pixels)
+    found, given = normalize(pixels), pixels.float()
+    assert torch.equal(normalize(given), found)
+    assert torch.equal(given, pixels)  # not changed in place
     assert torch.equal(found, (pixels.float() - mean) / std)
     assert found.is_contiguous(memory_format=torch.channels_last)
 

@@ -102,7 +102,7 @@ def normalize(pixels: Tensor) -> Tensor:
     # The constants are repeated along a line of a picture, as broadcasting over 3 channels is many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
     std = (torch.tensor(IMAGENET_STD, device=pixels.device) * 255).repeat(width)
-    lines = pixels.permute(0, 2, 3, 1).reshape(-1, width * 3).float().sub_(mean).div_(std)
+    lines = pixels.permute(0, 2, 3, 1).reshape(-1, width * 3).to(torch.float32, copy=True).sub_(mean).div_(std)
     return lines.view(len(pixels), -1, width, 3).permute(0, 3, 1, 2)
 
 
