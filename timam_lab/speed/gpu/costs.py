@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 
 from timam.config import PRESETS, Config, override
 from timam.job import Job
@@ -127,41 +131,72 @@ def switch_row(switch: str, change: Callable[[Learner, Job], None], config: Conf
 
 def abreast(lab: Lab) -> Iterator[Item]:
     """How many runs of `quick` pay on one device: a process each, one core each."""
-    for precision in lab.size(("auto", "no"), ("no",)):
-        config = step_config(lab, "quick", f"batch_size={lab.size(64, 4)} mixed_precision={precision}")
-        config = override(config, [f"gradient_penalty={PRESETS['quick'].loss.gradient_penalty}"])
-        yield Item("Steps of quick a second", f"precision {precision}", partial(abreast_rows, lab, config))
+    servers: dict[str, AbstractContextManager[None]] = {
+        "none": nullcontext(),
+        "NVIDIA MPS": multi_process_service(lab.work),
+    }
+    for name, server in list(servers.items())[: lab.size(None, 1)]:
+        yield Item("Steps of quick a second", f"server: {name}", partial(abreast_rows, lab, name, server))
 
 
-def abreast_rows(lab: Lab, config: Config) -> Iterator[Row]:
-    counts, seconds = lab.size((1, 4, 8, max(1, CORES - 2)), (2,)), lab.size(3.0, 0.5)
-    pool = ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn"), _prepare, (config,))
-    with pool:
-        list(pool.map(_pace, [time.time()] * max(counts), [5.0] * max(counts)))  # all have started
-        for count in sorted(counts):
-            paces = list(pool.map(_pace, [time.time() + 0.2] * count, [seconds] * count))
-            yield {"precision": config.train.mixed_precision, "batch": config.data.batch_size, "runs": count,
-                   "steps/s together": sum(paces), "steps/s each": sum(paces) / count}  # fmt: skip
+@contextmanager
+def multi_process_service(folder: Path) -> Iterator[None]:
+    """Processes that start inside share the device at the same time; without NVIDIA's server they take turns on it.
+
+    Raises FileNotFoundError where the server is not installed.
+    """
+    places = {f"CUDA_MPS_{name}_DIRECTORY": str(folder / f"mps/{name.lower()}") for name in ("PIPE", "LOG")}
+    for place in places.values():
+        Path(place).mkdir(parents=True, exist_ok=True)
+    control = ["nvidia-cuda-mps-control"]
+    subprocess.run([*control, "-d"], env=os.environ | places, check=True)
+    os.environ |= places
+    try:
+        yield
+    finally:
+        subprocess.run(control, input="quit\n", text=True)
+        for place in places:
+            del os.environ[place]
 
 
-def _prepare(config: Config) -> None:
-    """A process of `abreast_rows` makes its learner."""
-    torch.set_num_threads(1)
-    learner = Learner.build(random_model(config.model, 11_003, ["a man"], DEVICE), config, 1)
-    globals()["_step"] = growth.stepper(
-        learner, "frozen, stored", config, 11_003, 24, Job(config.train.mixed_precision)
-    )
+def abreast_rows(lab: Lab, name: str, server: AbstractContextManager[None]) -> Iterator[Row]:
+    counts, seconds = lab.size((1, 4, max(1, CORES - 2)), (2,)), lab.size(2.0, 0.5)
+    with server, ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
+        for precision in lab.size(("bf16", "no"), ("no",)):
+            small = f"batch_size={lab.size(64, 4)} mixed_precision={precision}"
+            config = override(step_config(lab, "quick", small), ["gradient_penalty=10"])
+            work = partial(paces, pool, config, seconds)
+            work(max(counts))  # all have started
+            for count in counts:
+                found = work(count)
+                yield {"server": name, "precision": precision, "batch": config.data.batch_size, "runs": count,
+                       "steps/s together": sum(found), "steps/s each": sum(found) / count}  # fmt: skip
 
 
-def _pace(start: float, seconds: float) -> float:
-    """Steps a second from the time `start` on."""
-    step = globals()["_step"]
+def paces(pool: ProcessPoolExecutor, config: Config, seconds: float, count: int) -> list[float]:
+    """Steps a second of so many processes at the same time."""
+    return list(pool.map(_pace, [config] * count, [time.time() + 0.2] * count, [seconds] * count))
+
+
+def _pace(config: Config, start: float, seconds: float) -> float:
+    """Steps a second from the time `start` on. Each process has one call at a time, as a call takes a while."""
+    if _known.get("config") != config:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision in a process
+        learner = Learner.build(random_model(config.model, 11_003, ["a man"], DEVICE), config, 1)
+        step = growth.stepper(learner, "frozen, stored", config, 11_003, 24, Job(config.train.mixed_precision))
+        _known.update(config=config, step=step)
     time.sleep(max(0.0, start - time.time()))
     steps, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while steps % 10 or time.perf_counter() - started < seconds:
+        loss = _known["step"]()["total"]
         steps += 1
-        float(step()["total"])  # waits for the device
+        if steps % 10 == 0:
+            float(loss)  # waits for the device, as often as training does
     return steps / (time.perf_counter() - started)
+
+
+_known: dict[str, Any] = {}  # of a process of `abreast_rows`: the config and its step
 
 
 # -- evaluation and stores --------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from timam.config import PRESETS, Config, override
+from timam.config import PRESETS, Config
 from timam.evaluation import DIRECTIONS
 from timam.run import Run
 from timam.training import fit
-from timam_lab import adversary, notebook
+from timam_lab import notebook
+from timam_lab.adversary import REGULARISED
 from timam_lab.oracle import oracle
 from timam_lab.speed.gpu import CORES, PEOPLE, REPOSITORY, SMALLEST, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import TINY, configure, settings_of
@@ -28,7 +29,6 @@ from timam_lab.statistics import mean_intervals, plus_minus
 from timam_lab.studies import TABLE_METRICS, Experiment, best_rates, grid, rate_trials, results, run_grid
 from timam_lab.variations import with_fewer
 
-FROZEN_WORDS = "unfreeze_epoch=none"  # for the arms of notebook 10: a trained language model doubles the cost of a step
 FACTORS = (0.5, 1, 2)  # of the learning rates; each variant of notebook 03 gets the best on validation
 
 # -- learning ---------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def learning(lab: Lab) -> Iterator[Item]:
 
 
 def learning_runs(lab: Lab) -> list[Experiment]:
-    """`quick` with batches of 64, some changes of one thing, and fewer people."""
+    """`quick` with batches of 64 on all people and on fewer, three seeds each; and some changes of one thing."""
     base, t = learning_config(lab, every_person(lab)), PRESETS["quick"].train
     changed = {
         "the rates of quick": f"image_lr={t.image_lr} text_lr={t.text_lr} language_model_lr={t.language_model_lr}",
@@ -51,9 +51,11 @@ def learning_runs(lab: Lab) -> list[Experiment]:
         "seven frozen blocks": "frozen_blocks=7",
         "language model trained from the middle": f"unfreeze_epoch={base.train.epochs // 2 + 1}",
     }
-    made = grid(base, {"batches of 64": ""}, range(lab.size(3, 1))) + grid(base, changed, [0])
-    few = [Experiment(f"{n} people", learning_config(lab, n)) for n in lab.size((3_000, 750), (10,))]
-    return made[: lab.size(None, 2)] + few
+    seeds = range(lab.size(3, 1))
+    made = grid(base, {f"{every_person(lab)} people": ""}, seeds) + grid(base, changed, [0])[: lab.size(None, 1)]
+    for people in lab.size((750, 3_000, 6_250), (10,)):
+        made += grid(learning_config(lab, people), {f"{people} people": ""}, seeds)
+    return made
 
 
 def every_person(lab: Lab) -> int:
@@ -115,58 +117,21 @@ def ceiling(root: Path) -> Iterator[Row]:
 
 
 def studies(lab: Lab) -> Iterator[Item]:
-    """Two grids, so that no core waits for the last run of one study: what the choices need, then all seeds."""
+    """Notebook 03: each variant with each multiple of the rates, then with the best one on validation and all seeds."""
     workers = lab.size(max(1, CORES - 2), 2)
-    for name, experiments in (
-        ("first seeds, other rates and other numbers of people", first_runs),
-        ("seeds", all_runs),
-    ):
-        yield Item(f"Studies, {name}", f"{workers} runs at a time", partial(study_rows, lab, experiments, workers))
-
-
-def first_runs(lab: Lab) -> dict[str, list[Experiment]]:
-    """Rates of notebook 03 and settings of notebook 10, of which validation chooses."""
-    return {"03, rates": rates(lab), "10, settings": [e for tried in settings_of_arms(lab).values() for e in tried]}
-
-
-def all_runs(lab: Lab) -> dict[str, list[Experiment]]:
-    """The grids of notebooks 03 and 10."""
-    return {"03": modules(lab), "10": arms(lab)}
-
-
-def modules(lab: Lab) -> list[Experiment]:
-    """Raises OSError where `first_runs` are missing."""
-    return best_rates(rates(lab), lab.work / "runs", range(lab.size(5, 1)))
-
-
-def arms(lab: Lab) -> list[Experiment]:
-    """Raises OSError where `first_runs` are missing."""
-    settings, _ = adversary.chosen(settings_of_arms(lab), lab.work / "runs")
-    return grid(arms_config(lab), settings, range(lab.size(5, 1)))
+    for name, experiments in (("rates", rates), ("seeds", modules)):
+        yield Item("Studies", f"03, {name}, {workers} runs at a time", partial(study_rows, lab, experiments, workers))
 
 
 def rates(lab: Lab) -> list[Experiment]:
-    base = study_config(lab)
-    variants = dict(list(variants_of("03_ablation_modules", base).items())[: lab.size(None, 2)])
+    base = configure("quick", lab, lab.work / "people", study_settings(lab))
+    variants = dict(list(modules_of(base).items())[: lab.size(None, 2)])
     return rate_trials(base, variants, FACTORS, 0)
 
 
-def settings_of_arms(lab: Lab) -> dict[str, list[Experiment]]:
-    return adversary.trials(arms_config(lab), list(adversary.ARMS)[: lab.size(None, 2)], 0)
-
-
-def rephrase(arms: frozenset[str], run: Run) -> None:
-    """While the model of a run of notebook 10 is there: embeds the captions that the notebook needs."""
-    if run.folder.name in arms:
-        adversary.rephrased(run)
-
-
-def study_config(lab: Lab) -> Config:
-    return configure("quick", lab, lab.work / "people", study_settings(lab))
-
-
-def arms_config(lab: Lab) -> Config:
-    return override(study_config(lab), [FROZEN_WORDS])
+def modules(lab: Lab) -> list[Experiment]:
+    """Raises OSError where the runs of `rates` are missing."""
+    return best_rates(rates(lab), lab.work / "runs", range(lab.size(5, 1)))
 
 
 def study_settings(lab: Lab) -> str:
@@ -175,39 +140,31 @@ def study_settings(lab: Lab) -> str:
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def variants_of(name: str, base: Config) -> dict[str, str]:
-    """The grid of a notebook: all of its variants, by name."""
-    cells = json.loads((REPOSITORY / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+def modules_of(base: Config) -> dict[str, str]:
+    """The variants of notebook 03 by name, read from its cell."""
+    cells = json.loads((REPOSITORY / "notebooks/03_ablation_modules.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next(text for cell in cells if "MODULES = {" in (text := "".join(cell["source"])))
-    names: dict[str, Any] = {
-        "pd": pd,
-        "notebook": notebook,
-        "variants": "",
-        "base": base,
-        **vars(adversary),
-        **vars(notebook),
-    }
-    exec(compile(source, name, "exec"), names)  # noqa: S102 - a cell of this repository
+    names: dict[str, Any] = {**vars(notebook), "pd": pd, "notebook": notebook, "REGULARISED": REGULARISED}
+    names |= {"variants": "", "base": base}
+    exec(compile(source, "03_ablation_modules", "exec"), names)  # noqa: S102 - a cell of this repository
     return names["grid"]
 
 
-def study_rows(lab: Lab, studies_of: Callable[[Lab], dict[str, list[Experiment]]], workers: int) -> Iterator[Row]:
+def study_rows(lab: Lab, study: Callable[[Lab], list[Experiment]], workers: int) -> Iterator[Row]:
     """A row a variant. Where the time does not suffice: of the runs that are finished."""
-    started, folder, every = time.monotonic(), lab.work / "runs", studies_of(lab)
-    experiments = sorted((e for study in every.values() for e in study), key=lambda e: e.config.train.seed)
-    arms = frozenset(e.folder(folder).name for name in every if name.startswith("10") for e in every[name])
+    started, folder = time.monotonic(), lab.work / "runs"
+    experiments = sorted(study(lab), key=lambda e: e.config.train.seed)
     try:
-        run_grid(experiments, folder, workers, progress=False, then=partial(rephrase, arms))
+        run_grid(experiments, folder, workers, progress=False)
     finally:
         done = [e.run(folder).metrics()["seconds"] for e in experiments if e.run(folder).finished]
         took = time.monotonic() - started
         yield {"variant": f"{len(done)} of {len(experiments)} runs in {took:.0f} s, {sum(done):.0f} s of their own"}
-        for name, study in every.items():
-            frame = results(study, folder)
-            shown = len(frame) and "," not in name  # the notebooks show what was chosen
-            for variant, part in frame.groupby("variant", sort=False) if shown else ():
-                yield {"study": name, "variant": variant, "runs": len(part),
-                       **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
+        frame = results(experiments, folder)
+        shown = len(frame) and study is modules  # runs with other rates are not averaged
+        for variant, part in frame.groupby("variant", sort=False) if shown else ():
+            yield {"variant": variant, "runs": len(part),
+                   **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
 
 
 def spread(lab: Lab) -> Iterator[Item]:
@@ -243,29 +200,24 @@ def spread_rows(lab: Lab, name: str, deterministic: bool, count: int) -> Iterato
 
 
 def notebooks(lab: Lab) -> Iterator[Item]:
-    """03 and 10 read the runs of the studies, 02 the one on all people; 08 measures `paper`."""
+    """02 of the first learning run, 03 of the study's runs; 08 measures `paper`."""
     table, common = "Executed notebooks", {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick"}
     own = " ".join(settings_of("quick", lab))
-    settings = f"{own} {study_settings(lab)}"
-    rated = common | {"settings": settings, "rates": " ".join(map(str, FACTORS))}
-    yield Item(table, "03", partial(execute_study, lab, modules, "03_ablation_modules", rated))
-    frozen = common | {"settings": f"{settings} {FROZEN_WORDS}"}
-    yield Item(table, "10", partial(execute_study, lab, arms, "10_adversary", frozen))
     learned = common | {"settings": " ".join([own, *learning_settings(lab, every_person(lab))])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
+    rated = common | {"settings": f"{own} {study_settings(lab)}", "rates": " ".join(map(str, FACTORS))}
+    yield Item(table, "03_ablation_modules", partial(execute_study, lab, rated))
     growing = {"root": lab.work / "people", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
                "processes": "1", "rounds": lab.size(3, 1)}  # fmt: skip
     yield Item(table, "08_performance", partial(execute, lab, "08_performance", growing))
 
 
-def execute_study(
-    lab: Lab, study: Callable[[Lab], list[Experiment]], name: str, parameters: dict[str, Any]
-) -> Iterator[Row]:
+def execute_study(lab: Lab, parameters: dict[str, Any]) -> Iterator[Row]:
     """With the seeds that are finished."""
-    seeds = finished_seeds(study(lab), lab.work / "runs")
+    seeds = finished_seeds(modules(lab), lab.work / "runs")
     if not seeds:
         raise RuntimeError("no seed with which every variant is finished")
-    yield from execute(lab, name, parameters | {"seeds": seeds})
+    yield from execute(lab, "03_ablation_modules", parameters | {"seeds": seeds})
 
 
 def finished_seeds(study: list[Experiment], runs: Path) -> int:

@@ -19,14 +19,15 @@ PARTS = {
     ),
     "learning": Part(
         "Learning",
-        "The rendered pedestrians of `make reproduce`. The recipe of `quick` with batches of 64 (`learning_settings`), "
-        "and one thing changed. Text to image. Seconds are of training and validation, beside the other runs.",
+        "As many rendered people as CUHK-PEDES has for training. The recipe of `quick` with batches of 64 "
+        "(`learning_settings`) on all of them and on fewer, at equal steps; and one thing changed. Text to image. "
+        "Seconds are of training and validation, beside the other runs.",
         learns.learning,
     ),
     "studies": Part(
         "Studies",
-        "Many runs side by side on one device: the variants of notebooks 03 and 10 with `study_settings`. Percent, "
-        "mean and 95 % interval over the seeds.",
+        "Many runs side by side on one device: the variants of notebook 03 with `study_settings`. Percent, mean and "
+        "95 % interval over the seeds.",
         learns.studies,
     ),
     "notebooks": Part("Notebooks", "Executed by notebooks/execute.py.", learns.notebooks),
