@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,46 +129,20 @@ def switch_row(switch: str, change: Callable[[Learner, Job], None], config: Conf
 
 def abreast(lab: Lab) -> Iterator[Item]:
     """How many runs of `quick` pay on one device: a process each, one core each."""
-    servers: dict[str, AbstractContextManager[None]] = {
-        "none": nullcontext(),
-        "NVIDIA MPS": multi_process_service(lab.work),
-    }
-    for name, server in list(servers.items())[: lab.size(None, 1)]:
-        yield Item("Steps of quick a second", f"server: {name}", partial(abreast_rows, lab, name, server))
-
-
-@contextmanager
-def multi_process_service(folder: Path) -> Iterator[None]:
-    """Processes that start inside share the device at the same time; without NVIDIA's server they take turns on it.
-
-    Raises FileNotFoundError where the server is not installed.
-    """
-    places = {f"CUDA_MPS_{name}_DIRECTORY": str(folder / f"mps/{name.lower()}") for name in ("PIPE", "LOG")}
-    for place in places.values():
-        Path(place).mkdir(parents=True, exist_ok=True)
-    control = ["nvidia-cuda-mps-control"]
-    subprocess.run([*control, "-d"], env=os.environ | places, check=True)
-    os.environ |= places
-    try:
-        yield
-    finally:
-        subprocess.run(control, input="quit\n", text=True)
-        for place in places:
-            del os.environ[place]
-
-
-def abreast_rows(lab: Lab, name: str, server: AbstractContextManager[None]) -> Iterator[Row]:
     counts, seconds = lab.size((1, 4, max(1, CORES - 2)), (2,)), lab.size(2.0, 0.5)
-    with server, ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
         for precision in lab.size(("bf16", "no"), ("no",)):
             small = f"batch_size={lab.size(64, 4)} mixed_precision={precision}"
             config = override(step_config(lab, "quick", small), ["gradient_penalty=10"])
-            work = partial(paces, pool, config, seconds)
-            work(max(counts))  # all have started
-            for count in counts:
-                found = work(count)
-                yield {"server": name, "precision": precision, "batch": config.data.batch_size, "runs": count,
-                       "steps/s together": sum(found), "steps/s each": sum(found) / count}  # fmt: skip
+            rows = partial(abreast_rows, partial(paces, pool, config, seconds), counts)
+            yield Item("Steps of quick a second", f"precision {precision}", rows)
+
+
+def abreast_rows(work: Callable[[int], list[float]], counts: Sequence[int]) -> Iterator[Row]:
+    work(max(counts))  # all have started
+    for count in counts:
+        found = work(count)
+        yield {"runs": count, "steps/s together": sum(found), "steps/s each": sum(found) / count}
 
 
 def paces(pool: ProcessPoolExecutor, config: Config, seconds: float, count: int) -> list[float]:

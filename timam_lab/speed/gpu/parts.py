@@ -14,7 +14,8 @@ PARTS = {
     ),
     "abreast": Part(
         "Runs side by side",
-        "Each run has a process and a core of its own, random inputs in the place of stored ones, 24 words.",
+        "Each run has a process and a core of its own, random inputs in the place of stored ones, batches of 64, 24 "
+        "words.",
         costs.abreast,
     ),
     "learning": Part(
