@@ -134,15 +134,20 @@ def abreast(lab: Lab) -> Iterator[Item]:
         for precision in lab.size(("bf16", "no"), ("no",)):
             small = f"batch_size={lab.size(64, 4)} mixed_precision={precision}"
             config = override(step_config(lab, "quick", small), ["gradient_penalty=10"])
-            rows = partial(abreast_rows, partial(paces, pool, config, seconds), counts)
+            rows = partial(abreast_rows, precision, partial(paces, pool, config, seconds), counts)
             yield Item("Steps of quick a second", f"precision {precision}", rows)
 
 
-def abreast_rows(work: Callable[[int], list[float]], counts: Sequence[int]) -> Iterator[Row]:
+def abreast_rows(precision: str, work: Callable[[int], list[float]], counts: Sequence[int]) -> Iterator[Row]:
     work(max(counts))  # all have started
     for count in counts:
         found = work(count)
-        yield {"runs": count, "steps/s together": sum(found), "steps/s each": sum(found) / count}
+        yield {
+            "precision": precision,
+            "runs": count,
+            "steps/s together": sum(found),
+            "steps/s each": sum(found) / count,
+        }
 
 
 def paces(pool: ProcessPoolExecutor, config: Config, seconds: float, count: int) -> list[float]:
