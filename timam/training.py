@@ -242,7 +242,8 @@ class _Training:
                 drawn = np.random.SeedSequence([seed, epoch, step, job.index]).generate_state(1, np.uint64)[0]
                 torch.manual_seed(int(drawn))
                 inputs = self._inputs(learner.model, data.train, batch)
-                terms = train_step(learner, inputs, batch.identity_labels.to(job.device), config, job)
+                labels = batch.identity_labels.to(job.device, non_blocking=True)
+                terms = train_step(learner, inputs, labels, config, job)
                 sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
                 learner.end_step(config.train)
                 bar.update()
@@ -268,7 +269,7 @@ class _Training:
             words, mask = stored.words.gather(batch.captions)
         else:
             words, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
-        text = {"words": words.to(device), "attention_mask": mask.to(device)}
+        text = {k: v.to(device, non_blocking=True) for k, v in (("words", words), ("attention_mask", mask))}
         return {"images": images, **text, "lengths": mask.sum(dim=1)}  # on the CPU: nothing waits for the device
 
     # -- the end ----------------------------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ class TextEncoder(nn.Module):
             lengths = attention_mask.sum(dim=1).cpu()
         # Packing makes the backward direction start at the last real token. Sorted here, as torch's own sorting
         # copies the order back from the GPU.
-        order = lengths.argsort(descending=True)
-        by_length, back = order.to(word_states.device), order.argsort().to(word_states.device)
+        order, device = lengths.argsort(descending=True), word_states.device
+        by_length, back = (o.to(device, non_blocking=True) for o in (order, order.argsort()))
         packed = pack_padded_sequence(word_states[by_length], lengths[order], batch_first=True)
         outputs, (last_states, _) = self.lstm(packed)
         if self.summary == "last":
