@@ -102,6 +102,8 @@ def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
     run_grid(experiments, tmp_path, progress=False, then=lambda run: pytest.fail("its model may be gone"))
     assert len(fake_fit.calls) == 4
     assert not list(tmp_path.glob("*/checkpoints"))
+    with pytest.raises(FileNotFoundError, match="the study that made this run removed its model"):
+        experiments[0].run(tmp_path).best_model()
     run_grid(experiments[:1], tmp_path / "kept", keep_models=True, progress=False)
     assert len(list(tmp_path.glob("kept/*/checkpoints"))) == 1
 

@@ -99,9 +99,11 @@ class Run:
         return TIMAM.from_pretrained(self.best).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def require_best(self) -> None:
-        """Raises FileNotFoundError where no epoch is finished."""
+        """Raises FileNotFoundError where no epoch is finished, or a study has removed the model."""
         if not self.best.is_dir():
-            raise FileNotFoundError(f"{self.best}: no such folder; {self.folder} is not a run with a finished epoch")
+            gone = "the study that made this run removed its model; without the folder of the run it is trained again"
+            none = f"{self.folder} is not a run with a finished epoch"
+            raise FileNotFoundError(f"{self.best}: no such folder; {gone if self.finished else none}")
 
     def test_embeddings(self) -> "Embeddings":
         return self._embeddings(self._test_file)
