@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,12 @@ def check(namespace: Mapping[str, Any]) -> None:
 
 
 def produced(namespace: Mapping[str, Any]) -> Markdown:
-    """A table for the last cell: commit, versions, hardware, data, parameters, time. Args as `check`."""
-    parameters = {name: str(namespace[name]) for name in namespace.get("__annotations__", {})}
+    """A table for the last cell: commit, versions, hardware, data, parameters, time. Args as `check`.
+
+    Folders are shown as seen from the working directory: an executed copy must not name those of a machine.
+    """
+    given = {name: namespace[name] for name in namespace.get("__annotations__", {})}
+    parameters = {name: os.path.relpath(v) if isinstance(v, Path) else str(v) for name, v in given.items()}
     made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     made |= {"commit": commit(*(REPOSITORY / part for part in ("notebooks", "timam", "timam_lab"))),
              "seconds": round(time.monotonic() - STARTED)}  # fmt: skip
