@@ -101,7 +101,7 @@ class Run:
     def require_best(self) -> None:
         """Raises FileNotFoundError where no epoch is finished, or a study has removed the model."""
         if not self.best.is_dir():
-            gone = "the study that made this run removed its model; without the folder of the run it is trained again"
+            gone = "the study that made this run removed its model. Delete the run to train it again"
             none = f"{self.folder} is not a run with a finished epoch"
             raise FileNotFoundError(f"{self.best}: no such folder; {gone if self.finished else none}")
 
