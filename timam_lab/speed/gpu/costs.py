@@ -133,7 +133,8 @@ def abreast(lab: Lab) -> Iterator[Item]:
     with ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
         for precision in lab.size(("bf16", "no"), ("no",)):
             small = f"batch_size={lab.size(64, 4)} mixed_precision={precision}"
-            config = override(step_config(lab, "quick", small), ["gradient_penalty=10"])
+            penalty = f"gradient_penalty={PRESETS['quick'].loss.gradient_penalty}"
+            config = override(step_config(lab, "quick", small), [penalty])
             rows = partial(abreast_rows, precision, partial(paces, pool, config, seconds), counts)
             yield Item("Steps of quick a second", f"precision {precision}", rows)
 
