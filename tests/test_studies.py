@@ -89,6 +89,9 @@ def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, 
     curves = studies.curves(trials, tmp_path)
     assert list(curves["variant"]) == ["full", "full", "alone", "full", "alone"]
     assert list(curves["text_lr_set"]) == pytest.approx([lr / 2] * 3 + [lr] * 2)
+    tried = studies.rate_table(trials, base, tmp_path)
+    assert (list(tried.index), list(tried.columns)) == (list(VARIANTS), [0.5, 1])
+    assert tried.to_numpy().tolist() == [[0.6, 0.5], [0.3, 0.4]]
 
 
 # -- running ----------------------------------------------------------------------------------------------------

@@ -117,6 +117,13 @@ def curves(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def rate_table(trials: Sequence[Experiment], base: Config, runs: Path | str) -> pd.DataFrame:
+    """The best rank-1 on validation of each variant (rows) with each multiple of the base's rates (columns)."""
+    frame = curves(trials, runs)
+    frame["times the rate"] = frame["image_lr_set"] / base.train.image_lr
+    return frame.pivot_table("val_text_to_image_rank_1", "variant", "times the rate", "max", sort=False)
+
+
 # -- running ----------------------------------------------------------------------------------------------------
 
 
