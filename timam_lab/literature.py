@@ -139,7 +139,7 @@ WORKS: dict[str, tuple[str, Callable[[Findings], tuple[str, str]]]] = {
     "Yaras et al., CPAL 2025": ("closing the gap helps retrieval", _yaras),
     "I0T, ACL 2025": ("standardising after training removes the gap", _i0t),
     "GR-CLIP, 2025 (2507.19054)": ("mean subtraction gains much in galleries of both modalities", _gr_clip),
-    "2601.18525": ("the gap hardly matters for retrieval, but for clustering", _clustering),
+    "2601.18525": ("the gap hardly matters for retrieval; it does for clustering", _clustering),
     "Chowers et al., CVPR 2026": ("closing the gap buys robustness, not accuracy", _chowers),
     "2604.00279": ("the distance of the distributions predicts results, that of the centroids less", _distribution),
 }

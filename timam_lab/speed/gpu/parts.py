@@ -20,8 +20,8 @@ PARTS = {
     ),
     "learning": Part(
         "Learning",
-        "As many rendered people as CUHK-PEDES has for training. The recipe of `quick` with batches of 64 "
-        "(`learning_settings`) on all of them and on fewer, at equal steps; and one thing changed. Text to image. "
+        "11,003 rendered people for training, as many as CUHK-PEDES has. `quick` with batches of 64 "
+        "(`learning_settings`) is trained on all of them and on fewer, at equal steps. Text to image. "
         "Seconds are of training and validation, beside the other runs.",
         learns.learning,
     ),
