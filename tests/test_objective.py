@@ -76,6 +76,20 @@ def recorded_step(
     return taken(Learner(model, recorders, {}, log_temperature=temperature), loss, train), recorders
 
 
+def test_learned_temperature_stays_at_its_bound_and_can_leave_it(tiny_model):
+    """CLIP's bound of 0.01. A clamp inside the loss would leave it without a gradient there for good."""
+    model = tiny_model()
+    temperature = torch.nn.Parameter(torch.tensor(math.log(0.001)))
+    optimizers = build_optimizers(model, PLAIN_SGD)
+    optimizers["text"].add_param_group({"params": [temperature], "lr": 1e-6})
+    learner = Learner(model, optimizers, {}, log_temperature=temperature)
+    taken(learner, LossConfig(matching="infonce"))
+    assert float(temperature.detach().exp()) == pytest.approx(0.01)
+    optimizers["text"].param_groups[-1]["lr"] = 1.0
+    taken(learner, LossConfig(matching="infonce"))
+    assert float(temperature.detach().exp()) > 0.011  # wrong pairs are near here: a higher one is better
+
+
 def taken_step(model: TIMAM, loss: LossConfig) -> dict[str, Tensor]:
     return taken(Learner(model, build_optimizers(model, PLAIN_SGD), {}), loss)
 

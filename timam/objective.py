@@ -4,6 +4,7 @@ Two players take turns in a step. The discriminator learns to tell image from te
 weighted sum of `TERMS`, one of which is to fool the discriminator.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,9 @@ from timam.job import Job, gather
 from timam.learner import Learner
 from timam.models import TIMAM
 from timam.models.joint import IMAGE, TEXT
+
+# CLIP's bound: logits of at most 100. Beyond it the loss follows single pairs.
+_LOWEST_LOG_TEMPERATURE = math.log(0.01)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,7 @@ def _matching(batch: Embedded) -> Tensor:
     if config.matching == "sdm":
         return losses.sdm_loss(*pairs, config.temperature, config.matching_epsilon)
     if config.matching == "infonce":
-        # CLIP's bound: logits of at most 100. Beyond it the loss follows single pairs.
-        return losses.infonce_loss(*pairs, batch.temperature.clamp(min=0.01))
+        return losses.infonce_loss(*pairs, batch.temperature)
     if config.matching == "triplet":
         return losses.triplet_loss(*pairs, config.margin)
     return losses.cmpm_loss(*pairs, config.matching_epsilon)
@@ -155,4 +158,6 @@ def train_step(
     parts = [getattr(config.loss, w) * sum(terms[t.name] for t in TERMS if t.weight == w) for w in weights]
     total = sum(parts[1:], parts[0])
     job.step(total, [learner.optimizers["image"], learner.optimizers["text"]], config.train.gradient_clip)
+    with torch.no_grad():  # the parameter itself: a clamp inside the loss would have no gradient to come back by
+        learner.log_temperature.clamp_(min=_LOWEST_LOG_TEMPERATURE)
     return {name: value.detach() for name, value in {"total": total, **terms, **game}.items()}
