@@ -3,10 +3,10 @@
 Each process embeds its part of a batch. `gather` then collects the embeddings of all processes, so that the losses and
 the discriminator see the whole batch, on every process alike. Gradients flow back through `gather` and are averaged
 before each optimizer step; BatchNorm computes its statistics over the whole batch. So P processes with B pictures each
-take the same step as one process with P x B pictures. With a single process all of this does nothing.
+take the same step as one process with P x B pictures, but for their own augmentation and dropout. With a single process
+all of this does nothing.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, reduce
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ class Job:
     """This process's place in the job: its device and precision, the signals it received, and the other processes.
 
     What is not here is done by its `accelerator`. The settings are `train.mixed_precision` and `train.tracker`;
-    TensorBoard's files go to `folder`. Raises RunError: several processes were started, but they cannot find each
-    other; or the tracker is not installed.
+    TensorBoard's files go to `folder`. The device is a CUDA GPU, else the CPU: others, such as Apple's, are not used.
+    Raises RunError where the tracker is not installed.
     """
 
     def __init__(self, mixed_precision: str = "auto", tracker: str = "none", folder: Path | None = None) -> None:
@@ -84,8 +85,11 @@ class Job:
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
             mixed_precision = "bf16" if has_bf16 else "no"
         self.signals = Signals()
+        if processes() == 1:
+            AcceleratorState._reset_state()  # a process may train one run after another, each with its own precision
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision,
+            cpu=not torch.cuda.is_available(),
             log_with=None if tracker == "none" else tracker,
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -94,9 +98,6 @@ class Job:
         self.index: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        if int(os.environ.get("WORLD_SIZE", "1")) != self.count:  # each would train alone and overwrite the others
-            advice = "set ACCELERATE_USE_CPU=true to use CPUs"
-            raise RunError(f"started as one of several processes, but without GPUs: {advice}")
 
     @contextmanager
     def running(self) -> Iterator[None]:

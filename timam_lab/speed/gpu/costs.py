@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 
 from timam.config import PRESETS, Config, override
 from timam.job import Job
@@ -160,7 +159,6 @@ def _pace(config: Config, start: float, seconds: float) -> float:
     """Steps a second from the time `start` on. Each process has one call at a time, as a call takes a while."""
     if _known.get("config") != config:
         torch.set_num_threads(1)
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision in a process
         learner = Learner.build(random_model(config.model, 11_003, ["a man"], DEVICE), config, 1)
         step = growth.stepper(learner, "frozen, stored", config, 11_003, 24, Job(config.train.mixed_precision))
         _known.update(config=config, step=step)

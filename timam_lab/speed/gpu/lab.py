@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 
 from timam.files import write_text
 from timam.interruption import Interrupted, interruptible
@@ -90,8 +89,6 @@ def run_part(name: str, part: Part, lab: Lab) -> None:
     with interruptible():
         try:
             for item in part.items(lab):
-                # accelerate allows one precision in a process; each item starts anew.
-                AcceleratorState._reset_state(reset_partial_state=True)
                 record.measure(item)
                 gc.collect()
                 if DEVICE.type == "cuda":
