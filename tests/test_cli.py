@@ -242,9 +242,11 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])
-def test_a_finished_run_is_left_as_it_is(call, finished_run, people, monkeypatch, more):
+def test_a_finished_run_is_left_as_it_is(call, finished_run, people, tmp_path, monkeypatch, more):
     before = content_of(finished_run)
-    monkeypatch.setattr(training, "load_dataset", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr(training._Training, "open_data", lambda *_: pytest.fail("started again"))
+    result = call(*train_arguments(write_person_search(tmp_path, train=3), finished_run, *more))
+    assert (result.code, "was begun on other data" in result.err) == (1, True)
     result = call(*train_arguments(people, finished_run, *more))
     assert (result.code, "complete already; nothing to do" in result.out, "text_to_image" in result.out) == (0, 1, 1)
     for other, said in ((["--set", "train.epochs=3"], "train.epochs: 2 there, 3 asked for"),

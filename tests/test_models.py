@@ -311,6 +311,8 @@ def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model, pictu
         with pytest.raises(ValueError, match=message):
             model.encode_texts(texts)
     assert model.encode_images([]).shape == model.encode_texts([]).shape == (0, 16)
+    with pytest.raises(ValueError, match="expected a list of pictures, found one path"):
+        model.encode_images("a.jpg")
 
 
 # -- saving ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from timam.config import PRESETS
 from timam.data import Split, load_dataset
 from timam.evaluation import embed_split, evaluate, gap
 from timam.interruption import Interrupted
+from timam.job import Job
 from timam.learner import Learner
 from timam.models import TIMAM
 from timam.run import Run, RunError
@@ -184,6 +185,11 @@ def test_non_finite_loss_stops_with_its_name_and_keeps_the_last_epoch(people, tm
         quiet_fit(tiny_config(people, "train.epochs=3"), tmp_path / "run")
     assert len(Run(tmp_path / "run").history()) == 1
     assert not Run(tmp_path / "run").finished
+    before = Run(tmp_path / "run").last.stat().st_ino
+    signalled_step(monkeypatch, 2)  # does not save the broken step
+    with pytest.raises(RunError, match=rf"epoch 2, step 2: {term} is not finite"):
+        quiet_fit(tiny_config(people, "train.epochs=3"), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").last.stat().st_ino == before
 
 
 def scripted_scores(monkeypatch, scores: list[float]) -> None:
@@ -407,6 +413,7 @@ def test_surroundings_change_nothing(people, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     quiet_fit(config, tmp_path / "surrounded")
     assert_same_run(tmp_path / "plain", tmp_path / "surrounded")
+    assert Job("bf16").accelerator.mixed_precision == "bf16"  # nor does the precision of an earlier run
 
 
 def test_a_test_split_of_one_identity_has_metrics_but_no_probe(tmp_path):

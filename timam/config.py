@@ -151,7 +151,7 @@ class TrainConfig:
     """Schedule and optimizers. Epochs are counted from 1."""
 
     epochs: Count = 60  # [ours]
-    max_steps: CountOrNone = None  # steps an epoch at most, for trials
+    max_steps: CountOrNone = None  # steps an epoch at most: then an epoch visits a part of the pictures
     image_optimizer: Optimizer = "sgd"  # of the image encoder, with momentum 0.9 [recalled]
     text_optimizer: Optimizer = "adam"  # of the text encoder [recalled] and the identity classifier [ours]
     discriminator_optimizer: Optimizer = "sgd"  # [recalled]
@@ -175,7 +175,7 @@ class TrainConfig:
     # The backbone's first blocks keep their weights and statistics. Their outputs are stored unless pictures are
     # augmented [ours].
     frozen_blocks: Annotated[int, Field(ge=0)] = added(0)
-    gradient_clip: Nonnegative = 0.0  # greatest norm of each optimizer's gradient; 0 = off
+    gradient_clip: Nonnegative = 0.0  # greatest norm of the encoders' gradient, and of the discriminator's; 0 = off
     early_stop: CountOrNone = 15  # stop after so many epochs without a better validation score [ours]
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # "auto": bf16 where the GPU has it, else "no"
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = added("none")  # also gets what history.csv gets

@@ -7,8 +7,8 @@
     RUN/val_embeddings/MOMENT.safetensors   the validation split "before" training, at the end of the "frozen" stage
                                             and at the "best" epoch
     RUN/test_embeddings.safetensors         the test split at the best epoch
-    RUN/metrics.json                        the results. It is written last: a run that has it is complete.
-    RUN/SHA256SUMS                          checksums of the files above
+    RUN/metrics.json                        the results, written after the files above: a run that has it is complete
+    RUN/SHA256SUMS                          checksums of the files above, written last
     RUN/galleries/                          folders of pictures that were searched with this run
     .NAME.lock                              beside RUN: held by the process that trains it
 
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from timam import config as configs
 from timam.config import Config
-from timam.files import check_sums, recover_folder, replacing_folder, sha256, write_sums, write_text
+from timam.files import SUMS, check_sums, recover_folder, replacing_folder, sha256, write_sums, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +180,7 @@ class Run:
             differing = configs.departures(config, self.config())
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.folder} and train again") from error
-        differing.pop("data.root", None)  # the data may have moved: their fingerprint is compared later
+        differing.pop("data.root", None)  # the data may have moved: `fit` compares their fingerprint
         if changed := [f"{key}: {there!r} there, {asked!r} asked for" for key, (there, asked) in differing.items()]:
             raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
 
@@ -222,7 +222,8 @@ class Run:
         return sha256(path)
 
     def complete(self, learner: "Learner", test: "Embeddings", metrics: dict[str, Any]) -> None:
-        """Writes the results, metrics.json last."""
+        """Writes the results, then metrics.json, then the checksums."""
+        (self.folder / SUMS).unlink(missing_ok=True)  # of an end that was removed to be done again
         test.save(self._test_file)
         self.write_history(learner)  # it may have been damaged since the last epoch
         write_text(self._metrics_file, json.dumps(metrics, indent=2) + "\n")

@@ -70,7 +70,7 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
     stats = [os.stat(container(p)) for p in paths]
     # With ctime, as tools that copy pictures set mtime back.
     files = [f"{p.resolve()}|{s.st_size}|{s.st_mtime_ns}|{s.st_ctime_ns}" for p, s in zip(paths, stats, strict=True)]
-    name = _fingerprint(f"{height}x{width}".encode(), *map(str.encode, files))
+    name = _fingerprint(f"{height}x{width}".encode(), *map(os.fsencode, files))  # a file's name need not be UTF-8
 
     def fill(pixels: np.ndarray) -> None:
         def store(row: int, image: Image.Image) -> None:

@@ -1,8 +1,8 @@
 """Training: `fit` trains a model, selects an epoch on validation, tests it once and leaves a complete run directory.
 
-Each step draws its random numbers from (seed, epoch, step) alone. So a run that was killed goes on from its last
-finished epoch, and a run that a signal interrupted from its last step, to the same result as an undisturbed one. (On a
-CPU to the same bits; the kernels of a GPU may round differently.)
+Each step draws its random numbers from (seed, epoch, step) and the process alone. So a run that was killed goes on
+from its last finished epoch, and a run that a signal interrupted from its last step, to the same result as an
+undisturbed one. (On a CPU to the same bits; the kernels of a GPU may round differently.)
 """
 
 import math
@@ -30,7 +30,7 @@ from timam.images import normalize
 from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner
-from timam.metrics import RETRIEVAL_METRICS, chance
+from timam.metrics import RETRIEVAL_METRICS, chance, two_way_metrics
 from timam.models import TIMAM
 from timam.models.saving import fetched
 from timam.objective import train_step
@@ -53,15 +53,15 @@ def fit(
 ) -> dict[str, Any]:
     """Trains, selects on validation, tests once, leaves a complete run directory, and returns its metrics.json.
 
-    A finished run of the same config is returned without work; `resume` continues an interrupted run, or starts one
-    where there is none; `progress` shows bars and a line for each epoch. The main process calls `after_epoch` with the
-    rows of history.csv so far.
+    A finished run of the same config and data is returned without work; `resume` continues an interrupted run, or
+    starts one where there is none; `progress` shows bars and a line for each epoch. The main process calls
+    `after_epoch` with the rows of history.csv so far.
 
     Raises:
         BusyError: another process is training this run.
         Interrupted: SIGINT or SIGTERM arrived; the step under way was finished and saved.
-        RunError: another run's directory; an interrupted run without `resume`, or one that began with other data; a
-            loss that is not finite.
+        RunError: another run's directory, or a run on other data; an interrupted run without `resume`; a loss that is
+            not finite.
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
     run = Run(Path(output))
@@ -70,6 +70,7 @@ def fit(
     with job.running(), run.claimed(writes=job.is_main):
         finished = job.on_main(lambda: run.check(config, resume))
         if finished is not None:
+            job.on_main(lambda: training.check_data(finished))
             return finished
         data = training.open_data()
         learner = training.start(data)
@@ -103,6 +104,18 @@ class _Training:
     show: bool  # progress bars and lines
 
     # -- start ------------------------------------------------------------------------------------------------------
+
+    def check_data(self, metrics: dict[str, Any]) -> None:
+        """Raises RunError where a finished run had other data than those that are in the folder now."""
+        data = self.config.data
+        if Path(data.root).exists():
+            dataset = load_dataset(data.dataset, data.root, columns=data.renamed)
+            self._compare(metrics["provenance"]["data_fingerprint"], dataset)
+
+    def _compare(self, known: str, dataset: Dataset) -> None:
+        if known not in ("", now := dataset.fingerprint()):
+            both = f"fingerprint {known} then, {now} now, in {dataset.image_root}"
+            raise RunError(f"{self.run.folder} was begun on other data: {both}; put the data back or give a new folder")
 
     def open_data(self) -> _Data:
         """Reads the data set and opens the pixel store of each split. Raises DataError and RunError."""
@@ -141,7 +154,8 @@ class _Training:
             fetched(init)  # a wrong name is noticed before other weights are fetched
         set_seed(self.config.train.seed)
         train = data.train.split
-        model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
+        with self.job.accelerator.main_process_first():  # one process fetches weights, the others find them
+            model = TIMAM.pretrained(self.config.model, len(train.identities), train.captions).to(self.job.device)
         if init:
             warm_start(model, init, self.show)
         learner = Learner.build(model, self.config, data.steps)
@@ -151,11 +165,9 @@ class _Training:
         if self.job.on_main(self.run.last.exists):
             self.run.restore(learner)
         self.job.share_weights(model)
-        progress, fingerprint = learner.progress, data.dataset.fingerprint()
-        if progress.data_fingerprint not in ("", fingerprint):
-            both = f"fingerprint {progress.data_fingerprint} then, {fingerprint} now, in {data.dataset.image_root}"
-            raise RunError(f"{self.run.folder} was begun on other data: {both}; put the data back or give a new folder")
-        progress.data_fingerprint = fingerprint
+        progress = learner.progress
+        self._compare(progress.data_fingerprint, data.dataset)
+        progress.data_fingerprint = data.dataset.fingerprint()
         if (code := code_fingerprint()) not in progress.code:
             progress.code.append(code)
         model.text_encoder.freeze(progress.unfrozen_at is None)
@@ -225,7 +237,7 @@ class _Training:
             progress.kept["before"] = self.run.keep_embeddings("before", embed_split(model, data.val))
 
     def _train_epoch(self, learner: Learner, data: _Data) -> dict[str, Any] | None:
-        """The means of an epoch's loss terms, and its last rates; None where a signal stopped it between two steps."""
+        """The means of an epoch's loss terms, and the rates after it; None where a signal stopped it between steps."""
         config, job, progress, steps = self.config, self.job, learner.progress, data.steps
         learner.model.train()
         first, progress.step = progress.step, 0
@@ -248,12 +260,12 @@ class _Training:
                 learner.end_step(config.train)
                 bar.update()
                 # Reading a value waits for the device, so not at every step. A NaN stays in the sums until then.
-                reads = step % 10 == 9 or step == steps - 1
-                if reads:
+                stops = (step % 10 == 9 or job.count == 1) and step < steps - 1 and job.interrupted()
+                if step % 10 == 9 or step == steps - 1 or stops:
                     if broken := [name for name, value in sums.items() if not math.isfinite(float(value))]:
                         raise RunError(f"epoch {epoch}, step {step + 1}: {', '.join(broken)} {_NOT_FINITE}")
                     bar.set_postfix(loss=f"{float(terms['total']):.3f}")
-                if step < steps - 1 and (reads or job.count == 1) and job.interrupted():
+                if stops:
                     progress.step, progress.sums = step + 1, {name: float(value) for name, value in sums.items()}
                     return None
         rates = {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
@@ -339,10 +351,10 @@ def _validate(model: TIMAM, data: _Data) -> dict[str, float]:
     that the model knows these by heart; where both are low, it has not learned enough yet.
     """
     embeddings = embed_split(model, data.val)
-    results = evaluate(embeddings)
+    results = two_way_metrics(*vars(embeddings).values())
     row = {f"val_{d}_{k}": results[d][k] for d in DIRECTIONS for k in RETRIEVAL_METRICS}
     for modality, vectors in (("image", embeddings.images), ("text", embeddings.texts)):
         row[f"val_{modality}_norm"] = float(vectors.norm(dim=1).mean())
     row |= {f"val_{name}": value for name, value in gap(embeddings).items()}
     known = embed_split(model, data.train.sample(len(data.val.split.identities)))
-    return row | {"train_text_to_image_rank_1": evaluate(known)["text_to_image"]["rank_1"]}
+    return row | {"train_text_to_image_rank_1": two_way_metrics(*vars(known).values())["text_to_image"]["rank_1"]}

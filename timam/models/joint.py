@@ -156,6 +156,8 @@ class TIMAM(
             unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then. Without
                 it, such a file raises `timam.images.ImageError`.
         """
+        if isinstance(images, str | Path):
+            raise ValueError(f"images = {str(images)!r}: expected a list of pictures, found one path")
         images, size = list(images), (self.model_config.image_height, self.model_config.image_width)
 
         def decode(image: int) -> Tensor:
