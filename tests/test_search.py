@@ -63,6 +63,8 @@ def test_exact_search_agrees_with_brute_force_in_many_parts(k, monkeypatch):
 
 
 def test_equal_similarities_come_in_the_order_of_the_paths_and_wrong_arguments_are_refused():
+    copies = Gallery(np.repeat(points(1), 300, axis=0), [f"{i:03}" for i in range(300)])
+    assert copies.search(points(2, seed=1), 10)[1].tolist() == [list(range(10))] * 2  # also where k cuts them
     gallery = Gallery(np.repeat(points(1), 5, axis=0), list("abcde"))
     scores, rows = gallery.search(points(1, seed=1), 10)
     assert rows.tolist() == [[0, 1, 2, 3, 4]]  # no more answers than pictures

@@ -69,8 +69,10 @@ class Gallery:
 
     def nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`search` of some queries of unit length."""
-        # NumPy's product: torch needs writable memory
-        scores, rows = torch.from_numpy(queries.numpy() @ self.embeddings.T).topk(k, dim=1)
+        similarity = torch.from_numpy(queries.numpy() @ self.embeddings.T)  # NumPy's: torch needs writable memory
+        scores, rows = similarity.topk(k, dim=1)
+        for query in ((similarity >= scores[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]:  # k cuts a tie, of copies
+            scores[query], rows[query] = (found[:k] for found in similarity[query].sort(descending=True, stable=True))
         return ordered(scores.numpy(), rows.numpy())
 
 
