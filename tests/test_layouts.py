@@ -16,6 +16,7 @@ from layouts import (
     LAYOUTS,
     picture_bytes,
     write_coco_captions,
+    write_imagefolder,
     write_parquet,
     write_picture,
     write_sidecar,
@@ -107,7 +108,7 @@ def test_empty_ones_of_several_captions_are_left_out(tmp_path):
     assert problems == ["captions.csv row 2: it has no captions"]
 
 
-@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
 def test_the_csv_of_open_clip(tmp_path, separator):
     write_table(tmp_path)
     caption = '"a photo, number {}"' if separator == "," else "a photo, number {}"
@@ -126,6 +127,8 @@ def test_sidecar_files(tmp_path):
     (folder / "8.txt").unlink()
     write_picture(root / "UPPER.PNG")
     (root / "UPPER.txt").write_text("one\n")
+    for name in ("._UPPER.PNG", "._UPPER.txt"):  # macOS puts them on foreign disks
+        (root / name).write_bytes(b"\0\5\x16\7\xb0")
     dataset = load_dataset("sidecar", root)
     assert {r.image: r.captions for r in dataset.records}["people/2.png"] == ("picture 2", "in red")
     assert {r.image: r.captions for r in dataset.records}["UPPER.PNG"] == ("one",)
@@ -151,7 +154,37 @@ def test_pictures_of_no_split_beside_others_are_named(tmp_path):
     root = write_sidecar(tmp_path)
     (root / "0").rename(root / "test")
     (problem,) = problems_of("sidecar", root)
-    assert problem == "1/1.txt and 4 more are in no split, others are by the names of files"
+    assert problem == "1/1.txt and 4 more are in no split, others are"
+
+
+def test_tables_of_which_one_has_no_column_of_splits_are_named(tmp_path):
+    for folder, more in (("a", ",split"), ("b", "")):
+        rows = [f"{i}.png,a {i}{',train' if more else ''}" for i in range(3)]
+        for i in range(3):
+            write_picture(tmp_path / folder / f"{i}.png", seed=i)
+        (tmp_path / folder / "metadata.csv").write_text("\n".join([f"file_name,caption{more}", *rows]))
+    (problem,) = problems_of("imagefolder", tmp_path)
+    assert problem == "b/metadata.csv row 1 and 2 more are in no split, others are"
+
+
+def test_a_column_of_splits_is_completed_and_may_have_the_names_of_other_tools(tmp_path):
+    rows = [[f"p/{i}.png", f"a {i}", "train" if i < 4 else "validation"] for i in range(6)]
+    dataset = load_dataset("csv", write_table(tmp_path, [["image_path", "caption", "split"], *rows]))
+    assert (counts(dataset), "half" in dataset.notes[0] or "2 val identities" in dataset.notes[0]) == ([4, 1, 1], True)
+
+
+def test_pictures_of_the_hubs_cache_are_links_to_its_blobs(tmp_path):
+    blobs = write_imagefolder(tmp_path / "datasets--org--people" / "blobs")
+    root = tmp_path / "datasets--org--people" / "snapshots" / "abc"
+    for file in [f for f in blobs.rglob("*") if f.is_file()]:
+        (root / file.relative_to(blobs)).parent.mkdir(parents=True, exist_ok=True)
+        (root / file.relative_to(blobs)).symlink_to(file)
+    assert counts(load_dataset("hf", root)) == [4, 2, 2]
+    (root / "train/0.png").unlink()
+    write_picture(tmp_path / "other.png")
+    (root / "train/0.png").symlink_to(tmp_path / "other.png")
+    (problem,) = problems_of("hf", root)
+    assert "is a link that leaves the data root" in problem
 
 
 def test_coco_makes_its_test_split_of_half_the_validation_pictures(tmp_path):
@@ -182,6 +215,11 @@ def shard(tmp_path) -> Path:
     """A Parquet file of 200 pictures in groups of 180 rows, more than are kept of a group."""
     write_parquet(tmp_path, {"train": [{"caption": f"a {i}"} for i in range(200)]}, group=180)
     return tmp_path / "data" / "train-00000-of-00001.parquet"
+
+
+def test_names_of_containers_may_be_in_capitals(shard):
+    shard.rename(capital := shard.with_name("TRAIN.PARQUET"))
+    assert len(load_dataset("parquet", capital.parent).records) == 200
 
 
 def picture_of(shard: Path, row: int) -> Path:

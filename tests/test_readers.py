@@ -250,9 +250,11 @@ def test_table_without_splits_is_split_by_identity_reproducibly(tmp_path):
 
 def test_folder_with_several_or_no_tables_is_named(tmp_path):
     assert "expected one table, captions.csv or captions.parquet; found none" in problems_of("csv", tmp_path)[0]
-    for name in ("a.csv", "b.csv"):
+    for name in ("a.csv", "b.csv", "._a.csv"):
         (tmp_path / name).write_text("x")
     assert "found a.csv, b.csv" in problems_of("csv", tmp_path)[0]
+    (tmp_path / "a.xlsx").write_text("x")
+    assert "expected .csv, .tsv, .jsonl, .parquet" in problems_of("csv", tmp_path / "a.xlsx")[0]
 
 
 # -- faults -----------------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ FAULTS = {
         "empty caption": ("image_path,caption\np/0.png, \n", "row 1: caption 0 = ''"),
         "empty path": ("image_path,caption\n,a man\n", "row 1: image_path = '': expected a path"),
         "empty identity": ("image_path,caption,identity\np/0.png,a man,\n", "row 1: identity is empty"),
-        "unknown split": ("image_path,caption,split\np/0.png,a man,dev\n", "row 1: unknown split 'dev'"),
+        "unknown split": ("image_path,caption,split\np/0.png,a man,rest\n", "row 1: unknown split 'rest'"),
         "two identities": ("image_path,caption,identity\np/0.png,a,x\np/0.png,b,y\n",
                            "row 2: identity 'y' of p/0.png: captions.csv row 1 says 'x'"),
         "identity in two splits": ("image_path,caption,identity,split\np/0.png,a,0,train\np/1.png,b,0,val\n",
@@ -343,7 +345,7 @@ FAULTS = {
         "quotes": ('image_path,caption\np/0.png,"a" b\n', "line 2: "),
         "never closed": ('image_path,caption\na.png,"never closed', "not readable as a table"),
         "field limit": ("image_path,caption\np/0.png," + "a" * 200_000 + "\n", "field larger than field limit"),
-        "empty": ("", "not readable as a table"),
+        "empty": ("", "no column caption, image_path"),
     },
     "csv parquet": {
         "missing identity": (parquet(identity=[0.0, None, 2.0, 3.0, 4.0, 5.0]), "row 2: identity is empty"),
@@ -388,8 +390,9 @@ def test_parquet_of_whole_floats_is_read(layouts):
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_is_described_and_missing_data_says_how_the_folder_must_look(tmp_path, name):
     last = problems_of(name, tmp_path / "nowhere")[-1]
-    for part in (DATASETS[name].source, DATASETS[name].layout, str(tmp_path)):
+    for part in (DATASETS[name].layout, str(tmp_path)):
         assert part in last
+    assert (f"is published here: {DATASETS[name].source}" in last) == (DATASETS[name].source != "your own")
     assert DATASETS[name].kind in PROTOCOLS
     assert f"| `{name}` |" in (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 

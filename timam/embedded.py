@@ -4,6 +4,7 @@ Such a picture has a path of its own: ROOT/shard.parquet#COLUMN:ROW, or ROOT/sha
 """
 
 import io
+import re
 import tarfile
 from bisect import bisect_right
 from functools import lru_cache
@@ -17,11 +18,8 @@ _KEPT = 128  # rows that are kept, as parallel threads ask for them not quite in
 
 def container(path: Path) -> Path:
     """The file to look at for size and time: the Parquet file or tar archive that holds a picture, else the path."""
-    for suffix in (".parquet#", ".tar#"):
-        before, mark, _ = str(path).partition(suffix)
-        if mark and not path.is_file():
-            return Path(before + suffix[:-1])
-    return path
+    embedded = re.match(r"(.+?\.(?:parquet|tar))#", str(path), re.IGNORECASE | re.DOTALL)
+    return Path(embedded[1]) if embedded and not path.is_file() else path
 
 
 def open_picture(path: Path) -> Path | io.BytesIO:
@@ -30,7 +28,7 @@ def open_picture(path: Path) -> Path | io.BytesIO:
     if file == path:
         return path
     key, stamp = str(path)[len(str(file)) + 1 :], file.stat().st_mtime_ns
-    if file.suffix == ".tar":
+    if file.suffix.lower() == ".tar":
         return io.BytesIO(read_member(file, *tar_members(file, stamp)[key]))
     column, _, row = key.rpartition(":")
     picture = _Column(file, column, stamp).read(int(row))

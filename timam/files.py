@@ -23,14 +23,18 @@ def cache_folder() -> Path:
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and its subfolders, linked folders too, whose names end so (in small letters), sorted."""
+    """The files in a folder and its subfolders, linked folders too, whose names end so (in small letters), sorted.
+
+    Hidden ones are left out: tools keep their own files there, and macOS a ._NAME beside each file on a foreign disk.
+    """
     paths, seen = [], set()
     for top, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(top)) in seen:  # links in a circle
             folders.clear()
             continue
         seen.add(real)
-        paths += [Path(top, name) for name in files if name.lower().endswith(suffixes)]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(top, name) for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(paths)
 
 

@@ -76,7 +76,8 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     if root.is_file() and spec.parser in ("table", "parquet"):
         root = root.parent
     kind, records, problems = parsed.kind or spec.kind, parsed.records, list(parsed.problems)
-    published = f"{name} is published here: {spec.source}; {root} must then hold {spec.layout}"
+    origin = "" if spec.source == "your own" else f"{name} is published here: {spec.source}; "
+    published = f"{origin}{root} must hold {spec.layout}"
     candidates = [root / f for f in spec.image_folders if (root / f).is_dir()]
     if not records and not problems:
         problems.append(f"{root / parsed.file}: it holds no records")

@@ -20,7 +20,7 @@ _LARGEST = 4 * LONGEST_TEXT  # bytes of a text member
 def parse_hub(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """A downloaded data set of the Hugging Face hub: tar shards, pictures with a metadata file, or Parquet files."""
     found = files_below(root, (".tar", ".csv", ".jsonl", ".parquet")) if root.is_dir() else []
-    if any(file.suffix == ".tar" for file in found):
+    if any(file.suffix.lower() == ".tar" for file in found):
         return parse_webdataset(root, columns)
     return (parse_imagefolder if any(file.stem == "metadata" for file in found) else parse_parquet)(root, columns)
 
@@ -83,11 +83,11 @@ def _samples(
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for member, (offset, size) in members.items():
         folder, slash, file = member.rpartition("/")
-        stem, dot, extension = file.lower().partition(".")
+        stem, dot, extension = file.lower().partition(".")  # a hidden one, such as macOS' ._1.jpg, has no stem
         key = member[: len(folder + slash + stem)]
-        if dot + extension in SUFFIXES:
+        if stem and dot + extension in SUFFIXES:
             pictures[key] = member
-        elif extension in ("txt", "json"):
+        elif stem and extension in ("txt", "json"):
             with parsed.naming(f"{name} {member}"):
                 if size > _LARGEST:
                     raise ValueError(f"{size:,} bytes; expected at most {_LARGEST:,}")

@@ -117,8 +117,8 @@ def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Pars
     """Adds the records of rows to `parsed` and returns it; several rows of a picture become one record.
 
     Rows are (source, {"image_path", "captions": list, and where known "identity", "split"}). Instead of "split",
-    "named_split" is what the name of a file says, or None; only such splits are completed. Without identities every
-    picture is its own.
+    "named_split" is what the name of a file says, or None. Missing splits are made. Without identities every picture is
+    its own.
     """
     pictures: dict[str, dict[str, Any]] = {}
     keys: set[str] = set()
@@ -128,8 +128,7 @@ def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Pars
             _add_row(row, source, pictures)
     parsed.kind = "identity" if "identity" in keys else "instance"
     number = _numbered(sorted({p["identity"] for p in pictures.values()}), parsed)
-    if "split" not in keys:
-        _complete_splits(list(pictures.values()), parsed)
+    _complete_splits(list(pictures.values()), parsed)
     parsed.records = [
         Record(path, tuple(p["captions"]), number[p["identity"]], p["split"], p["source"])
         for path, p in pictures.items()
@@ -145,13 +144,18 @@ def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any
         raise ValueError(f"image_path = {show.repr(path)}: expected a path")
     captions = check_captions([c.strip() if isinstance(c, str) else c for c in row["captions"]])
     values: dict[str, Any] = {"identity": _identity(row["identity"])} if "identity" in row else {}
-    values["split"] = check_split(row["split"] or "") if "split" in row else row.get("named_split")
+    values["split"] = _split(row["split"]) if "split" in row else row.get("named_split")
     picture = pictures.setdefault(path, {"identity": path, **values, "captions": [], "source": source})
     for key, found in values.items():
         if picture[key] != found:
             says = f"{picture['source']} says {show.repr(picture[key])}"
             raise ValueError(f"{key} {show.repr(found)} of {path}: {says}")
     picture["captions"] += captions
+
+
+def _split(name: Any) -> str:
+    """As `check_split`, of a table, where other tools write `validation` or `dev`."""
+    return next((split for split, names in _NAMES.items() if name in names), None) or check_split(name or "")
 
 
 def _identity(found: Any) -> str:
@@ -182,7 +186,7 @@ def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:
     given = {p["split"] for p in pictures}
     if None in given and len(given) > 1:
         bare = [p["source"] for p in pictures if p["split"] is None]
-        parsed.problems.append(f"{bare[0]} and {len(bare) - 1} more are in no split, others are by the names of files")
+        parsed.problems.append(f"{bare[0]} and {len(bare) - 1} more are in no split, others are")
     if given not in ({None}, {"train"}, {"train", "val"}):
         return
     halved = "val" in given
@@ -193,7 +197,7 @@ def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:
     split = {name: order[min(i // n if n else 2, 2)] for i, name in enumerate(names)}
     for p in drawn:
         p["split"] = split[p["identity"]]
-    what = "no test split" if halved else "no column split" if given == {None} else "training data alone"
+    what = "no test split" if halved else "no splits" if given == {None} else "training data alone"
     made = f"{len(names) - 2 * n}/{n}/{n} identities were made train/val/test"
     made = f"{n} of {len(names)} val identities were made the test split" if halved else made
     parsed.notes.append(

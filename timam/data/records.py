@@ -115,9 +115,11 @@ def path_guard(folder: Path, root: Path) -> Callable[[str], str | None]:
     """Returns a function that checks the path of a file in an annotation: None, or the reason not to read it.
 
     A path must not leave its folder. Links to folders are followed, as users compose data sets of them. A link to a
-    single file may come from an archive; it must stay within the data's root or the folder that it lies in.
+    single file may come from an archive; it must stay within the data's root or the folder that it lies in. In the
+    Hugging Face hub's cache each file of snapshots/REVISION is a link into blobs/.
     """
     resolve = cache(Path.resolve)  # thousands of pictures share a folder
+    blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
 
     def problem(name: str) -> str | None:
         path = folder / name
@@ -130,7 +132,7 @@ def path_guard(folder: Path, root: Path) -> Callable[[str], str | None]:
                 return None
             if ".." in Path(name).parts or Path(name).is_absolute():
                 return f"path {show.repr(name)} leaves the data root {folder}"
-            if link and not any(real.is_relative_to(resolve(p)) for p in (root, path.parent)):
+            if link and not any(real.is_relative_to(resolve(p)) for p in (root, path.parent, *blobs)):
                 return f"path {show.repr(name)} is a link that leaves the data root {root}; copy {real} into it"
         except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL or lone surrogate
             return f"path {show.repr(name)}: {getattr(error, 'strerror', None) or error}"

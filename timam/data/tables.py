@@ -27,7 +27,7 @@ class ColumnError(ValueError):
 
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """ROOT itself, the one table in it, or captions.csv (.tsv, .jsonl, .parquet) of several; paths are relative."""
-    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if f.suffix.lower() in SUFFIXES)
+    files = [root] if root.is_file() else sorted(f for f in root.glob("[!.]*") if f.suffix.lower() in SUFFIXES)
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
     if len(chosen) != 1:
@@ -48,13 +48,12 @@ def parse_imagefolder(root: Path, columns: Mapping[str, str] | None = None) -> P
 
 
 def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_name: bool = True) -> Parsed:
-    """Tables of one form, ROOT itself or in it; hidden folders, such as the hub's .cache, are left out.
+    """Tables of one form, ROOT itself or in it.
 
     `columns` is {a key of COLUMNS: the column to read instead; for captions several, joined by commas}. With
     `by_name`, splits are read from the names of files and folders where there is no column of splits.
     """
     root = root.parent if root.is_file() else root
-    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
     parsed = Parsed(files[0].relative_to(root).as_posix() if len(files) == 1 else f"{len(files)} tables")
     if not files:
         parsed.problems.append(f"{root}: no table found")
@@ -65,7 +64,9 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
         try:
             if not file.is_file():
                 raise OSError("not a regular file")
-            header, read = _OPEN[file.suffix.lower()](file)
+            if (suffix := file.suffix.lower()) not in SUFFIXES:
+                raise ValueError(f"expected {', '.join(SUFFIXES)}")
+            header, read = _OPEN[suffix](file)
             chosen = choose_columns(header, columns, parsed)
             for i, values in read(chosen):
                 with parsed.naming(source := f"{label} row {i}"):
@@ -123,16 +124,17 @@ def row_of(values: Mapping[str, Any], chosen: dict[str, list[str]]) -> dict[str,
 
 
 def _open_csv(file: Path) -> tuple[list[str], Any]:
-    """Separated by commas, or by tabs if the header has one. All values are text: "NA" and 007 are not changed.
+    """Separated by what the header has: tabs, commas or semicolons. All values are text: "NA" and 007 are not changed.
 
     A row with more or fewer values than the header has the key None.
     """
     with file.open(encoding="utf-8-sig", newline="") as stream:
         first = stream.readline()
         stream.seek(0)
-        reader = csv.reader(stream, strict=True, delimiter="\t" if "\t" in first else ",")
+        delimiter = next((mark for mark in "\t,;" if mark in first), ",")
+        reader = csv.reader(stream, strict=True, delimiter=delimiter)
         try:
-            header, *rows = [row for row in reader if row]
+            header, *rows = [row for row in reader if row] or [[]]
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from error
     header = [c.strip() for c in header]
