@@ -11,7 +11,7 @@
 # make env         the environment alone (.venv)
 # make data        the rendered pedestrians of `make reproduce` alone
 # make lock        renew requirements/lock.txt from pyproject.toml
-# make clean       remove what the others made, the environment excepted
+# make clean       remove what the others made; the environment and runs and data of your own stay
 #
 # notebooks/reports.yaml says what each report is made of.
 
@@ -95,4 +95,5 @@ lock: env
 		--quiet --output-file requirements/lock.txt pyproject.toml
 
 clean:
-	rm -rf data runs .cache docs/api docs/jupyter_execute docs/site reports/quick/.stamps
+	rm -rf data/pedestrians* data/smoke .cache docs/api docs/jupyter_execute docs/site reports/*/.stamps
+	rm -rf runs/pedestrians-* runs/studies runs/adversary* runs/gpu runs/smoke-reports

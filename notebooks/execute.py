@@ -3,8 +3,9 @@
     python notebooks/execute.py --report quick
     python notebooks/execute.py --output reports/mine -p preset quick 01_data_exploration 02_training
 
-An executed notebook that is up to date is skipped: its source, its parameters, the packages and the data's annotation
-file are what they were when it was written on this machine (OUTPUT/.stamps, which is not committed).
+An executed notebook that is up to date is skipped: its source, its parameters, the packages, the data's annotation
+files and, in `SHOWS_RUNS`, the finished runs are what they were when it was written on this machine (OUTPUT/.stamps,
+which is not committed).
 A notebook that fails leaves no executed copy.
 """
 
@@ -18,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
 FOLDERS = ("root", "runs", "instances", "collection", "study")  # parameters that name a folder
+ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar", ".txt", ".token")
+SHOWS_RUNS = ("05_modality_gap", "07_results")  # they show all runs in a folder, which others made
 
 
 @click.command()
@@ -126,6 +130,8 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     default = known["root"]["default"].strip("'\"") if "root" in known else ""
     root = parameters.get("root") or default or "../data/pedestrians"  # what the notebooks take an empty one for
     wanted = _fingerprint(source, parameters, HERE / root)
+    if name in SHOWS_RUNS:
+        wanted += _state((HERE / (parameters.get("runs") or "../runs")).rglob("metrics.json"))
     if executed.exists() and stamp.exists() and stamp.read_text() == wanted:
         click.echo(f"{name}: up to date")
         return True
@@ -163,13 +169,21 @@ def _tidy(path: Path) -> None:
 
 
 def _fingerprint(source: Path, parameters: dict[str, Any], root: Path) -> str:
-    """SHA-256 of everything that an executed notebook is made from."""
-    files = [source, *sorted((ROOT / "timam").rglob("*.py")), *sorted((ROOT / "timam_lab").rglob("*.py"))]
-    files += sorted(f for f in root.glob("*") if f.suffix in (".json", ".csv", ".parquet", ".txt"))
+    """SHA-256 of the source, the parameters, the packages' files and the state of the data's annotation files."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for file in files:
+    packages = [file for package in ("timam", "timam_lab") for file in sorted((ROOT / package).rglob("*.*"))]
+    for file in [source, *(file for file in packages if file.is_file() and file.suffix != ".pyc")]:
         digest.update(file.read_bytes())
+    annotations = (file for file in root.rglob("*.*") if file.suffix.lower() in ANNOTATIONS)
+    digest.update(_state(annotations if root.is_dir() else [root]).encode())
     return digest.hexdigest()
+
+
+def _state(files: Iterable[Path]) -> str:
+    """SHA-256 of names, sizes and times of change: annotations may have gigabytes."""
+    stats = [(str(file), file.stat()) for file in sorted(files) if file.exists()]
+    content = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 if __name__ == "__main__":

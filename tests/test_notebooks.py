@@ -253,10 +253,12 @@ def test_relative_folders_are_those_of_the_caller(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_up_to_date_report_is_not_made_again_until_something_changes(trial, tmp_path):
     code = "from pathlib import Path\nPath('../count').open('a').write('x')"
-    for expected, change in [("x", None), ("x", None), ("xx", "timam/module.py"), ("xxx", "notebooks/data.json")]:
+    changes = [None, None, "timam/module.py", "timam/presets.yaml", "notebooks/data.json", "notebooks/deep/a.JSONL"]
+    for times, change in enumerate(changes):
         if change:  # the package, or an annotation file in the data's root
+            (tmp_path / change).parent.mkdir(exist_ok=True)
             (tmp_path / change).write_text("2\n")
         assert trial(code).exit_code == 0
-        assert (tmp_path / "count").read_text() == expected
+        assert (tmp_path / "count").read_text() == "x" * max(1, times)
     assert trial(code, "-p", "level", "2").exit_code == 0
-    assert (tmp_path / "count").read_text() == "xxxx"
+    assert (tmp_path / "count").read_text() == "x" * 6
