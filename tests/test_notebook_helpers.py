@@ -11,7 +11,7 @@ import torch
 from layouts import TINY_SETTINGS, write_person_search
 
 from timam.config import PRESETS, LossConfig, override
-from timam.data import load_dataset
+from timam.data import Dataset, Record, load_dataset
 from timam.evaluation import Embeddings, evaluate_model
 from timam.objective import TERMS
 from timam.run import Run
@@ -23,7 +23,9 @@ from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
 def test_an_empty_folder_means_the_clone_whatever_the_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, runs, figures = notebook.folders("data", "", "out", "studies")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    root, runs, figures = notebook.folders("~/photos", "", "out", "studies")
+    assert root == tmp_path / "photos"  # as on the command line
     assert runs.resolve() == notebook.REPOSITORY / "runs/studies"
     assert figures == notebook.Path("out/figures")
     assert str(runs) in capsys.readouterr().out
@@ -189,8 +191,8 @@ def test_search_panel_answers_requests_of_the_browser(people):
 
 
 def test_published_results_and_ours_have_the_same_columns():
-    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f", "seed": [0, 1],
-                          "run": ["a", "b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
+    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f", "seed": [0, 1, 1],
+                          "run": ["a", "b", "copy of b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
     ours = results.ours("cub", frame)
     assert ours.loc[0, ["method", "seeds", "runs"]].tolist() == ["TIMAM, paper", 2, "a b"]
     assert ours.loc[0, results.CLASS_LEVEL[0]] == "50.0 (50.0 to 50.0)"
@@ -229,3 +231,19 @@ def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatc
     matrix = results.transfer(frame, tmp_path / "runs")
     assert (list(matrix.index), list(matrix.columns)) == (["a", "d"], ["pedestrians", "cuhk-pedes"])
     assert results.transfer(pd.DataFrame(), tmp_path / "runs").empty
+
+
+def test_rendered_people_of_training_are_not_tested_on(people, tmp_path):
+    """A larger set of the same seed trains on people whom a smaller one tests."""
+    ids = {"small": {"train": [1, 2], "test": [3]}, "large": {"train": [1, 2, 3], "test": [4]}}
+    sets = {name: Dataset(name, "identity", tmp_path / name / "imgs", tuple(
+        Record(f"{i}.png", ("a",), i, split, "") for split in parts for i in parts[split]))
+        for name, parts in ids.items()}  # fmt: skip
+    for name in sets:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "attributes.json").write_text(json.dumps({"spec": {"seed": 0}}))
+    assert results.shares_people(sets["large"], sets["small"])
+    assert not results.shares_people(sets["small"], sets["large"])
+    (tmp_path / "small/attributes.json").write_text(json.dumps({"spec": {"seed": 1}}))
+    assert not results.shares_people(sets["large"], sets["small"])
+    assert not results.shares_people(sets["large"], load_dataset("cuhk-pedes", people))

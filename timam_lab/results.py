@@ -19,6 +19,7 @@ from timam.models.saving import public_name
 from timam.models.weights import pair_settings
 from timam.run import Run
 from timam_lab.statistics import mean_interval
+from timam_lab.variations import spec_of
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 RANKS = [f"{direction} {k}" for direction in DIRECTIONS for k in ("rank_1", "rank_5", "rank_10")]
@@ -69,7 +70,7 @@ def published(dataset: str) -> pd.DataFrame:
 
 
 def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs of a data set among `finished_runs`, one row for each config and data.
+    """The runs of a data set among `finished_runs`, one row for each config and data. Of copies of a run one counts.
 
     Returns:
         method, source, changed in the preset, seeds, runs, and `columns` as "12.3 (11.0 to 13.6)" in percent: mean
@@ -78,6 +79,7 @@ def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
     part = frame[frame["dataset"] == dataset] if len(frame) else frame
     rows = []
     for (preset, settings, _), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
+        same = same.drop_duplicates("seed")
         row = {"method": f"TIMAM, {preset}", "source": "ours", "changed in the preset": settings, "seeds": len(same)}
         row["runs"] = " ".join(same["run"])
         for metric in columns(dataset):
@@ -98,7 +100,8 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
         pretrained: CLIP or SigLIP checkpoints, which are measured as they are.
 
     Returns:
-        A row for each run that still has its model and for each checkpoint; a column for each data set.
+        A row for each run that still has its model and for each checkpoint; a column for each data set. NaN where the
+        model was trained on people of that test split (`shares_people`).
     """
     found: dict[tuple[str, str], tuple[str, Dataset]] = {}
     for name in frame.drop_duplicates(["dataset", "data"])["run"] if len(frame) else ():
@@ -111,16 +114,29 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
         name if names.count(name) == 1 else f"{name} ({folder}, {fingerprint[:8]})": other
         for (name, fingerprint), (folder, other) in found.items()
     }
-    models: dict[str, Callable[[], TIMAM]] = {
-        f"{public_name(name)}, not trained here": partial(TIMAM.pretrained, pair_settings(name), 1, [])
+    models: dict[str, tuple[Callable[[], TIMAM], Dataset | None]] = {
+        f"{public_name(name)}, not trained here": (partial(TIMAM.pretrained, pair_settings(name), 1, []), None)
         for name in pretrained
     }
-    for name in frame.drop_duplicates(["preset", "changed", "data"])["run"] if len(frame) else ():
-        if Run(runs / name).best.is_dir():
-            models[name] = Run(runs / name).best_model
+    for row in frame.drop_duplicates(["preset", "changed", "data"]).itertuples() if len(frame) else ():
+        if Run(runs / row.run).best.is_dir():
+            models[row.run] = Run(runs / row.run).best_model, found.get((row.dataset, row.data), ("", None))[1]
     rows = {}
-    for name, load in models.items():
+    for name, (load, own) in models.items():
         model = load()
-        scores = {to: evaluate_model(model, other)["text_to_image"]["rank_1"] for to, other in data.items()}
+        tested = {to: other for to, other in data.items() if own is None or not shares_people(own, other)}
+        scores = {to: evaluate_model(model, other)["text_to_image"]["rank_1"] for to, other in tested.items()}
         rows[name] = {to: 100 * score for to, score in scores.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(data))
+
+
+def shares_people(trained: Dataset, tested: Dataset) -> bool:
+    """Whether the test split of rendered pedestrians has people of the other's training split.
+
+    A rendered person follows from seed and number alone, and in a larger set more of the numbers are training people.
+    """
+    files = [dataset.image_root.parent / "attributes.json" for dataset in (trained, tested)]
+    if not all(file.is_file() for file in files) or len({spec_of(file.parent).seed for file in files}) > 1:
+        return False
+    known = {record.identity for record in trained.records if record.split == "train"}
+    return any(record.identity in known for record in tested.records if record.split == "test")
