@@ -82,6 +82,10 @@ def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, 
         e.folder(tmp_path).mkdir()
         history = pd.DataFrame({"epoch": range(1, 1 + len(scores)), "val_text_to_image_rank_1": scores})
         history.to_csv(e.folder(tmp_path) / "history.csv", index=False)
+    with pytest.raises(StudyError, match="not finished: "):
+        studies.best_rates(trials, tmp_path, [7, 8])
+    for e in trials:
+        (e.folder(tmp_path) / "metrics.json").touch()
     best = studies.best_rates(trials, tmp_path, [7, 8])
     found = [(e.variant, e.config.train.seed, e.config.train.text_lr) for e in best]
     assert found == [("full", 7, lr / 2), ("alone", 7, lr), ("full", 8, lr / 2), ("alone", 8, lr)]
@@ -105,6 +109,9 @@ def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
     run_grid(experiments, tmp_path, progress=False, then=lambda run: pytest.fail("its model may be gone"))
     assert len(fake_fit.calls) == 4
     assert not list(tmp_path.glob("*/checkpoints"))
+    studies.failure_file(experiments[0].run(tmp_path)).write_text("its `then` failed")  # is tried again
+    run_grid(experiments, tmp_path, progress=False, then=lambda run: seen.append(run.folder))
+    assert seen[4:] == [experiments[0].folder(tmp_path)]
     with pytest.raises(FileNotFoundError, match="the study that made this run removed its model"):
         experiments[0].run(tmp_path).best_model()
     run_grid(experiments[:1], tmp_path / "kept", keep_models=True, progress=False)

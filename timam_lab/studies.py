@@ -97,7 +97,9 @@ def rate_trials(
 
 
 def best_rates(trials: Sequence[Experiment], runs: Path | str, seeds: Iterable[int]) -> list[Experiment]:
-    """The grid of each variant's trial with the best rank-1 on validation. Raises OSError for an unfinished trial."""
+    """The grid of each variant's trial with the best rank-1 on validation. StudyError: an unfinished trial."""
+    if unfinished := [str(e.folder(runs)) for e in trials if not e.run(runs).finished]:
+        raise StudyError(f"not finished: {', '.join(unfinished)}")
     score = {e: float(e.run(runs).history()["val_text_to_image_rank_1"].max()) for e in trials}
     best = {
         v: max((e for e in trials if e.variant == v), key=score.__getitem__)
@@ -199,7 +201,7 @@ class _Work:
     def problem(self, experiment: Experiment) -> str | None:
         """Why a run is not finished; None where it is."""
         run = experiment.run(self.runs)
-        if run.finished:
+        if run.finished and not failure_file(run).exists():
             return None
         reason = "no reason was left: its process was killed, or the disk was full"
         with suppress(FileNotFoundError):
@@ -207,10 +209,10 @@ class _Work:
         return f"{experiment.variant}, seed {experiment.config.train.seed} ({run.folder}): {reason}"
 
     def settled(self, experiment: Experiment) -> bool:
-        """Finished, or failed since the start of this call: an older failure is tried again."""
+        """Finished, or failed since the start of this call: an older failure, also of `then`, is tried again."""
         run = experiment.run(self.runs)
         failure = failure_file(run)
-        return run.finished or (failure.exists() and failure.stat().st_mtime >= self.started)
+        return failure.stat().st_mtime >= self.started if failure.exists() else run.finished
 
     def fail(self, experiment: Experiment, error: Exception) -> None:
         with suppress(OSError):  # a full disk has no room for the message either; the other runs go on
@@ -408,9 +410,8 @@ def table(runs: Path | str) -> pd.DataFrame:
         run = Run(folder)
         config = run.config()
         row = _row(run, config)
-        settings = {f"{section}.{key}": value for section, values in configs.to_dict(config).items()
-                    if isinstance(values, dict) for key, value in values.items()}  # fmt: skip
-        settings |= {"preset": config.preset, "data.root": roots.setdefault(row["data_fingerprint"], row["root"])}
+        settings = configs.flat(config) | {"preset": config.preset}
+        settings["data.root"] = roots.setdefault(row["data_fingerprint"], row["root"])
         del settings["train.seed"]
         rows.append({**row, "settings": tuple(sorted(settings.items()))})
     frame = pd.DataFrame(rows)
