@@ -32,7 +32,7 @@ from timam.job import Job
 from timam.learner import Learner
 from timam.metrics import RETRIEVAL_METRICS, chance, two_way_metrics
 from timam.models import TIMAM
-from timam.models.saving import fetched
+from timam.models.saving import fetched, public_name
 from timam.objective import train_step
 from timam.provenance import code_fingerprint, provenance
 from timam.run import Run, RunError
@@ -74,8 +74,8 @@ def fit(
             return finished
         data = training.open_data()
         learner = training.start(data)
-        # Without the data's folder on this machine, as a tracker may send the settings elsewhere.
-        settings = {k: v for k, v in configs.flat(config).items() if k != "data.root"}
+        # Without folders of this machine, as a tracker may send the settings elsewhere.
+        settings = {k: public_name(v) if v and isinstance(v, str) else v for k, v in configs.flat(config).items()}
         names = {tracker: {"name": run.folder.name} for tracker in ("wandb", "trackio")}
         job.accelerator.init_trackers("timam", settings, names)
         while not learner.progress.is_over(config.train):

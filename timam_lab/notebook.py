@@ -18,6 +18,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from timam import arguments
 from timam import config as configs
 from timam.config import Config, LossConfig
 from timam.data import Split
@@ -40,12 +41,12 @@ Number = TypeVar("Number", int, float)
 
 
 def folder(given: str, default: str) -> Path:
-    """The folder that a parameter names, relative to the working directory; if it is empty, `default` in the clone.
+    """The folder that a parameter names, as on the command line (~, ORG/NAME); if it is empty, `default` in the clone.
 
     Without a clone around the package (installed from a wheel), the default is below the working directory.
     """
     clone = REPOSITORY if (REPOSITORY / "notebooks").is_dir() else Path.cwd()
-    return Path(given) if given else Path(os.path.relpath(clone / default))
+    return arguments.ROOT.convert(given, None, None) if given else Path(os.path.relpath(clone / default))
 
 
 def folders(root: str, runs: str, output: str, study: str = "") -> tuple[Path, Path, Path]:
@@ -78,6 +79,7 @@ def settings_table(config: Config) -> HTML:
     config = replace(config, data=replace(config.data, root=here))
     data, model, loss, train = config.data, config.model, config.loss, config.train
     frozen = "frozen" if train.unfreeze_epoch is train.unfreeze_patience is None else "frozen at first, trained later"
+    frozen = "trained" if train.unfreeze_epoch == 1 else frozen
     words = f"{Path(model.language_model).name}, {frozen}"
     terms = {loss.matching: loss.matching_weight, "identification": loss.identification_weight}
     lines = {
