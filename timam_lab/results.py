@@ -118,9 +118,10 @@ def transfer(frame: pd.DataFrame, runs: Path, pretrained: Sequence[str] = ()) ->
         f"{public_name(name)}, not trained here": (partial(TIMAM.pretrained, pair_settings(name), 1, []), None)
         for name in pretrained
     }
-    for row in frame.drop_duplicates(["preset", "changed", "data"]).itertuples() if len(frame) else ():
-        if Run(runs / row.run).best.is_dir():
-            models[row.run] = Run(runs / row.run).best_model, found.get((row.dataset, row.data), ("", None))[1]
+    for row in frame.drop_duplicates(["preset", "changed", "data"]).to_dict("records") if len(frame) else ():
+        if Run(runs / row["run"]).best.is_dir():
+            _, own_data = found.get((row["dataset"], row["data"]), ("", None))
+            models[row["run"]] = Run(runs / row["run"]).best_model, own_data
     rows = {}
     for name, (load, own) in models.items():
         model = load()
