@@ -1,6 +1,7 @@
 """Decoding, resizing and normalising pictures: training, evaluation and saved models all do it here."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from timam.embedded import open_picture
+from timam.files import files_below
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,6 +23,7 @@ _TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 # Pillow reads 40 more. Some start a program (PostScript), others have decoders that few have checked for safety.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a row of 90 million pixels would take gigabytes
+_NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".dng")  # of phones and cameras
 SUFFIXES = tuple(sorted(s for s, kind in Image.registered_extensions().items() if kind in FORMATS and s != ".pfm"))
 
 
@@ -104,6 +107,12 @@ def normalize(pixels: Tensor) -> Tensor:
     std = (torch.tensor(IMAGENET_STD, device=pixels.device) * 255).repeat(width)
     lines = pixels.permute(0, 2, 3, 1).reshape(-1, width * 3).to(torch.float32, copy=True).sub_(mean).div_(std)
     return lines.view(len(pixels), -1, width, 3).permute(0, 3, 1, 2)
+
+
+def unread_kinds(folder: Path) -> list[str]:
+    """A line for each kind of picture below a folder that is not read at all, with their number."""
+    counts = Counter(path.suffix.lower() for path in files_below(folder, _NOT_READ))
+    return [f"{folder}: {n:,} pictures {kind} are not read; convert them to .jpg" for kind, n in sorted(counts.items())]
 
 
 def find_unreadable(

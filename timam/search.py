@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timam.files import files_below
-from timam.images import SUFFIXES
+from timam.images import SUFFIXES, unread_kinds
 from timam.models import TIMAM
 
 SIMILARITIES = 1 << 26  # in memory at once: 256 MB
@@ -25,7 +25,7 @@ class Gallery:
     embeddings: np.ndarray  # (N, D) float32, unit length
     paths: list[str]  # (N,) relative to `folder`, sorted
     folder: Path = Path()
-    problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read
+    problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read, and each kind
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,6 +38,7 @@ class Gallery:
         """
         folder = Path(folder).resolve()
         gallery = cls.encoded(model, folder, picture_files(folder), progress)
+        gallery.problems += unread_kinds(folder)
         if not gallery.paths:
             raise nothing_readable(folder, gallery.problems)
         return gallery

@@ -27,7 +27,7 @@ def parse_hub(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
 
 def parse_sidecar(root: Path) -> Parsed:
     """PICTURE.txt beside each picture, in ROOT and in folders below it; a caption a line."""
-    from timam.images import SUFFIXES  # here: it imports torch
+    from timam.images import SUFFIXES, unread_kinds  # here: it imports torch
 
     parsed, rows, bare, refuse = Parsed("*.txt"), [], [], path_guard(root, root)
     for picture in files_below(root, SUFFIXES):
@@ -43,6 +43,7 @@ def parse_sidecar(root: Path) -> Parsed:
             rows.append((source, {"image_path": image.as_posix(), "captions": captions, "named_split": split}))
     if bare:
         parsed.warnings.append(f"{len(bare):,} pictures without a text file are not used: {', '.join(bare[:5])}")
+    parsed.warnings += unread_kinds(root)
     if not rows and not parsed.problems:
         parsed.problems.append(f"{root}: no picture with a text file of its name")
     return add_rows(rows, parsed)
