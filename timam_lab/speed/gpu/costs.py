@@ -39,11 +39,14 @@ def step(lab: Lab) -> Iterator[Item]:
         "clip": ("whole",),
         "quick": ("frozen, stored", "whole"),
     }
-    for batch in lab.size((128, 512, 64, 256), (4,)):
+
+    def steps(batch: int) -> Iterator[Item]:
         for preset, variants in shapes.items():
             config = step_config(lab, preset, f"batch_size={batch}")
             rows = partial(step_rows, preset, config, variants, peak, lab.size(3, 1))
             yield Item("Steps", f"{preset}, {batch}", rows)
+
+    yield from steps(lab.size(128, 4))
     for preset in lab.size(("paper", "modern", "quick"), ("quick",)):
         for frozen in (True, False):
             stage = "frozen" if frozen else "whole"
@@ -51,6 +54,8 @@ def step(lab: Lab) -> Iterator[Item]:
     config = step_config(lab, "modern", f"batch_size={lab.size(128, 4)}")
     for switch, change in switches(lab).items():
         yield Item("Switches", switch, partial(switch_row, switch, change, config, lab.size(5, 1)))
+    for batch in lab.size((512, 64, 256), ()):  # the others
+        yield from steps(batch)
 
 
 def step_config(lab: Lab, preset: str, settings: str) -> Config:

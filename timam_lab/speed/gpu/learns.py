@@ -35,8 +35,8 @@ FACTORS = (0.5, 1, 2)  # of the learning rates; each variant of notebook 03 gets
 
 
 def learning(lab: Lab) -> Iterator[Item]:
-    experiments = learning_runs(lab)
-    workers = min(len(experiments), max(1, CORES - 2))
+    experiments = sorted(learning_runs(lab), key=lambda e: e.config.train.seed)
+    workers = min(6, len(experiments), max(1, CORES - 2))  # the runs of a seed: they end before more of them would
     yield Item("Test split", f"{workers} runs at a time", partial(learning_rows, lab, experiments, workers))
     yield Item("Over time", experiments[0].variant, partial(over_time, lab, experiments[0]))
     yield Item("Ceiling (oracle) and chance, text to image", "test", partial(ceiling, lab.work / "people"))
@@ -83,17 +83,19 @@ def learning_config(lab: Lab, people: int) -> Config:
 
 
 def learning_rows(lab: Lab, experiments: list[Experiment], workers: int) -> Iterator[Row]:
-    """A row for each finished run; another call goes on with the others."""
+    """A row for each run with a finished epoch, without test results where it is not over. Another call goes on."""
     runs = lab.work / "runs"
     try:
         run_grid(experiments, runs, workers, keep_models=True, progress=False)
     finally:
-        for e in (e for e in experiments if e.run(runs).finished):
-            found, last = e.run(runs).metrics(), e.run(runs).history().iloc[-1]
-            test = {f"test {key}": found["text_to_image"][key] for key in ("rank_1", "rank_10", "mAP")}
-            yield {"run": e.variant, "seed": e.config.train.seed, "s": found["seconds"],
-                   "best epoch": found["best_epoch"],
-                   "training people rank-1": last["train_text_to_image_rank_1"], **test}  # fmt: skip
+        for e in (e for e in experiments if e.run(runs).best.is_dir()):
+            run, history = e.run(runs), e.run(runs).history()
+            found = run.metrics()["text_to_image"] if run.finished else {}
+            train, last = e.config.train, history.iloc[-1]
+            yield {"run": e.variant, "seed": train.seed, "epochs": f"{len(history)} of {train.epochs}",
+                   "s": history["seconds"].sum(), "validation rank-1": last["val_text_to_image_rank_1"],
+                   "training people rank-1": last["train_text_to_image_rank_1"],
+                   **{f"test {key}": found[key] for key in ("rank_1", "rank_10", "mAP") if found}}  # fmt: skip
 
 
 def over_time(lab: Lab, experiment: Experiment) -> Iterator[Row]:
