@@ -200,6 +200,15 @@ def test_check_names_every_problem_pictures_content_included(call, tmp_path):
     assert "warning: partial download: 1 of 23 pictures are missing, by folder: cam_a 1 of 23" in result.err
 
 
+def test_check_lets_pass_what_may_be_meant_so(call, tmp_path):
+    records = person_search_records()
+    for record in records[::2]:
+        record["captions"] = ["a person"]
+    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
+    assert (result.code, "0 problem(s), 0 warning(s), 1 remark(s)" in result.out) == (0, True)
+    assert result.err.startswith("remark: 1 captions stand under three or more identities")
+
+
 # -- train ------------------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from layouts import (
     CLASSES,
     HF_IMAGE,
@@ -63,7 +65,7 @@ def test_what_is_no_obstacle_but_misleads_is_named(tmp_path):
         assert records[2 * identity - 2]["id"] == identity
         texts = ["A person walks."] * 4 + ["a man in red"] * 3 + ["a woman in blue"] * 2  # two persons may look alike
         records[2 * identity - 2]["captions"][0] = texts[i]
-    records[7]["captions"][1] = "word " * 121
+    records[7]["captions"][1], records[9]["captions"][0] = "word " * 122, "word " * 121
     root = write_person_search(tmp_path, records)
     shutil.rmtree(root / "imgs/Market")
     first, same_identity, other, test = (root / "imgs" / records[i]["file_path"] for i in (6, 7, 8, -1))
@@ -76,11 +78,22 @@ def test_what_is_no_obstacle_but_misleads_is_named(tmp_path):
         "partial download: 6 of 24 pictures are missing, by folder: Market 6 of 6",
         f"reid_raw.json record 8: picture cam_a/p5_0.png (split train, identity 5) {place}",
         f"reid_raw.json record 23: picture cam_a/p12_1.png (split test, identity 12) {place}",
-        "reid_raw.json record 7: caption 1 has 121 words; expected at most 120",
+        "2 captions have more than 120 words; the longest, caption 1 of reid_raw.json record 7, has 122",
         "2 captions stand under three or more identities, most often 'a person walks.' (4 identities); "
         "'a man in red' (3 identities)",
     ]
-    assert not any("121 words" in line for line in check_dataset("cuhk-pedes", root, max_words=121)["warnings"])
+    assert not any("words" in line for line in check_dataset("cuhk-pedes", root, max_words=122)["warnings"])
+
+
+def test_a_picture_that_cannot_be_read_is_one_problem(tmp_path, monkeypatch):
+    root = write_person_search(tmp_path)
+    first, second = sorted((root / "imgs").rglob("*.png"))[:2]  # of the same size, so both are read
+    for path in (first, second):
+        path.write_bytes(b"none")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path if path != first else path / "denied"))
+    problems = check_dataset("cuhk-pedes", root)["problems"]
+    assert [line.partition(": ")[0] for line in problems] == [str(first), str(second)]
 
 
 def test_same_embedded_bytes_are_named(tmp_path):
@@ -116,3 +129,14 @@ def test_captions_that_are_cut_and_unknown_tokens_are_counted(tmp_path, max_toke
     share = "8.3%" if unknown else "0.0%"  # 2 of 6 x 4 words
     line = f"{cut} of the captions have more than {max_tokens} tokens and are cut; {share} of all tokens are unknown"
     assert f"{line} to the tokenizer" in report[kind]
+
+
+def test_an_end_token_that_is_also_the_unknown_one_is_not_unknown(tmp_path):  # as CLIP's
+    rows = [["image_path", "caption"], *([f"p/{i}.png", "a man"] for i in range(3))]
+    tokenizer = word_tokenizer(["a man"] * 2)
+    end = (tokenizer.unk_token, tokenizer.unk_token_id)
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(f"$A {end[0]}", None, [end])
+    notes = check_dataset("csv", write_table(tmp_path, rows), tokenizer=tokenizer, max_tokens=3)["notes"]
+    assert any("0.0% of the captions have more than 3 tokens and are cut; 0.0% of all tokens" in n for n in notes)
+    warnings = check_dataset("csv", tmp_path, tokenizer=tokenizer, max_tokens=2)["warnings"]
+    assert any("100.0% of the captions have more than 2 tokens" in line for line in warnings)  # the end token counts

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -90,6 +91,15 @@ def test_the_table_of_the_card_holds_values_and_intervals(run):
         expected = [np.mean(value), *bootstrap_interval(value, found["identity"])]  # over identities, not captions
         assert list(map(float, cell)) == pytest.approx([100 * x for x in expected], abs=0.051)
     assert "\n| percent | R@1 | R@5 | R@10 | mAP | mINP |" in text
+
+
+@pytest.mark.parametrize("init", ["~/private/base", "/private/gone/base", "./private/base", "owner/base", ""])
+def test_the_card_names_what_training_started_from_without_its_folder(run, monkeypatch, init):
+    config = Run(run).config()
+    started = replace(config, train=replace(config.train, init=init))
+    monkeypatch.setattr(Run, "config", lambda _: started)
+    shown = json.loads(card.of_run(run)["settings"])["train"]["init"]
+    assert shown == init if init in ("owner/base", "") else shown == "base"
 
 
 def test_card_says_what_the_threshold_achieved(run, monkeypatch):

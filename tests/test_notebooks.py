@@ -172,6 +172,24 @@ def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
         exec(start, names | {"dataset": "cub", "root": str(tmp_path / "none")})
 
 
+def test_the_exploration_passes_over_incomplete_data_sets_beside_its_own(tmp_path):
+    write_person_search(tmp_path / "cuhk-pedes", train=0, val=2, test=0)
+    (tmp_path / "sidecar").mkdir()
+    parameters, _, start, inventory = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"][
+        :4
+    ]
+    exec(parameters, names := {})
+    own = {"dataset": "flowers", "root": str(write_reed(tmp_path / "own", FLOWERS, flat=True)), "preset": "smoke"}
+    exec(start, names := names | own | {"collection": str(tmp_path)})
+    exec(inventory, names)
+    found = names["inventory"].set_index("data set")["found here"]
+    assert found["cuhk-pedes"] == "not usable: cuhk-pedes has no pictures in its train split"
+    assert found["flowers"].startswith("train ")
+    with pytest.raises(SystemExit) as stop:
+        exec(start, names | {"dataset": "sidecar", "root": str(tmp_path / "sidecar")})
+    assert "your own" not in str(stop.value)
+
+
 @pytest.mark.slow
 def test_plain_papermill_from_any_folder_writes_only_where_it_is_told_to(tmp_path):
     """The default of an empty `runs` is the clone's, not one relative to the caller's folder."""

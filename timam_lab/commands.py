@@ -29,7 +29,10 @@ def data() -> None:
 @click.option("--preset", type=click.Choice(list(configs.PRESETS)), help="Count what its tokenizer cuts or lacks.")
 @arguments.json
 def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
-    """Count each split, compare with the published counts, decode every picture, and name every problem."""
+    """Count each split, compare with the published counts, decode every picture, and name every problem.
+
+    The exit code is 1 for problems and warnings. Remarks are of what captions say, which may be meant so.
+    """
     from timam_lab.check import check_dataset
 
     renamed = configs.DataConfig(columns=columns or "").renamed
@@ -40,15 +43,19 @@ def check(dataset: str, root: Path, columns: str | None, max_words: int, preset:
         model = configs.PRESETS[preset].model
         tokens = {"tokenizer": load_tokenizer(model.language_model), "max_tokens": model.max_tokens}
     report = check_dataset(dataset, root, renamed, max_words, not as_json, **tokens)
+    remarks = report["remarks"]
+    warnings = [line for line in report["warnings"] if line not in remarks]
+    found = {"problem": report["problems"], "warning": warnings, "remark": remarks}
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         click.echo(_report_text(report))
-        for kind in ("problems", "warnings"):
-            for line in report[kind]:
-                click.echo(f"{kind[:-1]}: {line}", err=True)
-        click.echo(f"{dataset} in {root}: {len(report['problems'])} problem(s), {len(report['warnings'])} warning(s)")
-    sys.exit(1 if report["problems"] or len(report["warnings"]) > len(report["remarks"]) else 0)
+        for kind, lines in found.items():
+            for line in lines:
+                click.echo(f"{kind}: {line}", err=True)
+        counts = ", ".join(f"{len(lines)} {kind}(s)" for kind, lines in found.items())
+        click.echo(f"{dataset} in {root}: {counts}")
+    sys.exit(1 if found["problem"] or found["warning"] else 0)
 
 
 def _report_text(report: dict[str, Any]) -> str:
