@@ -47,7 +47,7 @@ def finished_run(people, tmp_path_factory) -> Path:
 
 
 HELP = {  # command: what its help must say of units, bounds and defaults
-    "data pedestrians": ["Pixels", "[default: 192", "[default: 3.092", "0<=x<=1", "Share of", "Processes"],
+    "data pedestrians": ["Pixels", "[default: 192", "[default: 3.092", "0<=x<=1]", "Share of", "Processes"],
     "data check": ["[default: 120", "published"],
     "train": ["[default: quick]", "[smoke|quick|paper|modern|clip]", "[default: 0]", "KEY=VALUE", "pixels"],
     "evaluate": ["[val|test]", "[default: test]"],
@@ -88,13 +88,17 @@ WRONG_CALLS = {
         ["search", ".", "--images", ".", "--like", __file__, "--threshold", "auto"], "with --like give a number",
     ),
     "figure without suffix": (["search", ".", "a man", "--images", ".", "--figure", "f"], "ends in ."),
-    "figure of standard input": (["search", ".", "--images", ".", "--figure", "f.png"], "at most 200"),
+    "figure of standard input": (["search", ".", "--images", ".", "--figure", "f.png"], "the sentences beforehand"),
+    "large figure": (["search", ".", "a man", "--images", ".", "-k", "201", "--figure", "f.png"], "at most 200"),
     "threshold in percent": (["search", ".", "a man", "--images", ".", "--threshold", "30"], "30: expected auto"),
     "calibrated otherwise": (
         ["search", ".", "a man", "--images", ".", "--centered", "--threshold", "auto"], "not --centered",
     ),
     "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
-    "share above 1": (["data", "pedestrians", "--output", "x", "--omission", "1.5"], "1.5"),
+    "share above 0.9": (["data", "pedestrians", "--output", "x", "--omission", "0.95"], "0<=x<=0.9"),
+    "many pictures": (["data", "pedestrians", "--output", "x", "--images-per-identity", "1001"], "1<=x<=1000"),
+    "seed of 64 bits": (["data", "pedestrians", "--output", "x", "--seed", str(2**63)], "--seed"),
+    "millions": (["data", "pedestrians", "--output", "x", "--identities", "2000000"], "train_identities"),
     "two identities": (["data", "pedestrians", "--output", "x", "--identities", "2"], "2"),
     "no one to train": (
         ["data", "pedestrians", "--output", "x", "--identities", "9", "--val-identities", "8"], "leaves none",
@@ -476,13 +480,14 @@ def test_search_says_that_nothing_fits(call, find, finished_run, album, tmp_path
     figure = ["--figure", tmp_path / "sheet.png"]
     result = call("search", finished_run, RED, "--images", album, *fitting(scores[0]), *figure)
     assert (result.code, result.out) == (0, "nothing here fits\n")
+    assert "sheet.png: not drawn, as nothing fits" in result.err
     assert not (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize(
     ("more", "expected", "lines"),
     [
-        (["a man", "--threshold", "auto"], "fewer than 10 identities", 0),  # there are three for validation
+        (["a man", "--threshold", "auto"], "or test split has fewer than 10 identities", 0),  # they have three
         (["--like", "sub/broken.jpg"], "broken.jpg: not a readable picture", 0),
         (["a man", "--figure", "f.png", "-k", "2"], "no such font", 2),  # answers are printed before
         (["a man", "--images", "empty"], "empty", 0),

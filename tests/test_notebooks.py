@@ -175,9 +175,8 @@ def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
 def test_the_exploration_passes_over_incomplete_data_sets_beside_its_own(tmp_path):
     write_person_search(tmp_path / "cuhk-pedes", train=0, val=2, test=0)
     (tmp_path / "sidecar").mkdir()
-    parameters, _, start, inventory = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"][
-        :4
-    ]
+    cells = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"]
+    parameters, _, start, inventory, *_ = cells
     exec(parameters, names := {})
     own = {"dataset": "flowers", "root": str(write_reed(tmp_path / "own", FLOWERS, flat=True)), "preset": "smoke"}
     exec(start, names := names | own | {"collection": str(tmp_path)})

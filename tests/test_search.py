@@ -1,9 +1,11 @@
 """A gallery answers as a brute-force search does, encodes only what changed, and survives on disk."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from threading import Thread
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +110,7 @@ def test_index_looks_into_as_many_lists_as_the_wanted_recall_takes():
 
 
 def test_an_index_is_kept_beside_its_gallery_until_that_changes(model, album, tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss")
     kept, query, built = tmp_path / "kept", model.encode_texts(["a man in a red coat"]), []
     build = IndexedGallery.of.__func__
     monkeypatch.setattr(IndexedGallery, "of", classmethod(lambda *a: built.append(1) or build(*a)))
@@ -118,10 +120,20 @@ def test_an_index_is_kept_beside_its_gallery_until_that_changes(model, album, tm
 
     assert rows() == rows() == open_gallery(model, album, kept).search(query, 9)[1].tolist()
     assert len(built) == 1
-    (kept / "index.faiss").write_bytes(b"")
+    (index,) = kept.glob("*.faiss")
+    index.write_bytes(b"")
     assert (len(rows()[0]), len(built)) == (5, 2)
+    other = IndexedGallery.of(Gallery(points(4), list("abcd")))
+    faiss.write_index(other.index, str(index))
+    assert (len(rows()[0]), len(built)) == (5, 4)
+    old = open_gallery(model, album, kept)
+    os.utime(album / "2.png")  # as many pictures as before
+    open_gallery(model, album, kept)
+    IndexedGallery.open(old, kept)  # of a process that opened the gallery before
+    assert (rows(), len(built)) == (open_gallery(model, album, kept).search(query, 9)[1].tolist(), 6)
+    (index,) = kept.glob("*.faiss")  # of the former ones none is left
     write_picture(album / "new.png", seed=9)
-    assert (len(rows()[0]), len(built)) == (6, 3)
+    assert (len(rows()[0]), len(built)) == (6, 7)
 
 
 # -- making and keeping -----------------------------------------------------------------------------------------
@@ -274,6 +286,15 @@ def test_open_gallery_encodes_once_and_follows_the_folder(model, album, tmp_path
     shutil.copytree(album, tmp_path / "copy")
     moved = open_gallery(model, tmp_path / "copy", kept)
     assert (moved.folder, len(encoded)) == ((tmp_path / "copy").resolve(), 9)
+
+
+@pytest.mark.parametrize("shard", [2, 1024])
+def test_a_full_disk_leaves_an_answer_and_a_line(model, album, tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(galleries, "SHARD", shard)
+    monkeypatch.setattr(KeptGallery, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    gallery = open_gallery(model, album, tmp_path / "kept")
+    assert (len(gallery), len(gallery.problems)) == (5, 1)
+    assert "kept: not kept, to be encoded again the next time ([Errno 28]" in gallery.problems[0]
 
 
 # -- shards -----------------------------------------------------------------------------------------------------

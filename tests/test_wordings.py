@@ -1,6 +1,8 @@
 """timam_lab.wordings: the captions that are read again, and whether a model hears "no"."""
 
 import math
+import os
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -32,8 +34,15 @@ def root(tmp_path):
 
 def test_test_captions_are_read_again_before_the_model_goes(root, tmp_path):
     experiment = Experiment("one", tiny_config(root))
-    run_grid([experiment], tmp_path, progress=False, then=wordings.reread)
     run = experiment.run(tmp_path)
+
+    def killed_first(finished):
+        with patch.object(os, "replace", Mock(side_effect=KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+            wordings.reread(finished)
+        assert not (run.folder / "wordings.csv").exists()
+        return wordings.reread(finished)
+
+    run_grid([experiment], tmp_path, progress=False, then=killed_first)
     assert not run.last.exists()
     found = wordings.reread(run)  # as it was kept
     assert list(found["measure"]) == ["unseen_words"] * 3 + ["negation"] * 3 + ["with", "without"] * 4

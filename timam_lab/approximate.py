@@ -12,6 +12,7 @@ from torch import Tensor
 
 from timam.files import replacing_file
 from timam.search import Gallery, ordered
+from timam_lab.galleries import KeptGallery
 
 _ROWS = 65_536  # that are added to an index at a time
 _CANDIDATES = 8  # of the index for each answer; their similarities are then computed exactly
@@ -57,17 +58,21 @@ class IndexedGallery(Gallery):
         return made
 
     @classmethod
-    def open(cls, gallery: Gallery, kept: Path, **options: Any) -> IndexedGallery:
-        """With the index in KEPT, the gallery's folder. Where it is absent or damaged, it is built by `of` and kept."""
-        file = kept / "index.faiss"
-        mapped = getattr(gallery.embeddings, "filename", None)
-        if mapped is not None and Path(mapped).parent == kept.resolve():  # else the gallery is newer than the index
-            with suppress(RuntimeError):  # of faiss, for a damaged file
-                return cls._over(gallery, _faiss().read_index(str(file)))
+    def open(cls, gallery: KeptGallery, kept: Path, **options: Any) -> IndexedGallery:
+        """With the index in KEPT, the gallery's folder. Where it is absent or damaged, it is built by `of` and kept.
+
+        Its name says of which pictures it is: another process may have brought the folder up to date meanwhile.
+        """
+        file = kept / f"index-{gallery.fingerprint()}.faiss"
+        with suppress(RuntimeError):  # of faiss, for a damaged file
+            if (index := _faiss().read_index(str(file))).ntotal == len(gallery):
+                return cls._over(gallery, index)
         made = cls.of(gallery, **options)
         try:
             with replacing_file(file) as temporary:
                 _faiss().write_index(made.index, str(temporary))
+            for other in set(kept.glob("index*.faiss")) - {file}:
+                other.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
             made.problems.append(f"{file}: not kept, to be built again the next time ({error})")
         return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import click
 from timam import arguments
 from timam import config as configs
 from timam.run import Run
+from timam_lab.pedestrians.spec import DIFFICULTIES, PedestrianSpec
 from timam_lab.search_command import search as search
 
 
@@ -77,6 +78,40 @@ def _report_text(report: dict[str, Any]) -> str:
     return "\n".join([*lines, f"protocol: {report['protocol']}", *(f"note: {note}" for note in report["notes"])])
 
 
+_SPEC = {  # field of `PedestrianSpec`: what the option's help says
+    "images_per_identity": "Mean number of pictures.",
+    "height": "Pixels.",
+    "width": "Pixels.",
+    "seed": "Same seed, same bytes.",
+    "omission": "Share of attributes that a caption leaves out.",
+    "mistake": "Share of stated attributes that are wrong.",
+    "misspelling": "Share of misspelled words.",
+    "remark": "Share of captions with an irrelevant remark.",
+    "negation": "Share of captions that also say what is not there.",
+    "unseen_words": "Share of mentions in validation and test in new words.",
+    "describers": "Number of people who write.",
+    "habits": "Share of their choices that follow a habit.",
+    "shades": "Share of shades that one calls by another colour's name.",
+    "occlusion": "Share of pictures that are partly hidden.",
+    "company": "Share of pictures with other people.",
+    "cut_off": "Share of pictures whose edge cuts the person.",
+    "smallest": "Pixels: least height before a picture is brought to size.",
+    "near_duplicate": "Share of persons who resemble another.",
+}
+
+
+def _spec_options(command: Any) -> Any:
+    """An option for each of `_SPEC`, with the field's bounds; and its default, where --difficulty leaves that alone."""
+    for name, text in reversed(_SPEC.items()):
+        field = vars(PedestrianSpec)["__pydantic_fields__"][name]
+        bounds = {key: value for limit in field.metadata for key, value in asdict(limit).items()}
+        kind: Any = click.IntRange if field.annotation is int else click.FloatRange
+        within = kind(bounds["ge"], bounds.get("le", bounds.get("lt")), max_open="lt" in bounds)
+        default = None if name in DIFFICULTIES["easy"] else field.default
+        command = click.option(f"--{name.replace('_', '-')}", type=within, default=default, help=text)(command)
+    return command
+
+
 @data.command()
 @click.option("--output", type=arguments.FOLDER, required=True, help="Folder to make.")
 @click.option(
@@ -84,42 +119,24 @@ def _report_text(report: dict[str, Any]) -> str:
 )
 @click.option("--val-identities", type=click.IntRange(1), help="Persons for validation, instead of their share.")
 @click.option("--test-identities", type=click.IntRange(1), help="Persons for the test, instead of their share.")
-@click.option("--images-per-identity", type=click.FloatRange(1), default=3.092, help="Mean number of pictures.")
-@click.option("--height", type=click.IntRange(64, 512), default=192, help="Pixels.")
-@click.option("--width", type=click.IntRange(32, 256), default=96, help="Pixels.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Same seed, same bytes.")
-@click.option("--omission", type=click.FloatRange(0, 1), help="Share of attributes that a caption leaves out.")
-@click.option("--mistake", type=click.FloatRange(0, 1), help="Share of stated attributes that are wrong.")
-@click.option("--misspelling", type=click.FloatRange(0, 1), help="Share of misspelled words.")
-@click.option("--remark", type=click.FloatRange(0, 1), help="Share of captions with an irrelevant remark.")
-@click.option("--negation", type=click.FloatRange(0, 1), help="Share of captions that also say what is not there.")
-@click.option(
-    "--unseen-words", type=click.FloatRange(0, 1), help="Share of mentions in validation and test in new words."
-)
-@click.option("--describers", type=click.IntRange(1, 1000), help="Number of people who write.")
-@click.option("--habits", type=click.FloatRange(0, 1), help="Share of their choices that follow a habit.")
-@click.option("--shades", type=click.FloatRange(0, 1), help="Share of shades that one calls by another colour's name.")
-@click.option("--occlusion", type=click.FloatRange(0, 1), help="Share of pictures that are partly hidden.")
-@click.option("--company", type=click.FloatRange(0, 1), help="Share of pictures with other people.")
-@click.option("--cut-off", type=click.FloatRange(0, 1), help="Share of pictures whose edge cuts the person.")
-@click.option(
-    "--smallest", type=click.IntRange(40, 300), help="Pixels: least height before a picture is brought to size."
-)
-@click.option("--near-duplicate", type=click.FloatRange(0, 1), help="Share of persons who resemble another.")
+@_spec_options
 @click.option("--difficulty", type=click.Choice(["easy", "standard", "hard"]), default="standard",
               help="Settings of all shares that are not given.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), help="Processes; all cores unless given.")
 def pedestrians(output: Path, identities: int, workers: int | None, **options: Any) -> None:
     """Render the pedestrians: a person-search benchmark of our own in the layout of CUHK-PEDES."""
-    from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
+    from timam_lab.pedestrians import render_pedestrians
 
     options = {name: value for name, value in options.items() if value is not None}
     asked = {split: options.pop(f"{split}_identities", None) for split in ("val", "test")}
-    spec = PedestrianSpec.of_size(identities, **options)
-    val, test = asked["val"] or spec.val_identities, asked["test"] or spec.test_identities
-    if val + test >= identities:
-        raise click.UsageError(f"--identities {identities} leaves none for training beside {val} and {test}")
-    spec = replace(spec, train_identities=identities - val - test, val_identities=val, test_identities=test)
+    try:
+        spec = PedestrianSpec.of_size(identities, **options)
+        val, test = asked["val"] or spec.val_identities, asked["test"] or spec.test_identities
+        if val + test >= identities:
+            raise click.UsageError(f"--identities {identities} leaves none for training beside {val} and {test}")
+        spec = replace(spec, train_identities=identities - val - test, val_identities=val, test_identities=test)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     render_pedestrians(output, spec, workers)
     click.echo(f"{output}: {identities} persons rendered")
 

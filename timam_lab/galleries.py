@@ -53,6 +53,12 @@ class KeptGallery(Gallery):
     stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `PictureFile`
     model: str = ""  # `model_fingerprint` of the model that encoded them
 
+    def fingerprint(self) -> str:
+        """16 hex digits of the model and of the pictures' names, sizes and times, which change with the embeddings."""
+        digest = hashlib.sha256(json.dumps([self.model, self.paths]).encode())
+        digest.update(np.ascontiguousarray(self.stamps).tobytes())
+        return digest.hexdigest()[:16]
+
     @staticmethod
     def update(
         model: TIMAM, folder: Path | str, known: Sequence[KeptGallery] = (), progress: bool = False
@@ -157,8 +163,8 @@ def open_gallery(
     """The gallery of a folder as it is now, kept in KEPT; an older or damaged one there is brought up to date.
 
     A build that was killed continues from its shards. Processes that open the same gallery wait for each other. Where
-    nothing can be written, the gallery is not kept, and a line in `problems` says so. The rest, and what is raised, as
-    `build_in_shards`.
+    nothing can be written, on a full disk for example, the gallery is not kept, and a line in `problems` says so. The
+    rest, and what is raised, as `build_in_shards`.
     """
     shards = kept.with_name(f"{kept.name}.shards")
     lock, obstacle, known = FileLock(kept.with_name(f".{kept.name}.lock")), None, []
@@ -176,8 +182,11 @@ def open_gallery(
             gallery = KeptGallery.update(model, folder, known, progress)
         changed = not known or gallery.embeddings is not known[0].embeddings
         if changed and obstacle is None:
-            gallery.save(kept)
-        elif changed:
+            try:
+                gallery.save(kept)
+            except OSError as error:
+                obstacle = error
+        if changed and obstacle is not None:
             gallery.problems.append(f"{kept}: not kept, to be encoded again the next time ({obstacle})")
         if obstacle is None:
             shutil.rmtree(shards, ignore_errors=True)
@@ -196,7 +205,8 @@ def build_in_shards(
 ) -> KeptGallery:
     """`KeptGallery.update`, in shards where there is more than one; those already in SHARDS are not encoded again.
 
-    `encode_parts` makes them, by default here; `encode_on_ray` on a cluster. What it leaves out is tried again.
+    `encode_parts` makes them, by default here; `encode_on_ray` on a cluster. What it leaves out is tried again. Raises
+    OSError where tasks of Ray cannot write their shards.
     """
     folder, shards = Path(folder).resolve(), shards.resolve()
     have = rows_of([*known, *_read(shards)], folder, model_fingerprint(model))
@@ -213,8 +223,9 @@ def _read(shards: Path) -> Iterator[KeptGallery]:
 
 
 def _encode_here(model: TIMAM, folder: Path, parts: list[list[PictureFile]], shards: Path, progress: bool) -> None:
-    for part in tqdm(parts, desc="encoding", unit="shard", disable=not progress):
-        encode_shard(model, folder, part, shards)
+    with suppress(OSError):  # the disk is full: the rest is encoded without shards
+        for part in tqdm(parts, desc="encoding", unit="shard", disable=not progress):
+            encode_shard(model, folder, part, shards)
 
 
 def encode_shard(model: TIMAM, folder: Path, part: list[PictureFile], shards: Path) -> None:

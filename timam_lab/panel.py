@@ -69,9 +69,6 @@ class SearchPanel(anywidget.AnyWidget):
             self.busy = False
 
 
-search_panel = SearchPanel  # as copies of notebook 06 from before call it
-
-
 def _thumbnail(path: Path) -> str:
     picture, buffer = read_image(path), io.BytesIO()
     picture.thumbnail((192, 576))  # pixels: twice what is drawn, for screens with a high resolution

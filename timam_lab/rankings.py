@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,10 +97,15 @@ def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center
 
 
 def check_figure(figure: Path, answers: float) -> None:
-    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded."""
+    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded.
+
+    `answers`: the most pictures that it may show; infinity for sentences from the standard input.
+    """
     suffixes = FigureCanvasBase.get_supported_filetypes()
     if figure.suffix[1:].lower() not in suffixes:
         raise click.UsageError(f"--figure {figure}: expected a name that ends in .{', .'.join(suffixes)}")
+    if answers == math.inf:
+        raise click.UsageError("--figure needs the sentences beforehand: give SENTENCE, --sentences or --like")
     if answers > MOST_DRAWN:
         raise click.UsageError(f"--figure draws at most {MOST_DRAWN} pictures: give fewer sentences or a smaller -k")
     if not figure.parent.exists():
@@ -113,3 +119,5 @@ def draw_answers(answers: list[dict[str, Any]], figure: Path) -> None:
         scores = [[answer["score"] for answer in found] for _, found in shown]
         drawn = rankings([query for query, _ in shown], pictures, scores)
         drawn.savefig(figure, dpi=110, bbox_inches="tight")
+    else:
+        click.echo(f"{figure}: not drawn, as nothing fits", err=True)

@@ -134,17 +134,14 @@ def _open(
 ) -> tuple[Path, Gallery]:
     """A folder of pictures and its gallery, or those of a Parquet file of embeddings."""
     from timam_lab import galleries
+    from timam_lab.approximate import IndexedGallery
 
     if path.is_file():
-        folder, gallery = path.parent, galleries.parquet_gallery(path)
-    else:
-        encode_parts = partial(galleries.encode_on_ray, gpus=gpus) if engine == "ray" else None
-        folder, gallery = path, galleries.open_gallery(model, path, kept, progress, encode_parts)
-    if approximate:
-        from timam_lab.approximate import IndexedGallery
-
-        gallery = IndexedGallery.of(gallery) if path.is_file() else IndexedGallery.open(gallery, kept)
-    return folder, gallery
+        read = galleries.parquet_gallery(path)
+        return path.parent, IndexedGallery.of(read) if approximate else read
+    encode_parts = partial(galleries.encode_on_ray, gpus=gpus) if engine == "ray" else None
+    gallery = galleries.open_gallery(model, path, kept, progress, encode_parts)
+    return path, IndexedGallery.open(gallery, kept) if approximate else gallery
 
 
 def _best(
@@ -172,6 +169,6 @@ def _saved_threshold(run: Run) -> float:
         return run.metrics()["open_set"]["threshold"]["0.1"]
     except KeyError:
         raise RuntimeError(
-            f"{run.folder} has no threshold: its validation split has fewer than 10 identities, or an older version "
-            "made the run. Give a number, --threshold 0.3 for example"
+            f"{run.folder} has no threshold: its validation or test split has fewer than 10 identities, or an older "
+            "version made the run. Give a number, --threshold 0.3 for example"
         ) from None

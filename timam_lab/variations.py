@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from timam.files import write_text
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 from timam_lab.pedestrians.attributes import Identity
 from timam_lab.pedestrians.dataset import describe
@@ -27,15 +28,15 @@ def with_shares(root: Path, name: str, **shares: Any) -> Path:
     return target
 
 
-def rewritten(root: Path, split: str, **shares: Any) -> list[list[str]]:
-    """The captions of each picture of a split, in the order of the file, with other shares and nothing rendered.
+def rewritten(root: Path, **shares: Any) -> list[list[str]]:
+    """The captions of each test picture, in the order of the file, with other shares and nothing rendered.
 
-    With `unseen_words=1` each caption of validation and test says the same in words that no training caption has,
-    wherever the lexicon has such words. Raises FileNotFoundError for a folder of other data.
+    With `unseen_words=1` each caption says the same in words that no training caption has, wherever the lexicon has
+    such words. Raises FileNotFoundError for a folder of other data.
     """
     truth = json.loads((root / "attributes.json").read_text(encoding="utf-8"))
     spec = PedestrianSpec(**{**truth["spec"], **shares})
-    people = {p["id"]: Identity(**p["attributes"]) for p in truth["identities"] if p["split"] == split}
+    people = {p["id"]: Identity(**p["attributes"]) for p in truth["identities"] if p["split"] == "test"}
     texts = []
     for image in truth["images"]:
         if image["id"] in people:
@@ -62,6 +63,8 @@ def with_fewer(root: Path, count: int) -> Path:
     for name in ("imgs", "attributes.json"):
         if not (target / name).exists():
             (target / name).symlink_to(root.resolve() / name)
-    left = [r for r in records if r["split"] != "train" or r["id"] in kept]
-    (target / "reid_raw.json").write_text(json.dumps(left), encoding="utf-8")
+    text = json.dumps([r for r in records if r["split"] != "train" or r["id"] in kept])
+    file = target / "reid_raw.json"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:  # other processes may be reading it
+        write_text(file, text)
     return target

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from timam.evaluation import Embeddings, evaluate
+from timam.files import write_text
 from timam.models import TIMAM
 from timam.run import Run
 from timam_lab.oracle import Picture, read_truth
@@ -37,7 +38,7 @@ def worded(run: Run, model: TIMAM, **shares: float) -> Embeddings:
     Raises ValueError where the folder does not have the captions that the run was tested with.
     """
     test, root = run.test_embeddings(), Path(run.config().data.root)
-    captions = [text for texts in rewritten(root, "test", **shares) for text in texts]
+    captions = [text for texts in rewritten(root, **shares) for text in texts]
     if len(captions) != len(test.texts):
         raise ValueError(f"{root}: {len(captions)} test captions, {len(test.texts)} in {run.folder}")
     return Embeddings(test.images, model.encode_texts(captions), test.image_labels, test.text_labels)
@@ -71,7 +72,7 @@ def reread(run: Run) -> pd.DataFrame | None:
         there, absent = heard(thing, pictures, test.images, sentences)
         rows += [("with", thing, there), ("without", thing, absent)]
     frame = pd.DataFrame(rows, columns=["measure", "level", "value"])
-    frame.to_csv(path, index=False)
+    write_text(path, frame.to_csv(index=False))
     return frame
 
 

@@ -24,10 +24,10 @@ from timam.files import read_json, replacing_folder
 from timam_lab.pedestrians.attributes import Identity, Rng, draw_identity, vary_identity
 from timam_lab.pedestrians.captions import Describer, write_caption
 from timam_lab.pedestrians.places import CAMERAS
-from timam_lab.pedestrians.scene import render_image
 from timam_lab.pedestrians.spec import PedestrianSpec
 
 RENDERER_VERSION = 2  # raise whenever the same spec would give other bytes
+FORMER_MEAN = 3.092  # pictures an identity: what `timam data pedestrians` rounded CUHK-PEDES's mean to
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 _STREAMS = {"split": 0, "identity": 1, "count": 2, "image": 3, "caption": 4}  # first key of every random stream
@@ -76,6 +76,8 @@ def _render_person(person: _Person, spec: PedestrianSpec, images_dir: Path) -> l
 
     An image: file_path, id, captions (fields as `write_caption`), and what `render_image` says of it.
     """
+    from timam_lab.pedestrians.scene import render_image  # here: the command line needs the spec, but not SciPy
+
     cameras = _generator(spec, "image", person.number).permutation(len(CAMERAS))  # a new camera for each image
     spec = replace(spec, unseen_words=0.0) if person.split == "train" else spec
     truths = []
@@ -121,6 +123,8 @@ def _already_rendered(output: Path, spec: PedestrianSpec) -> bool:
         found, wanted = (truth["renderer"], dict(truth["spec"])), (RENDERER_VERSION, asdict(spec))
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{output} exists and holds no rendered pedestrians; choose another output") from None
+    if found[1].get("images_per_identity") == FORMER_MEAN and spec.images == round(FORMER_MEAN * spec.identities):
+        found[1]["images_per_identity"] = spec.images_per_identity  # which gives the same pictures
     if found == wanted:
         return True
     differs = [f"{k}: {found[1].get(k)!r} there, {v!r} asked" for k, v in wanted[1].items() if found[1].get(k) != v]
