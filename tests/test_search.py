@@ -181,12 +181,15 @@ def test_update_encodes_only_what_is_new_or_changed(model, album, encoded):
 def test_build_encodes_as_the_model_does_and_names_what_is_unreadable(model, album, build):
     (album / "broken.jpg").write_bytes(b"no picture")
     (album / "dangling.png").symlink_to(album / "nowhere.png")
+    for name in ("phone.HEIC", "deep/2.heic", "._phone.jpg"):  # the last one is a file of macOS
+        (album / name).touch()
     gallery = build(model, album)
     assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
     expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
     torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
-    assert len(gallery.problems) == 1
-    assert "broken.jpg" in gallery.problems[0]
+    broken, foreign = sorted(gallery.problems, key=lambda line: ".heic" in line)
+    assert "broken.jpg" in broken
+    assert "2 pictures .heic are not read" in foreign
     if build == KeptGallery.update:
         assert build(model, album, [gallery]).problems == gallery.problems  # said again, not forgotten
 

@@ -15,7 +15,7 @@ from timam.data.records import SPLITS, Dataset, Record, plain, show
 from timam.embedded import container, open_picture
 from timam.images import find_unreadable
 
-MAX_WORDS = 120  # sentences of most benchmarks have at most 100; a mean of 81 is UFine6926's, models write as long ones
+MAX_WORDS = 120  # most benchmarks have at most 100; UFine6926 has 81 on average, and captions by models are as long
 FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several percent
 MAX_LOST = 0.05  # share of the captions that may be cut, and of tokens that may be unknown, without a warning
 _COUNTS = ("images", "captions", "identities")

@@ -32,7 +32,7 @@ def data() -> None:
 def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem.
 
-    The exit code is 1 for problems and warnings. Remarks are of what captions say, which may be meant so.
+    The exit code is 1 for problems and warnings. Remarks are about captions, and may be intended.
     """
     from timam_lab.check import check_dataset
 

@@ -26,6 +26,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from timam.files import read_json, recover_folder, replacing_folder
+from timam.images import unread_kinds
 from timam.models import TIMAM
 from timam.models.batching import slices
 from timam.search import Gallery, nothing_readable, picture_files
@@ -119,8 +120,8 @@ def model_fingerprint(model: TIMAM) -> str:
 
 
 def stamped_files(folder: Path) -> tuple[list[PictureFile], list[str]]:
-    """The picture files in a folder and its subfolders, sorted by path; and a line for each that vanished meanwhile."""
-    files, problems = [], []
+    """The picture files below a folder, sorted by path; and a line for each that vanished, and each kind not read."""
+    files, problems = [], unread_kinds(folder)
     for path in picture_files(folder):
         try:
             files.append(PictureFile.of(folder, path))

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from timam.files import write_text
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 from timam_lab.pedestrians.attributes import Identity
 from timam_lab.pedestrians.dataset import describe
 
 NOISE = ("omission", "mistake", "misspelling")
-HARDER = {"omission": 0.5, "mistake": 0.08, "misspelling": 0.03, "occlusion": 0.3, "near_duplicate": 0.3}
 
 
 def spec_of(root: Path) -> PedestrianSpec:
@@ -24,7 +25,8 @@ def spec_of(root: Path) -> PedestrianSpec:
 def with_shares(root: Path, name: str, **shares: Any) -> Path:
     """The same people with other shares (fields of `PedestrianSpec`), rendered to ROOT-NAME unless it is there."""
     target = root.with_name(f"{root.name}-{name}")
-    render_pedestrians(target, replace(spec_of(root), **shares), progress=False)
+    with FileLock(root.with_name(f".{target.name}.lock")):  # several processes may execute a study
+        render_pedestrians(target, replace(spec_of(root), **shares), progress=False)
     return target
 
 
