@@ -48,7 +48,7 @@ def test_the_value_with_the_best_validation_score_is_chosen(monkeypatch):
 
 def test_rephrased_captions_are_embedded_once_and_kept(tmp_path, monkeypatch):
     """The test sentences in unseen words, each at the place of the one it rephrases."""
-    monkeypatch.setattr(wordings, "rewritten", lambda root, split, **shares: [["a hat"], ["a bag", "a bag"]])
+    monkeypatch.setattr(wordings, "rewritten", lambda root, **shares: [["a hat"], ["a bag", "a bag"]])
     asked = []
     labels, words = torch.tensor([0, 1, 1]), torch.arange(6.0).reshape(3, 2)
 
