@@ -172,7 +172,7 @@ def _fingerprint(source: Path, parameters: dict[str, Any], root: Path) -> str:
     """SHA-256 of the source, the parameters, the packages' files and the state of the data's annotation files."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     packages = [file for package in ("timam", "timam_lab") for file in sorted((ROOT / package).rglob("*.*"))]
-    for file in [source, *(file for file in packages if file.is_file() and file.suffix != ".pyc")]:
+    for file in [source, *(file for file in packages if file.is_file() and "__pycache__" not in file.parts)]:
         digest.update(file.read_bytes())
     annotations = (file for file in root.rglob("*.*") if file.suffix.lower() in ANNOTATIONS)
     digest.update(_state(annotations if root.is_dir() else [root]).encode())
