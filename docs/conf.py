@@ -9,7 +9,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of several copies the first folder's: 03 is newest in matching, 05 of the README's run in quick.
+# Of several copies the first folder's: 05 of the README's run is in quick.
 REPORTS = sorted(ROOT.glob("reports/*/*.ipynb"), reverse=True)
 EXECUTED = {path.name: path.relative_to(ROOT).as_posix() for path in REPORTS}
 
