@@ -33,7 +33,8 @@ ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
 FOLDERS = ("root", "runs", "instances", "collection", "study")  # parameters that name a folder
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar", ".txt", ".token")
-SHOWS_RUNS = ("05_modality_gap", "07_results")  # they show all runs in a folder, which others made
+# They show all runs in a folder, which other notebooks made: the parameter that names it, and its default.
+SHOWS_RUNS = {"05_modality_gap": ("study", "../runs/studies"), "07_results": ("runs", "../runs")}
 
 
 @click.command()
@@ -131,7 +132,8 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     root = parameters.get("root") or default or "../data/pedestrians"  # what the notebooks take an empty one for
     wanted = _fingerprint(source, parameters, HERE / root)
     if name in SHOWS_RUNS:
-        wanted += _state((HERE / (parameters.get("runs") or "../runs")).rglob("metrics.json"))
+        key, runs = SHOWS_RUNS[name]
+        wanted += _state((HERE / (parameters.get(key) or runs)).rglob("metrics.json"))
     if executed.exists() and stamp.exists() and stamp.read_text() == wanted:
         click.echo(f"{name}: up to date")
         return True

@@ -279,3 +279,9 @@ def test_up_to_date_report_is_not_made_again_until_something_changes(trial, tmp_
         assert (tmp_path / "count").read_text() == "x" * max(1, times)
     assert trial(code, "-p", "level", "2").exit_code == 0
     assert (tmp_path / "count").read_text() == "x" * 6
+
+
+def test_notebooks_that_show_runs_have_the_parameter_that_names_their_folder():
+    for name, (key, default) in execute.SHOWS_RUNS.items():
+        known = papermill.inspect_notebook(str(ROOT / f"notebooks/{name}.ipynb"))
+        assert f"empty: {default.removeprefix('../')}" in known[key]["help"]

@@ -214,7 +214,7 @@ def launch(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
 def _process(config: Config, identities: int, tokens: int, rounds: int) -> dict[str, float]:
     """One of the processes of `process_growth`: seconds of each variant."""
     if not torch.cuda.is_available():
-        os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     job = Job(config.train.mixed_precision)
     model = random_model(config.model, identities, ["a man"], job.device)

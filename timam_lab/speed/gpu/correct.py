@@ -223,7 +223,6 @@ def joint_losses(config: Config) -> tuple[list[float], str]:
             torch.distributed.init_process_group("gloo")
             os.environ["LOCAL_RANK"] = "0"
     else:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
         torch.set_num_threads(1)
     job = Job("no")
     cpu = torch.device("cpu")
