@@ -39,7 +39,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
     facts = metrics["provenance"] | {"seconds": metrics["seconds"], "epoch chosen on validation": metrics["best_epoch"]}
     settings = configs.to_dict(config)
     del settings["model"], settings["data"]["root"]  # the model's settings are in its config.json
-    settings["train"]["init"] = _public_init(config.train.init)
+    settings["train"]["init"] = config.train.init and public_name(config.train.init)
     rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
     return {
         "title": f"TIMAM, trained on {name}",
@@ -63,12 +63,6 @@ def of_run(run: Path | str) -> dict[str, Any]:
             for key, (percent, _, _) in row.items()
         ],
     }  # fmt: skip
-
-
-def _public_init(init: str) -> str:
-    """What training started from, as `public_name`; also where the folder is gone, or was that of another user."""
-    path = Path(init).expanduser()  # a repository's id is OWNER/NAME
-    return path.name if path.is_absolute() or init[:1] in ".~" or len(path.parts) > 2 else public_name(init)
 
 
 def _heading(metric: str) -> str:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 
 def public_name(name: str) -> str:
-    """A name on the hub as it is; of a local folder or file only the last part, as the rest is private."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    """A name on the hub as it is; of a folder or file, also one that is gone, only the last part: it is private."""
+    path = Path(name).expanduser()
+    local = path.exists() or path.is_absolute() or name[:1] in (".", "~") or len(path.parts) > 2  # not OWNER/NAME
+    return path.resolve().name if local else name
 
 
 def save(model: "TIMAM", folder: Path) -> None:
