@@ -18,9 +18,8 @@ from timam.config import PRESETS, override
 from timam.interruption import Interrupted
 from timam.models.weights import load_backbone
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
-from timam_lab.speed.gpu import OWN_DATA, SHARES, SMALLEST, Item, Lab, Part, carry, learns, parts, schedule
+from timam_lab.speed.gpu import NAMES, OWN_DATA, SMALLEST, STAGES, Item, Lab, Part, carry, learns, parts, schedule
 from timam_lab.speed.gpu.lab import run_part
-from timam_lab.studies import Experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,33 +148,30 @@ def test_a_part_that_takes_too_long_or_dies_ends_alone_and_within_the_time(tmp_p
     for row in ("runs](runs.md) | 1 | 0", "step](step.md) | 0 | 1", "learning.md) | 0 | 1", "tests](tests.md) | 1 | 0"):
         assert row in done.stdout
     with tarfile.open(archive) as file:
-        assert {"tables/README.md", "tables/tests.json"} < set(file.getnames())
+        assert {"tables/summary.md", "tables/tests.json"} < set(file.getnames())
 
 
-def test_every_part_has_a_share_of_the_eight_minutes_and_the_summary_a_line(lab):
-    assert list(parts.PARTS) == sorted(parts.PARTS, key=list(SHARES).index)
-    assert sum(SHARES[name] for name in parts.PARTS) == pytest.approx(8)
+def test_every_part_has_a_stage_of_the_eight_minutes_and_the_summary_a_line(lab):
+    assert sorted(parts.PARTS) == sorted(NAMES)
+    assert sum(STAGES.values()) == pytest.approx(8)
     run_part("runs", part_of([], first=fails, second=list), lab)
     text = schedule.summary(lab.output, ["runs", "step"])
     assert "| [runs](runs.md) | 1 | 1 | 0 |\n| step | none: see the log | | |" in text
 
 
-def test_the_studies_are_those_of_the_notebooks_and_those_that_are_finished_with_every_variant_are_known(lab):
+def test_the_study_is_that_of_the_notebook_seed_after_seed_with_the_rates_that_were_chosen(lab):
     full = Lab(lab.work, lab.output, rehearsal=False)
     (lab.work / "people").mkdir()
     (lab.work / "people/reid_raw.json").write_text("[]")
-    trials = learns.rates(full)
-    names = list(dict.fromkeys(e.variant for e in trials))
-    assert (names[0], "triplet" in names, len(trials)) == ("matching", True, len(learns.FACTORS) * len(names))
-    study = [
-        Experiment(e.variant, override(e.config, [f"train.seed={s}"])) for s in range(5) for e in trials[: len(names)]
-    ]
-    assert learns.finished_seeds(study, lab.work) == 0
-    for e in study[: 2 * len(names) + 3]:
-        e.folder(lab.work).mkdir()
-        (e.folder(lab.work) / "metrics.json").write_text("{}")
-    assert learns.finished_seeds(study, lab.work) == 2
-    assert learns.finished_seeds(study[: len(names)], lab.work) == 1
+    study = learns.study(full)
+    names = list(dict.fromkeys(e.variant for e in study))
+    assert names[0] == "matching"
+    assert set(learns.RATES) < set(names)
+    assert [e.config.train.seed for e in study] == [seed for seed in range(5) for _ in names]
+    rates = {e.variant: e.config.train.image_lr for e in study}
+    assert rates["CMPM"] == pytest.approx(0.5 * rates["SDM"], rel=1e-5)  # six digits
+    quick, train = PRESETS["quick"].train, study[0].config.train
+    assert train.warmup_epochs * train.max_steps == pytest.approx(quick.warmup_epochs * quick.max_steps)
 
 
 def test_the_recipe_has_as_many_steps_with_any_number_of_people_that_is_not_small(lab):

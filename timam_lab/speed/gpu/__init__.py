@@ -17,11 +17,18 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 CARRIED = REPOSITORY / "carried"  # what `carry` packs
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Row = dict[str, Any]
-# The parts in their order, the most valuable first, with the share of each in the time: minutes of eight.
-SHARES = {
-    "runs": 0.8, "step": 0.9, "abreast": 0.9, "learning": 1.5, "studies": 1.9, "notebooks": 0.6, "tests": 0.4,
-    "spread": 0.4, "evaluation": 0.4, "processes": 0.2,
-}  # fmt: skip
+# The stages in their order, with the share of each in the time: minutes of eight. The parts of a stage run at the same
+# time: those of the first while the data of the later ones are rendered; and trainings, as one leaves a device idle.
+# What is timed has a stage of its own.
+STAGES = {
+    ("runs", "processes"): 1.0,
+    ("step",): 1.0,
+    ("evaluation",): 0.5,
+    ("learning", "studies", "tests", "spread"): 4.2,
+    ("abreast",): 0.6,
+    ("notebooks",): 0.7,
+}
+NAMES = [name for stage in STAGES for name in stage]
 OWN_DATA = ("runs", "step", "abreast", "tests", "processes")  # the other parts read the rendered people
 
 

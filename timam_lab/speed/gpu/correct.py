@@ -183,7 +183,7 @@ def pytest_rows(arguments: list[str], environment: dict[str, str]) -> Iterator[R
         "-p",
         "no:cacheprovider",
         "-n",
-        str(max(1, CORES // 2)),
+        str(max(1, CORES // 4)),
     ]
     done = subprocess.run(
         [*command, *arguments], cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True

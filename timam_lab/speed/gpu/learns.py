@@ -7,7 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,34 +26,28 @@ from timam_lab.oracle import oracle
 from timam_lab.speed.gpu import CORES, PEOPLE, REPOSITORY, SMALLEST, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import TINY, configure, settings_of
 from timam_lab.statistics import mean_intervals, plus_minus
-from timam_lab.studies import TABLE_METRICS, Experiment, best_rates, grid, rate_trials, results, run_grid
+from timam_lab.studies import TABLE_METRICS, Experiment, grid, rate_trials, results, run_grid
 from timam_lab.variations import with_fewer
 
-FACTORS = (0.5, 1, 2)  # of the learning rates; each variant of notebook 03 gets the best on validation
+# Variants of notebook 03 with other than `quick`'s learning rates: the best multiple on validation at the size of a CPU
+# (docs/studies.md). Trials at this size would cost more than the study.
+RATES = {"CMPM": 0.5, "gradient reversal": 0.5}
 
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
 def learning(lab: Lab) -> Iterator[Item]:
     experiments = sorted(learning_runs(lab), key=lambda e: e.config.train.seed)
-    workers = min(6, len(experiments), max(1, CORES - 2))  # the runs of a seed: they end before more of them would
+    workers = min(len(experiments), max(1, CORES - 2))
     yield Item("Test split", f"{workers} runs at a time", partial(learning_rows, lab, experiments, workers))
     yield Item("Over time", experiments[0].variant, partial(over_time, lab, experiments[0]))
     yield Item("Ceiling (oracle) and chance, text to image", "test", partial(ceiling, lab.work / "people"))
 
 
 def learning_runs(lab: Lab) -> list[Experiment]:
-    """`quick` with batches of 64 on all people and on fewer, three seeds each; and two changes of one thing."""
-    base = learning_config(lab, every_person(lab))
-    changed = {
-        "no adversary": "adversarial_weight=0",
-        "language model trained from the middle": f"unfreeze_epoch={base.train.epochs // 2 + 1}",
-    }
-    seeds = range(lab.size(3, 1))
-    made = grid(base, {f"{every_person(lab)} people": ""}, seeds) + grid(base, changed, [0])[: lab.size(None, 1)]
-    for people in lab.size((750, 3_000, 6_250), (10,)):
-        made += grid(learning_config(lab, people), {f"{people} people": ""}, seeds)
-    return made
+    """`quick` with batches of 64 on all people and on fewer, three seeds each."""
+    counts, seeds = (every_person(lab), *lab.size((750, 3_000), (10,))), range(lab.size(3, 1))
+    return [e for people in counts for e in grid(learning_config(lab, people), {f"{people} people": ""}, seeds)]
 
 
 def every_person(lab: Lab) -> int:
@@ -117,26 +111,28 @@ def ceiling(root: Path) -> Iterator[Row]:
 
 
 def studies(lab: Lab) -> Iterator[Item]:
-    """Notebook 03: each variant with each multiple of the rates, then with the best one on validation and all seeds."""
-    workers = lab.size(max(1, CORES - 2), 2)
-    for name, experiments in (("rates", rates), ("seeds", modules)):
-        yield Item("Studies", f"03, {name}, {workers} runs at a time", partial(study_rows, lab, experiments, workers))
+    """The variants of notebook 03, seed after seed."""
+    workers = lab.size(max(1, CORES // 2), 2)
+    yield Item("Studies", f"03, {workers} runs at a time", partial(study_rows, lab, study(lab), workers))
 
 
-def rates(lab: Lab) -> list[Experiment]:
+def study(lab: Lab) -> list[Experiment]:
     base = configure("quick", lab, lab.work / "people", study_settings(lab))
     variants = dict(list(modules_of(base).items())[: lab.size(None, 2)])
-    return rate_trials(base, variants, FACTORS, 0)
-
-
-def modules(lab: Lab) -> list[Experiment]:
-    """Raises OSError where the runs of `rates` are missing."""
-    return best_rates(rates(lab), lab.work / "runs", range(lab.size(5, 1)))
+    return [
+        e
+        for seed in range(lab.size(5, 1))
+        for name, settings in variants.items()
+        for e in rate_trials(base, {name: settings}, [RATES.get(name, 1)], seed)
+    ]
 
 
 def study_settings(lab: Lab) -> str:
+    """Those of `learning`, with 800 steps; the language model trains in the second half of them."""
     settings = dict(s.split("=") for s in learning_settings(lab, every_person(lab)))
-    settings |= lab.size({"epochs": 4, "max_steps": 250, "unfreeze_epoch": 3}, {"epochs": 1, "unfreeze_epoch": 1})
+    warm_up = float(settings["warmup_epochs"]) * int(settings["max_steps"]) / 200
+    full = {"epochs": 4, "max_steps": 200, "unfreeze_epoch": 3, "warmup_epochs": warm_up}
+    settings |= lab.size(full, {"epochs": 1, "unfreeze_epoch": 1})
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
@@ -150,10 +146,9 @@ def modules_of(base: Config) -> dict[str, str]:
     return names["grid"]
 
 
-def study_rows(lab: Lab, study: Callable[[Lab], list[Experiment]], workers: int) -> Iterator[Row]:
+def study_rows(lab: Lab, experiments: list[Experiment], workers: int) -> Iterator[Row]:
     """A row a variant. Where the time does not suffice: of the runs that are finished."""
     started, folder = time.monotonic(), lab.work / "runs"
-    experiments = sorted(study(lab), key=lambda e: e.config.train.seed)
     try:
         run_grid(experiments, folder, workers, progress=False)
     finally:
@@ -161,8 +156,7 @@ def study_rows(lab: Lab, study: Callable[[Lab], list[Experiment]], workers: int)
         took = time.monotonic() - started
         yield {"variant": f"{len(done)} of {len(experiments)} runs in {took:.0f} s, {sum(done):.0f} s of their own"}
         frame = results(experiments, folder)
-        shown = len(frame) and study is modules  # runs with other rates are not averaged
-        for variant, part in frame.groupby("variant", sort=False) if shown else ():
+        for variant, part in frame.groupby("variant", sort=False) if len(frame) else ():
             yield {"variant": variant, "runs": len(part),
                    **{m: plus_minus(pd.Series(mean_intervals(part, [m])), m) for m in TABLE_METRICS}}  # fmt: skip
 
@@ -200,31 +194,14 @@ def spread_rows(lab: Lab, name: str, deterministic: bool, count: int) -> Iterato
 
 
 def notebooks(lab: Lab) -> Iterator[Item]:
-    """02 of the first learning run, 03 of the study's runs; 08 measures `paper`."""
+    """02 of the first learning run; 08 measures `paper`."""
     table, common = "Executed notebooks", {"root": lab.work / "people", "runs": lab.work / "runs", "preset": "quick"}
     own = " ".join(settings_of("quick", lab))
     learned = common | {"settings": " ".join([own, *learning_settings(lab, every_person(lab))])}
     yield Item(table, "02_training", partial(execute, lab, "02_training", learned))
-    rated = common | {"settings": f"{own} {study_settings(lab)}", "rates": " ".join(map(str, FACTORS))}
-    yield Item(table, "03_ablation_modules", partial(execute_study, lab, rated))
     growing = {"root": lab.work / "people", "preset": lab.size("paper", "smoke"), "batches": lab.size("64 256", "4"),
                "processes": "1", "rounds": lab.size(3, 1)}  # fmt: skip
     yield Item(table, "08_performance", partial(execute, lab, "08_performance", growing))
-
-
-def execute_study(lab: Lab, parameters: dict[str, Any]) -> Iterator[Row]:
-    """With the seeds that are finished."""
-    seeds = finished_seeds(modules(lab), lab.work / "runs")
-    if not seeds:
-        raise RuntimeError("no seed with which every variant is finished")
-    yield from execute(lab, "03_ablation_modules", parameters | {"seeds": seeds})
-
-
-def finished_seeds(study: list[Experiment], runs: Path) -> int:
-    """The number of seeds, from the first one on, with which every variant is finished."""
-    seeds = sorted({e.config.train.seed for e in study})
-    left = {e.config.train.seed for e in study if not e.run(runs).finished}
-    return next((number for number, seed in enumerate(seeds) if seed in left), len(seeds))
 
 
 def execute(lab: Lab, name: str, parameters: dict[str, Any]) -> Iterator[Row]:

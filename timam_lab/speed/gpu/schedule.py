@@ -19,9 +19,10 @@ from typing import Any
 import click
 
 from timam.interruption import interruptible
-from timam_lab.speed.gpu import CARRIED, OWN_DATA, PEOPLE, REPOSITORY, SHARES, SMALLEST, Lab
+from timam_lab.speed.gpu import CARRIED, NAMES, OWN_DATA, PEOPLE, REPOSITORY, SMALLEST, STAGES, Lab
 
 GRACE = 20.0  # seconds that a part has to stop
+Stage = tuple[str, ...]
 
 
 def lead(work: Callable[..., None], *arguments: Any) -> None:
@@ -60,7 +61,7 @@ def end(process: BaseProcess, seconds: float) -> None:
 
 
 def summary(output: Path, names: list[str]) -> str:
-    """Writes OUTPUT/README.md, a line for each part so far, and returns it."""
+    """Writes OUTPUT/summary.md, a line for each part so far, and returns it."""
     made: dict[str, Any] = {}
     lines = []
     for name in names:
@@ -74,49 +75,57 @@ def summary(output: Path, names: list[str]) -> str:
         lines.append(f"| [{name}]({name}.md) | {len(entries) - failed} | {failed} | {seconds:.0f} |")
     head = f"# Measured on a GPU\n\n{made.get('device')}, commit {made.get('commit')}.\n"
     text = "\n".join([head, "| part | measured | not measured | seconds |", "|---|---|---|---|", *lines]) + "\n"
-    (output / "README.md").write_text(text, encoding="utf-8")
+    (output / "summary.md").write_text(text, encoding="utf-8")
     return text
 
 
 def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> None:
-    """Runs the parts in turn; the next one imports meanwhile.
+    """Runs the stages in turn; the parts of the next one import meanwhile.
 
     Args:
         finish: the time of `time.monotonic` at which all must be over.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit the state of CUDA
 
-    def begin(name: str) -> tuple[BaseProcess, Connection]:
-        theirs, ours = context.Pipe(duplex=False)
-        process = context.Process(target=lead, args=(part, name, lab, theirs))
-        process.start()
-        return process, ours
+    def begin(stage: Stage) -> list[tuple[BaseProcess, Connection]]:
+        begun: list[tuple[BaseProcess, Connection]] = []
+        for name in stage:
+            theirs, ours = context.Pipe(duplex=False)
+            process = context.Process(target=lead, args=(part, name, lab, theirs))
+            process.start()
+            begun.append((process, ours))
+        return begun
 
+    shares = {tuple(n for n in stage if n in names): minutes for stage, minutes in STAGES.items()}
+    stages = [stage for stage in shares if stage]
     renderer = context.Process(target=lead, args=(render, lab))
     if set(names) - set(OWN_DATA):
         renderer.start()
-    started = [begin(names[0])]
+    started = [begin(stages[0])]
     try:
-        require_gpu(lab)  # imports torch while the first part does
-        for position, name in enumerate(names):
-            process, connection = started[-1]
-            if name != "runs" and renderer.pid:  # the timings of the later ones need quiet cores
+        require_gpu(lab)  # imports torch while the first parts do
+        for position, stage in enumerate(stages):
+            if set(stage) - set(OWN_DATA) and renderer.pid:
                 end(renderer, finish - time.monotonic())
-            if position + 1 < len(names):
-                started.append(begin(names[position + 1]))
-            left = finish - time.monotonic()
-            share = left * SHARES[name] / sum(SHARES[n] for n in names[position:])
-            print(f"{name}: at most {share:.0f} of {left:.0f} s", flush=True)
-            with suppress(BrokenPipeError):  # it died while it imported
-                connection.send("go")
-            end(process, share)
-            text = summary(lab.output, names[: position + 1])
+            current, left = started[-1], finish - time.monotonic()
+            deadline = time.monotonic() + left * shares[stage] / sum(shares[s] for s in stages[position:])
+            print(f"{', '.join(stage)}: at most {deadline - time.monotonic():.0f} of {left:.0f} s", flush=True)
+            for _, connection in current:
+                with suppress(BrokenPipeError):  # it died while it imported
+                    connection.send("go")
+            if position + 1 < len(stages):
+                started.append(begin(stages[position + 1]))
+            if position == 0 and renderer.pid:  # the first stage costs nothing while the data are made
+                renderer.join(max(0.0, finish - time.monotonic()))
+            for process, _ in current:
+                end(process, deadline - time.monotonic())
+            text = summary(lab.output, [name for s in stages[: position + 1] for name in s])
             if archive:
                 with tarfile.open(archive, "w:gz") as file:
                     file.add(lab.output, lab.output.name)
         print(text)
     finally:
-        for process in (renderer, *(process for process, _ in started)):
+        for process in (renderer, *(process for stage in started for process, _ in stage)):
             if process.pid:
                 end(process, 0)
 
@@ -129,7 +138,7 @@ def require_gpu(lab: Lab) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(SHARES)))
+@click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--minutes", default=8.0, show_default=True, help="For everything together.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the tables.  [default: reports/gpu]")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of data and runs.  [default: runs/gpu]")
@@ -149,4 +158,4 @@ def main(
     if (commit := CARRIED / "commit.txt").exists():
         os.environ.setdefault("TIMAM_COMMIT", commit.read_text(encoding="utf-8").strip())
     with interruptible():  # the processes that it has started end with it
-        measure([name for name in SHARES if name in names or not names], finish, lab, archive)
+        measure([name for name in NAMES if name in names or not names], finish, lab, archive)
