@@ -27,6 +27,7 @@ if device := os.environ.get("TIMAM_TEST_DEVICE"):  # set by timam_lab.speed.gpu
             return generator(device)
 
     torch.Generator = Generator
+torch.backends.cudnn.allow_tf32 = False  # the expected values have the precision of float32
 torch.set_num_threads(1)  # sizes here are too small to gain from more, and the tests may run side by side
 
 # Of generated inputs: the same ones in every run.

@@ -267,18 +267,23 @@ def test_a_projection_is_kept_or_replaced(checkpoints):
     assert lstm.text_encoder.projection.in_features == 8  # of the LSTM, which no pretrained projection knows
 
 
-def test_a_tower_that_was_saved_alone(checkpoints, tmp_path):
-    own = checkpoints("clip")[1]
-    own.vision_model.save_pretrained(tmp_path / "image")
-    own.text_model.save_pretrained(tmp_path / "text")
+def test_a_tower_that_was_saved_alone(tmp_path):
+    config = CONFIGS["clip"]
+    vision = transformers.CLIPVisionModel(config.vision_config).eval()
+    text = transformers.CLIPTextModel(config.text_config)
+    vision.save_pretrained(tmp_path / "image")
+    text.save_pretrained(tmp_path / "text")
+    whole = transformers.CLIPVisionModelWithProjection
+    if len(whole.from_pretrained(tmp_path / "image", output_loading_info=True)[1]["missing_keys"]) > 1:
+        pytest.skip("this version of transformers (5.17, for example) does not read it either")
     tower = load_backbone(str(tmp_path / "image"), "IMAGENET1K_V1").eval()
     assert tower.projection is None
     with torch.no_grad():
-        expected = own.vision_model(pixel_values=own_pixels("clip")).pooler_output
+        expected = vision(pixel_values=own_pixels("clip")).pooler_output
         torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
     words, projection = towers.split_text(load_language_model(str(tmp_path / "text"), True))
     assert projection is None
-    assert torch.equal(words.embeddings.token_embedding.weight, own.text_model.embeddings.token_embedding.weight)
+    assert torch.equal(words.get_input_embeddings().weight, text.get_input_embeddings().weight)
 
 
 # -- refused ---------------------------------------------------------------------------------------------------------
