@@ -24,7 +24,7 @@ from timam.embedded import container
 from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import find_unreadable, to_pixels
 from timam.models import TIMAM
-from timam.models.batching import encode_batches, slices
+from timam.models.batching import encode_batches, padding_mask, slices
 
 _VERSION = b"2"  # of the stored values: raise it when decoding or resizing changes
 
@@ -101,10 +101,10 @@ class WordStates:
         return WordStates(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
     def gather(self, captions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Caption indices (B,) -> word states (B, T, C) float32, right-padded with zeros, and a mask (B, T)."""
+        """Caption indices (B,) -> word states (B, T, C) float16, right-padded with zeros, and a mask (B, T) int64."""
         rows = self._rows(captions)
-        states = pad_sequence([torch.from_numpy(r.astype(np.float32)) for r in rows], batch_first=True)
-        return states, pad_sequence([torch.ones(len(r), dtype=torch.int64) for r in rows], batch_first=True)
+        states = pad_sequence([torch.from_numpy(np.array(r)) for r in rows], batch_first=True)
+        return states, padding_mask([len(r) for r in rows])
 
 
 def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, progress: bool = True) -> WordStates:

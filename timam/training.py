@@ -32,6 +32,7 @@ from timam.job import Job
 from timam.learner import Learner
 from timam.metrics import RETRIEVAL_METRICS, chance, two_way_metrics
 from timam.models import TIMAM
+from timam.models.batching import ahead
 from timam.models.saving import fetched, public_name
 from timam.objective import train_step
 from timam.provenance import code_fingerprint, provenance
@@ -247,13 +248,15 @@ class _Training:
         part = job.index, job.count
         pictures = data.train.pixels if data.train.blocks is None else data.train.blocks
         batches = epoch_batches(split, pictures, config.data, seed, epoch, part, first)
+        # A thread reads the next batch while this one launches its step.
+        loaded = ahead(lambda _: self._load(learner.model, data.train, next(batches)), range(first, steps))
         title = f"epoch {epoch}/{config.train.epochs}"
         with tqdm(total=steps, initial=first, desc=title, unit="step", leave=False, disable=not self.show) as bar:
-            for step, batch in zip(range(first, steps), batches, strict=False):
+            for step, (batch, words, mask) in zip(range(first, steps), loaded, strict=True):
                 # Each process draws its own augmentations.
                 drawn = np.random.SeedSequence([seed, epoch, step, job.index]).generate_state(1, np.uint64)[0]
                 torch.manual_seed(int(drawn))
-                inputs = self._inputs(learner.model, data.train, batch)
+                inputs = self._inputs(data.train, batch, words, mask)
                 labels = batch.identity_labels.to(job.device, non_blocking=True)
                 terms = train_step(learner, inputs, labels, config, job)
                 sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
@@ -271,16 +274,18 @@ class _Training:
         rates = {f"{name}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
         return {name: float(value) / steps for name, value in sums.items()} | rates
 
-    def _inputs(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> dict[str, Tensor]:
+    def _load(self, model: TIMAM, stored: StoredSplit, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+        """The batch with its token ids, or states in half precision, and their mask, on the CPU."""
+        if stored.words is not None:
+            return batch, *stored.words.gather(batch.captions)
+        return batch, *model.tokenize([stored.split.captions[i] for i in batch.captions])
+
+    def _inputs(self, stored: StoredSplit, batch: Batch, words: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """The arguments of `TIMAM.forward`, on the device."""
         device = self.job.device
         pixels = batch.pixels.to(device, non_blocking=True)
         # Outputs of frozen blocks are floating-point numbers; they are stored where nothing is augmented.
         images = pixels.float() if stored.blocks is not None else augment(normalize(pixels), self.config.data)
-        if stored.words is not None:
-            words, mask = stored.words.gather(batch.captions)
-        else:
-            words, mask = model.tokenize([stored.split.captions[i] for i in batch.captions])
         text = {k: v.to(device, non_blocking=True) for k, v in (("words", words), ("attention_mask", mask))}
         return {"images": images, **text, "lengths": mask.sum(dim=1)}  # on the CPU: nothing waits for the device
 

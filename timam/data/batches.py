@@ -53,7 +53,9 @@ def epoch_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     order = epoch_order(split.image_labels, config.images_per_identity, rng)
-    captions = np.array([rng.choice(of_image) for of_image in split.captions_of_image])
+    of_images = split.captions_of_image
+    drawn = rng.integers([len(of_image) for of_image in of_images])
+    captions = np.array([of_image[i] for of_image, i in zip(of_images, drawn, strict=True)])
     size = config.batch_size
     for step in range(first, steps_per_epoch(len(order), size)):
         chosen = np.array_split(order[step * size : (step + 1) * size], part[1])[part[0]]

@@ -1,6 +1,6 @@
 """Running an encoder over many items in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,21 @@ from tqdm.auto import tqdm
 def slices(items: Any, batch_size: int) -> list[Any]:
     """The items in consecutive batches; the last one may be smaller."""
     return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+
+
+def padding_mask(lengths: Sequence[int]) -> Tensor:
+    """(B, T) int64: 1 for the first `lengths[b]` of T = max(lengths) tokens, 0 for the padding."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """work(item) for each item, in order. A thread works one item ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        futures = (thread.submit(work, item) for item in items)
+        future = next(futures, None)
+        while future is not None:
+            current, future = future, next(futures, None)
+            yield current.result()
 
 
 def encode_batches(
@@ -35,12 +50,9 @@ def encode_batches(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), ThreadPoolExecutor(1) as thread:
+        with torch.no_grad():
             shown = tqdm(batches, disable=not (bar and batches), desc=bar, unit="batch")
-            loads = (thread.submit(work, batch) for batch in shown)
-            ahead = next(loads, None)
-            while ahead is not None:
-                loaded, ahead = ahead, next(loads, None)
-                yield encode(*loaded.result()).float().cpu()
+            for loaded in ahead(work, shown):
+                yield encode(*loaded).float().cpu()
     finally:
         model.train(training)

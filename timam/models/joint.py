@@ -14,12 +14,11 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from timam.config import ModelConfig, check_sentences
 from timam.images import ImageError, any_to_pixels, normalize
 from timam.models import saving, towers
-from timam.models.batching import encode_batches, slices
+from timam.models.batching import encode_batches, padding_mask, slices
 from timam.models.discriminator import ModalityDiscriminator
 from timam.models.image_encoder import ImageEncoder
 from timam.models.text_encoder import TextEncoder, WordEmbeddings, word_tokenizer
@@ -124,13 +123,14 @@ class TIMAM(
         all ones. A caption without any known token, such as an emoji, becomes one unknown word.
         """
         rows = self.tokenizer(list(captions), truncation=True, max_length=self.model_config.max_tokens)["input_ids"]
-        ids = [torch.tensor(row or [self.tokenizer.unk_token_id]) for row in rows]
-        token_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        rows = [row or [self.tokenizer.unk_token_id] for row in rows]
+        mask = padding_mask([len(row) for row in rows])
+        token_ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (mask.shape[1] - len(row)) for row in rows])
         if self.padded_length is not None:  # its padding counts as text
             rest = self.padded_length - token_ids.shape[1]
             token_ids = nn.functional.pad(token_ids, (0, rest), value=self.tokenizer.pad_token_id)
             return token_ids, torch.ones_like(token_ids)
-        return token_ids, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return token_ids, mask
 
     def forward(
         self, images: Tensor, words: Tensor, attention_mask: Tensor, lengths: Tensor | None = None

@@ -103,10 +103,10 @@ class TextEncoder(nn.Module):
     def forward(self, words: Tensor, attention_mask: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Token ids (B, T) int64, or while the language model is frozen its outputs (B, T, C) -> embeddings (B, D).
 
-        Padding is on the right, and 0 in the mask (B, T), where tokens are 1. `lengths` (B,) is the mask's sum on the
-        CPU; computing it here waits for the GPU.
+        The outputs may have half precision. Padding is on the right, and 0 in the mask (B, T), where tokens are 1.
+        `lengths` (B,) is the mask's sum on the CPU; computing it here waits for the GPU.
         """
-        states = self.word_states(words, attention_mask) if words.ndim == 2 else words
+        states = self.word_states(words, attention_mask) if words.ndim == 2 else words.float()
         if self.pooled:
             return self.projection(self._pool(states, attention_mask))
         if self.normalizes_words:

@@ -60,7 +60,7 @@ class Setting:
         drawn = epoch_batches(self.train.split, pictures, self.config.data, self.config.train.seed, 1)
         training, model = self.training(), self.learner.model
         batches = itertools.islice(drawn, self.steps)
-        return [training._inputs(model, self.train, batch) for batch in batches]
+        return [training._inputs(self.train, *training._load(model, self.train, batch)) for batch in batches]
 
     def bare(self, inputs: list[dict[str, Tensor]]) -> None:
         """The same encoders' forward, backward and optimizer steps, on tensors in memory."""
