@@ -24,7 +24,8 @@ STAGES = {
     ("runs", "processes"): 1.0,
     ("step",): 1.0,
     ("evaluation",): 0.5,
-    ("learning", "studies", "tests", "spread"): 4.2,
+    ("learning", "studies"): 3.5,
+    ("tests", "spread"): 0.7,  # pytest takes the cores that trainings need
     ("abreast",): 0.6,
     ("notebooks",): 0.7,
 }
