@@ -44,9 +44,9 @@ from timam_lab.speed.training import prepare
 def runs(lab: Lab) -> Iterator[Item]:
     root = lab.work / "smallest"
     render_pedestrians(root, PedestrianSpec(**SMALLEST), 1, progress=False)
+    yield Item("A run that SIGTERM stops", "resumed", partial(resumed_run, lab, root))
     yield Item("The same step on the device and on the CPU", "float32", partial(same_step, lab))
     yield Item("What waits for the device", "train_step and an epoch", partial(waits, lab))
-    yield Item("A run that SIGTERM stops", "resumed", partial(resumed_run, lab, root))
     for precision in lab.size(("bf16", "no"), ("no",)):  # bf16 takes a CPU many times as long
         for preset in lab.size(tuple(PRESETS), ("quick", "modern", "clip")):
             yield Item("Small runs", f"{preset}, {precision}", partial(small_run, lab, root, preset, precision))

@@ -46,7 +46,6 @@ def step(lab: Lab) -> Iterator[Item]:
             rows = partial(step_rows, preset, config, variants, peak, lab.size(3, 1))
             yield Item("Steps", f"{preset}, {batch}", rows)
 
-    yield from steps(lab.size(128, 4))
     for preset in lab.size(("paper", "modern", "quick"), ("quick",)):
         for frozen in (True, False):
             stage = "frozen" if frozen else "whole"
@@ -54,7 +53,7 @@ def step(lab: Lab) -> Iterator[Item]:
     config = step_config(lab, "modern", f"batch_size={lab.size(128, 4)}")
     for switch, change in switches(lab).items():
         yield Item("Switches", switch, partial(switch_row, switch, change, config, lab.size(5, 1)))
-    for batch in lab.size((512, 64, 256), ()):  # the others
+    for batch in lab.size((128, 512, 64, 256), (4,)):
         yield from steps(batch)
 
 
@@ -188,11 +187,11 @@ def evaluation(lab: Lab) -> Iterator[Item]:
     folder, size = some_pictures(lab), lab.size((224, 224), (64, 32))
     files = sorted(folder.rglob("*.jpg"))
     yield Item("Pixels to the device", "from the store", partial(to_device, files, size, lab.size(256, 8)))
-    for setting in encoding.SETTINGS[:: lab.size(1, 2)]:
-        row = partial(encoding.picture_row, folder, files, setting, lab.size(2, 1))
-        yield Item(f"Encoding {len(files)} pictures", setting[0], lambda row=row: [row()])  # type: ignore[misc]
     rows = partial(store_rows, folder, lab.size((384, 128), (64, 32)), lab.size(2, 1))
     yield Item("Stores and a torchvision loader", "384x128", rows)
+    for setting in encoding.SETTINGS[:: lab.size(-1, 2)]:
+        row = partial(encoding.picture_row, folder, files, setting, lab.size(2, 1))
+        yield Item(f"Encoding {len(files)} pictures", setting[0], lambda row=row: [row()])  # type: ignore[misc]
 
 
 def some_pictures(lab: Lab, count: int = 6_000) -> Path:
