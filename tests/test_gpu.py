@@ -123,9 +123,18 @@ def run_part(name, work, lab):
         outcome and outcome()
         entry["error"] = None
 
-works = {"runs": lambda: 0, "step": lambda: time.sleep(60), "learning": lambda: os._exit(3), "tests": lambda: 0}
+def render(folder, *arguments, **options):
+    time.sleep(1)
+    folder.with_name("rendered").touch()
+
+def rendered():
+    if not os.path.exists(sys.argv[sys.argv.index("--work") + 1] + "/rendered"):
+        os._exit(3)
+
+works = {"abreast": rendered, "notebooks": lambda: 0}
+works |= {"runs": lambda: 0, "step": lambda: time.sleep(60), "learning": lambda: os._exit(3), "tests": lambda: 0}
 made = {"timam_lab.speed.gpu.lab": {"run_part": run_part}, "timam_lab.speed.gpu.parts": {"PARTS": works},
-        "timam_lab.pedestrians": {"PedestrianSpec": None, "render_pedestrians": None},
+        "timam_lab.pedestrians": {"PedestrianSpec": dict, "render_pedestrians": render},
         "torch": {"cuda": types.SimpleNamespace(is_available=lambda: False)}}
 for name, values in made.items():
     sys.modules[name] = types.ModuleType(name)
@@ -149,6 +158,14 @@ def test_a_part_that_takes_too_long_or_dies_ends_alone_and_within_the_time(tmp_p
         assert row in done.stdout
     with tarfile.open(archive) as file:
         assert {"tables/summary.md", "tables/tests.json"} < set(file.getnames())
+
+
+def test_what_is_timed_waits_until_the_data_of_later_parts_are_rendered(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STUBS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "timam_lab.speed.gpu", "--rehearse", "--work", str(tmp_path), "--minutes", "0.5"]
+    done = subprocess.run([*command, "abreast", "notebooks"], env=environment, capture_output=True, text=True)
+    assert "abreast](abreast.md) | 1 | 0" in done.stdout, done.stdout + done.stderr
 
 
 def test_every_part_has_a_stage_of_the_eight_minutes_and_the_summary_a_line(lab):

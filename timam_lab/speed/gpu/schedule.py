@@ -98,6 +98,7 @@ def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> 
 
     shares = {tuple(n for n in stage if n in names): minutes for stage, minutes in STAGES.items()}
     stages = [stage for stage in shares if stage]
+    beside = set(next(iter(STAGES)))  # the parts that may run while the data are rendered
     renderer = context.Process(target=lead, args=(render, lab))
     if set(names) - set(OWN_DATA):
         renderer.start()
@@ -105,7 +106,7 @@ def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> 
     try:
         require_gpu(lab)  # imports torch while the first parts do
         for position, stage in enumerate(stages):
-            if set(stage) - set(OWN_DATA) and renderer.pid:
+            if renderer.pid and not beside.issuperset(stage):  # timings need quiet cores, too
                 end(renderer, finish - time.monotonic())
             current, left = started[-1], finish - time.monotonic()
             deadline = time.monotonic() + left * shares[stage] / sum(shares[s] for s in stages[position:])
@@ -115,7 +116,7 @@ def measure(names: list[str], finish: float, lab: Lab, archive: Path | None) -> 
                     connection.send("go")
             if position + 1 < len(stages):
                 started.append(begin(stages[position + 1]))
-            if position == 0 and renderer.pid:  # the first stage costs nothing while the data are made
+            if renderer.pid and beside.issuperset(stage):  # costs nothing while the data are made
                 renderer.join(max(0.0, finish - time.monotonic()))
             for process, _ in current:
                 end(process, deadline - time.monotonic())
