@@ -67,6 +67,10 @@ def test_a_difference_is_told_as_shown_not_shown_or_of_one_seed():
     assert gain.startswith("**a** against *b*: +100.0 points (+100.0 to +100.0 over seeds")
     assert gain.endswith("A gain.")
     assert "No difference is shown" in none_shown
+    row = {"variant": "a", "baseline": "b", "difference": 0.0, "p_holm": 1.0, "detectable": 0.04, "seeds_low": -0.01,
+           "seeds_high": 0.02, "identities_low": -0.03, "identities_high": 0.01}  # fmt: skip
+    (told,) = notebook.in_words(pd.DataFrame([row]))
+    assert told.endswith("4.0 points could have been detected, up to 3.0 are left possible.")
     (one_seed,) = notebook.in_words(statistics.compare({"a": all_right[:1], "b": none[:1]}, [("a", "b")], identities))
     assert one_seed.endswith("One seed, so nothing is shown.")
 

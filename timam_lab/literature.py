@@ -59,7 +59,7 @@ def gain(change: pd.Series) -> str:
 
 def no_change(change: pd.Series) -> str:
     """Whether a claimed equality is seen: all but a small difference is excluded; or 0 is; or neither."""
-    if change["equivalence_bound"] < SMALL:
+    if max(-change["seeds_low"], change["seeds_high"]) < SMALL:
         return AGREES
     return DISAGREES if change["seeds_low"] * change["seeds_high"] > 0 else OPEN
 

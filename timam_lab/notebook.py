@@ -280,8 +280,8 @@ def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
     """A sentence for each row of `timam_lab.statistics.compare`.
 
     A difference counts as shown where both intervals exclude 0 and the corrected p is below `level`. Otherwise the
-    sentence says which difference the seeds could have detected (80 % power) and which they leave possible (two
-    one-sided 5 % tests). With one seed there is no interval over seeds.
+    sentence says which difference the seeds could have detected (80 % power, at the corrected level) and how large a
+    difference one of the intervals still holds. With one seed there is no interval over seeds.
     """
     for row in compared.to_dict("records"):
         points = {key: f"{100 * value:+.1f}" for key, value in row.items() if key not in ("variant", "baseline")}
@@ -294,8 +294,9 @@ def in_words(compared: pd.DataFrame, level: float = 0.05) -> Iterable[str]:
         shown = excluded and row["p_holm"] < level
         verdict = "A gain" if row["difference"] > 0 else "A loss"
         if not shown:
-            within = f"at most {100 * row['equivalence_bound']:.1f} points are left possible"
-            verdict = f"No difference is shown: {100 * row['detectable']:.1f} points could have been detected, {within}"
+            within = max(abs(row[f"{over}_{end}"]) for over in ("seeds", "identities") for end in ("low", "high"))
+            detected = f"{100 * row['detectable']:.1f} points could have been detected"
+            verdict = f"No difference is shown: {detected}, up to {100 * within:.1f} are left possible"
         p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
         over_seeds = f"{points['seeds_low']} to {points['seeds_high']} over seeds"
         yield f"{pair} ({over_seeds}, {over_identities}, corrected {p}). {verdict}."

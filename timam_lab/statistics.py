@@ -89,14 +89,17 @@ def smallest_detectable(deviation: float, seeds: int, power: float = 0.8, alpha:
     return deviation * float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=power))
 
 
-def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+def paired_over_seeds(
+    ours: np.ndarray, baseline: np.ndarray, confidence: float = 0.95, comparisons: int = 1
+) -> dict[str, float]:
     """Compares two variants that ran with the same seeds by the differences ours - baseline.
 
-    "No difference shown" is not "no difference": `detectable` says what the study could have found, and
-    `equivalence_bound` how small a difference it shows the variants to be within.
+    "No difference shown" is not "no difference": `detectable` says what the study could have found, and the interval
+    which differences it leaves possible.
 
     Args:
         ours, baseline: (S,) one result per seed, in the same order.
+        comparisons: how many are made together.
 
     Returns:
         difference: its mean.
@@ -104,9 +107,8 @@ def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float 
         p: two-sided paired t-test; 1 where all differences are 0.
         effect_size: mean difference in standard deviations of the differences, with Hedges' correction for few
             seeds; infinite where the differences do not vary.
-        detectable: `smallest_detectable` at 80 % power and the 5 % level.
-        equivalence_bound: the smallest margin at which two one-sided 5 % tests (Schuirmann, 1987) show that the
-            difference is within plus or minus the margin; the larger end of the 90 % interval.
+        detectable: `smallest_detectable` at 80 % power, and at the 5 % level divided by `comparisons`: the level that
+            the smallest of their p values has to reach (Holm, 1979).
         All but the difference are NaN for a single seed.
 
     Raises:
@@ -125,10 +127,9 @@ def paired_over_seeds(ours: np.ndarray, baseline: np.ndarray, confidence: float 
             effect = mean / deviation * (1 - 3 / (4 * (count - 1) - 1))
         else:
             p, effect = (0.0, float(np.copysign(np.inf, mean))) if mean else (1.0, 0.0)
-        detectable = smallest_detectable(deviation, count)
-    bound = float(np.abs(mean_interval(differences, 0.9)[1:]).max())
+        detectable = smallest_detectable(deviation, count, alpha=0.05 / comparisons)
     return {"difference": mean, "seeds_low": low, "seeds_high": high, "p": p, "effect_size": effect,
-            "detectable": detectable, "equivalence_bound": bound}  # fmt: skip
+            "detectable": detectable}  # fmt: skip
 
 
 def compare(
@@ -155,7 +156,7 @@ def compare(
         if ours.shape != other.shape or ours.ndim != 2:
             raise ValueError(f"{variant} {ours.shape} and {baseline} {other.shape}: expected the same (seeds, queries)")
         low, high = bootstrap_interval((ours - other).mean(axis=0), identities, confidence)
-        over_seeds = paired_over_seeds(ours.mean(axis=1), other.mean(axis=1), confidence)
+        over_seeds = paired_over_seeds(ours.mean(axis=1), other.mean(axis=1), confidence, len(pairs))
         rows.append({"variant": variant, "baseline": baseline, **over_seeds, "identities_low": low,
                      "identities_high": high})  # fmt: skip
     frame = pd.DataFrame(rows)
