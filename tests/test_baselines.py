@@ -6,7 +6,7 @@ import torch
 
 from timam.evaluation import Embeddings
 from timam.metrics import chance
-from timam_lab.baselines import linear_baseline, tsne
+from timam_lab.baselines import linear_baselines, tsne
 
 
 def planted(pairs: int, seed: int):
@@ -20,7 +20,8 @@ def planted(pairs: int, seed: int):
 
 
 def test_linear_baseline_recovers_a_planted_map():
-    image_map, text_map = linear_baseline(*planted(200, seed=1), components=4, alpha=1e-3)
+    image_map, text_maps = linear_baselines(*planted(200, seed=1), components=4, penalties=(1e-3, 10.0))
+    text_map = text_maps[1e-3]
     images, texts = planted(50, seed=2)  # new pairs
     mapped, predicted = image_map.transform(images), text_map.predict(texts)
     assert mapped.shape == predicted.shape == (50, 4)
@@ -28,6 +29,10 @@ def test_linear_baseline_recovers_a_planted_map():
     np.testing.assert_allclose(
         np.cov(image_map.transform(planted(200, seed=1)[0]).T), np.eye(4), atol=1e-10
     )  # whitened
+    fewer, text_maps = linear_baselines(*planted(200, seed=1), components=2, penalties=(10.0,))
+    np.testing.assert_allclose(fewer.transform(images), mapped[:, :2], atol=1e-6)  # the first columns
+    _, all_maps = linear_baselines(*planted(200, seed=1), components=4, penalties=(10.0,))
+    np.testing.assert_allclose(text_maps[10.0].predict(texts), all_maps[10.0].predict(texts)[:, :2], atol=1e-6)
     similarity = predicted @ mapped.T / np.linalg.norm(predicted, axis=1)[:, None] / np.linalg.norm(mapped, axis=1)
     assert (similarity.argmax(axis=1) == np.arange(50)).mean() > 0.95
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
@@ -32,25 +34,27 @@ def tsne(
     return points[: len(image_embeddings)], points[len(image_embeddings) :]
 
 
-def linear_baseline(
-    image_features: np.ndarray, text_features: np.ndarray, components: int, alpha: float
-) -> tuple[Pipeline, Pipeline]:
-    """Ridge regression from frozen text features to frozen image features. Source: ours.
+def linear_baselines(
+    image_features: np.ndarray, text_features: np.ndarray, components: int, penalties: Sequence[float]
+) -> tuple[Pipeline, dict[float, Pipeline]]:
+    """Ridge regressions from frozen text features to frozen image features. Source: ours.
 
     Image features are standardised and reduced to whitened principal components. The standardised text features are
-    regressed onto those. Retrieval is by cosine similarity in that space.
+    regressed onto those. Retrieval is by cosine similarity in that space. The components are in the order of their
+    variance and are regressed one by one. So the first columns are the baseline with fewer components.
 
     Args:
         image_features: (P, C) of paired training examples; text_features: (P, C').
-        components: principal components kept of the images.
-        alpha: ridge penalty.
+        components: principal components kept of the images, at most P and C.
+        penalties: ridge penalties.
 
     Returns:
-        (image_map, text_map), fitted estimators: image_map.transform(images) and text_map.predict(texts).
+        (image_map, {penalty: text_map}), fitted estimators: image_map.transform(images) and text_map.predict(texts)
+        are (N, components).
     """
     image_map = make_pipeline(StandardScaler(), PCA(components, whiten=True, random_state=0)).fit(image_features)
-    text_map = make_pipeline(StandardScaler(), Ridge(alpha)).fit(text_features, image_map.transform(image_features))
-    return image_map, text_map
+    mapped = image_map.transform(image_features)
+    return image_map, {a: make_pipeline(StandardScaler(), Ridge(a)).fit(text_features, mapped) for a in penalties}
 
 
 def frozen_features(
