@@ -30,11 +30,13 @@ def test_without_papermill_there_is_nothing_to_refuse():
     parameters.check({**namespace(""), "In": ["root: str = ''", "parameters.check(globals())"], "level": "2"})
 
 
-def test_the_last_cell_names_commit_versions_data_and_parameters(people: Path):
+def test_the_last_cell_names_commit_versions_data_and_parameters(people: Path, monkeypatch):
+    begun = parameters.COMMIT
+    monkeypatch.setenv("TIMAM_COMMIT", "of a later commit, made while the notebook ran")
     text = parameters.produced(namespace("", root=people, dataset="cuhk-pedes")).data
     for part in (
         "| torch | `",
-        "| commit | `",
+        f"| commit | `{begun}` |",
         "| data_fingerprint | `",
         "| level | `1` |",
         f"| root | `{os.path.relpath(people)}` |",

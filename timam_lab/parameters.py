@@ -16,7 +16,8 @@ from timam.data import load_dataset
 from timam.provenance import commit, provenance
 from timam_lab.notebook import REPOSITORY, configure
 
-STARTED = time.monotonic()  # `check` is called first
+# `check` is called first: these are of the notebook's start, whose code it runs.
+STARTED, COMMIT = time.monotonic(), commit(*(REPOSITORY / part for part in ("notebooks", "timam", "timam_lab")))
 ACCEPTED: dict[type, tuple[type, ...]] = {float: (float, int)}  # the other types accept themselves
 
 
@@ -49,8 +50,7 @@ def produced(namespace: Mapping[str, Any]) -> Markdown:
     given = {name: namespace[name] for name in namespace.get("__annotations__", {})}
     parameters = {name: os.path.relpath(v) if isinstance(v, Path) else str(v) for name, v in given.items()}
     made = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    made |= {"commit": commit(*(REPOSITORY / part for part in ("notebooks", "timam", "timam_lab"))),
-             "seconds": round(time.monotonic() - STARTED)}  # fmt: skip
+    made |= {"commit": COMMIT, "seconds": round(time.monotonic() - STARTED)}
     dataset, root = parameters.get("dataset"), Path(parameters.get("root") or "?")
     if dataset and root.exists():
         columns = configure("paper", dataset, root, parameters.get("settings", "")).data.renamed
