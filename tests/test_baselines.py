@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from layouts import TINY_SETTINGS
 
-from timam.evaluation import Embeddings
+from timam import config as configs
+from timam.data import load_dataset
+from timam.evaluation import Embeddings, evaluate
 from timam.metrics import chance
-from timam_lab.baselines import linear_baselines, tsne
+from timam_lab import baselines, notebook
+from timam_lab.baselines import linear_baselines, tsne, tuned_baseline
 
 
 def planted(pairs: int, seed: int):
@@ -35,6 +39,36 @@ def test_linear_baseline_recovers_a_planted_map():
     np.testing.assert_allclose(text_maps[10.0].predict(texts), all_maps[10.0].predict(texts)[:, :2], atol=1e-6)
     similarity = predicted @ mapped.T / np.linalg.norm(predicted, axis=1)[:, None] / np.linalg.norm(mapped, axis=1)
     assert (similarity.argmax(axis=1) == np.arange(50)).mean() > 0.95
+
+
+def test_baseline_is_chosen_on_validation_and_stands_beside_results(people, language_model, monkeypatch):
+    settings = [*TINY_SETTINGS, f"language_model={language_model}", "dataset=cuhk-pedes", f"root={people}"]
+    config = configs.override(configs.PRESETS["smoke"], settings)
+    data = load_dataset("cuhk-pedes", people)
+
+    def baseline():
+        torch.manual_seed(0)  # this backbone has no pretrained weights
+        return tuned_baseline(config.model, data)
+
+    scores = {}
+    for size in (2, 4):
+        for penalty in (1.0, 1e3):
+            with monkeypatch.context() as patch:  # one choice at a time
+                patch.setattr(baselines, "COMPONENTS", (size,))
+                patch.setattr(baselines, "PENALTIES", (penalty,))
+                alone, _ = baseline()
+            scores[size, penalty] = evaluate(alone(data.split("val")))["text_to_image"]["mAP"]
+    monkeypatch.setattr(baselines, "COMPONENTS", (2, 4))
+    monkeypatch.setattr(baselines, "PENALTIES", (1.0, 1e3))
+    embed, told = baseline()
+    assert evaluate(embed(data.split("val")))["text_to_image"]["mAP"] == pytest.approx(max(scores.values()))
+    assert "an end of the grid" in told  # there is no penalty between the two
+    torch.manual_seed(0)
+    rows = notebook.references(config).set_index("variant")
+    assert list(rows.index) == ["linear baseline", "chance"]
+    found = evaluate(embed(data.split("test")))
+    assert rows.loc["linear baseline", "image_to_text_mAP"] == pytest.approx(found["image_to_text"]["mAP"])
+    assert rows.loc["chance", "text_to_image_rank_1"] == found["text_to_image"]["chance"]
 
 
 def test_tsne_keeps_groups_together_and_repeats():

@@ -21,10 +21,12 @@ from pandas.io.formats.style import Styler
 from timam import arguments
 from timam import config as configs
 from timam.config import Config, LossConfig
-from timam.data import Split
-from timam.evaluation import Embeddings
+from timam.data import Split, load_dataset
+from timam.evaluation import DIRECTIONS, Embeddings, evaluate
 from timam.images import read_image
+from timam.metrics import chance
 from timam_lab import plots
+from timam_lab.baselines import tuned_baseline
 from timam_lab.failures import PedestrianTruth, readable
 from timam_lab.oracle import oracle
 from timam_lab.statistics import mean_intervals, plus_minus
@@ -185,6 +187,20 @@ def ceilings(root: Path | str, split: str = "test") -> pd.DataFrame:
     return pd.DataFrame(rows.values())
 
 
+def references(config: Config) -> pd.DataFrame:
+    """What the test results of a config are compared with, as rows for `percents`: the linear baseline
+    (`timam_lab.baselines`), which takes about a minute, chance, and the ceiling where it is known (`ceilings`)."""
+    data = load_dataset(config.data.dataset, config.data.root, columns=config.data.renamed)
+    embeddings = tuned_baseline(config.model, data)[0](data.split("test"))
+    rows: list[dict] = [{"variant": "linear baseline"}, {"variant": "chance"}]
+    found = evaluate(embeddings)
+    for direction in DIRECTIONS:
+        rows[0] |= {f"{direction}_{name}": value for name, value in found[direction].items()}
+        rows[1][f"{direction}_rank_1"] = chance(*embeddings.direction(direction)[2:])
+    bounds = ceilings(config.data.root)
+    return pd.concat([pd.DataFrame(rows if bounds.empty else rows[:1]), bounds], ignore_index=True)
+
+
 def ceiling_in_words(root: Path | str) -> Iterable[str]:
     """A sentence with `ceilings` of text to image, test split; none for other data than rendered pedestrians."""
     if len(table := ceilings(root)):
@@ -204,7 +220,7 @@ def percents(
 ) -> Styler:
     """`variant_table` for reading: each measure under its title as "12.3 ± 0.4", without ± for one seed.
 
-    Fractions are in percent; the distance of the centroids is not one. `bounds` (`ceilings`) are further rows.
+    Fractions are in percent; the distance of the centroids is not one. `bounds` (`references`) are further rows.
     """
     table = pd.concat([table.astype({"seeds": "Int64"}), bounds], ignore_index=True)
 
