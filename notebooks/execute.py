@@ -31,7 +31,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
-FOLDERS = ("root", "runs", "instances", "collection", "study")  # parameters that name a folder
+FOLDERS = ("root", "runs", "instances", "collection", "study", "trained")  # parameters that name a folder
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar", ".txt", ".token")
 # They show all runs in a folder, which other notebooks made: the parameter that names it, and its default.
 SHOWS_RUNS = {"05_modality_gap": ("study", "../runs/studies"), "07_results": ("runs", "../runs")}
@@ -137,6 +137,7 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
     if executed.exists() and stamp.exists() and stamp.read_text() == wanted:
         click.echo(f"{name}: up to date")
         return True
+    click.echo(f"{name}: running")
     started, temporary = time.monotonic(), output / f".{name}.ipynb"  # moved only on success
     try:
         papermill.execute_notebook(

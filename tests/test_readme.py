@@ -82,7 +82,15 @@ def parse_timam(words: list[str]) -> None:
     command, name = cli.cli, "timam"
     while isinstance(command, click.Group):
         command, name, words = command.get_command(click.Context(command), words[0]), words[0], words[1:]
-    real = {"NAME": "csv", "runs": ".", "runs/mine": ".", "RUN": ".", "ROOT": ".", "FOLDER": "."}  # folders must exist
+    real = {
+        "NAME": "csv",
+        "runs": ".",
+        "runs/mine": ".",
+        "runs/own": ".",
+        "RUN": ".",
+        "ROOT": ".",
+        "FOLDER": ".",
+    }  # folders must exist
     words = [real.get(word, word) for word in words]
     given = command.make_context(name, words, resilient_parsing=not words).params
     if name == "train" and words:
@@ -121,7 +129,8 @@ def test_command_that_does_not_run_here_is_a_right_call(command):
 def test_recipes_of_the_clusters_are_well_formed():
     """SLURM's script is valid shell; Kubernetes' manifest is YAML; both call the runner rightly."""
     (script,), (manifest,) = blocks("sbatch"), blocks("yaml")
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for shell in (script, *blocks("sh")):
+        subprocess.run(["bash", "-n"], input=shell, text=True, check=True)
     entry = yaml.safe_load(manifest)["spec"]["entrypoint"]
     for command in (script.replace("\\\n", " ").strip().splitlines()[-1], entry):
         parse_notebook(shlex.split(command.partition("notebooks/execute.py ")[2]))

@@ -25,6 +25,7 @@ from timam.cli import cli
 from timam.config import Config
 from timam.evaluation import Embeddings
 from timam.files import write_sums
+from timam.images import read_image
 from timam.provenance import code_fingerprint
 from timam.run import BusyError, Run, RunError
 from timam.training import fit
@@ -268,8 +269,11 @@ def test_table_by_hand(people, tmp_path):
             config = tiny_config(people, *settings.split(), f"train.seed={seed}")
             finished(config, tmp_path, value, commit="abc" if seed < 2 else "def")
     (tmp_path / "unfinished").mkdir()
-    result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--csv", str(tmp_path / "t.csv")])
+    result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--csv", str(tmp_path / "t.csv"),
+                                      "--figure", str(tmp_path / "t.png")])  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert read_image(tmp_path / "t.png").width > 500
+    assert CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--figure", "t"]).exit_code == 2
     assert "30.0 ± 24.8" in result.output
     frame = pd.read_csv(tmp_path / "t.csv").set_index("variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}

@@ -190,15 +190,24 @@ def studies() -> None:
 @studies.command("table")
 @click.argument("runs", type=arguments.EXISTING_FOLDER)
 @click.option("--csv", type=arguments.FILE, help="Also write it here, as fractions.")
-def studies_table(runs: Path, csv: Path | None) -> None:
+@click.option("--figure", type=arguments.FILE, help="Also draw it here: mean and interval of each variant; .png, .pdf.")
+def studies_table(runs: Path, csv: Path | None, figure: Path | None) -> None:
     """One row for each variant among the finished runs in the folder RUNS.
 
     Mean in percent with its 95 % interval over the seeds, the seeds and the commit. Runs whose settings differ in the
     seed only are one variant; it is named by the settings in which it differs from most others.
     """
+    if figure is not None:
+        from timam_lab.rankings import check_figure
+
+        check_figure(figure)
     from timam_lab.studies import table, table_text
 
     frame = table(runs)
     click.echo(table_text(frame))
     if csv:
         frame.to_csv(csv, index=False)
+    if figure is not None:
+        from timam_lab.plots import variants
+
+        variants(frame).savefig(figure, dpi=110, bbox_inches="tight")

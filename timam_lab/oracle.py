@@ -44,6 +44,8 @@ def read_truth(root: Path | str) -> list[Picture]:
         ValueError: one that is not ours.
     """
     path = Path(root) / "attributes.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; only rendered pedestrians have one, and with it a ceiling")
     truth = read_json(path)
     try:
         people = {person["id"]: person for person in truth["identities"]}

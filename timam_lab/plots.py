@@ -292,6 +292,22 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
     return figure
 
 
+def variants(frame: pd.DataFrame) -> Figure:
+    """`timam_lab.studies.table`: a row per variant, with rank-1 in percent and its 95 % interval over seeds."""
+    metrics = {"text_to_image_rank_1": "text to image, rank-1", "image_to_text_rank_1": "image to text, rank-1"}
+    figure, axes = _panels(1, len(metrics), 9, 1.1 + 0.36 * len(frame), sharey=True)
+    for axis, (metric, title) in zip(axes.flat, metrics.items(), strict=True):
+        mean, low, high = (100 * frame[f"{metric}{end}"].to_numpy() for end in ("", "_low", "_high"))
+        axis.errorbar(mean, range(len(frame)), xerr=[mean - low, high - mean], fmt="o", capsize=4, color=MAIN)
+        axis.set(title=title, xlabel="percent", ylim=(len(frame) - 0.4, -0.6))
+        axis.set_xlim(left=0)
+    counts = frame["seeds"].str.count(",") + 1
+    names = [f"{textwrap.fill(name, 40)} (n = {n})" for name, n in zip(frame["variant"], counts, strict=True)]
+    axes.flat[0].set_yticks(range(len(frame)), names)
+    figure.supxlabel("mean over n seeds with its 95 % interval (none for one seed)", fontsize=9)
+    return figure
+
+
 def differences(frame: pd.DataFrame, label: str) -> Figure:
     """A row per comparison: difference of two variants, its intervals over seeds and over query identities.
 

@@ -96,8 +96,8 @@ def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center
         axis.imshow(picture)
 
 
-def check_figure(figure: Path, answers: float) -> None:
-    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything is encoded.
+def check_figure(figure: Path, answers: float = 0) -> None:
+    """Raises UsageError or FileNotFoundError for a figure that cannot be drawn, before anything else is done.
 
     `answers`: the most pictures that it may show; infinity for sentences from the standard input.
     """

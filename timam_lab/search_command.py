@@ -137,6 +137,8 @@ def _open(
     from timam_lab.approximate import IndexedGallery
 
     if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(f"{path}: expected a folder of pictures, or a .parquet of embeddings")
         read = galleries.parquet_gallery(path)
         return path.parent, IndexedGallery.of(read) if approximate else read
     encode_parts = partial(galleries.encode_on_ray, gpus=gpus) if engine == "ray" else None
