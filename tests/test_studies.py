@@ -252,7 +252,7 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
     """A run directory with made-up results."""
     folder = Run.named(runs, config).folder
     folder.mkdir(parents=True)
-    measures = {"rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
+    measures = {"chance": 0.04, "rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
     metrics = {"dataset": "csv", "best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
                "modality_gap": {}, "provenance": {"commit": commit, "data_fingerprint": data}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
@@ -275,6 +275,7 @@ def test_table_by_hand(people, tmp_path):
     assert read_image(tmp_path / "t.png").width > 500
     assert CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--figure", "t"]).exit_code == 2
     assert "30.0 ± 24.8" in result.output
+    assert " 4.00 " in result.output  # chance
     frame = pd.read_csv(tmp_path / "t.csv").set_index("variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
     base = frame.loc["base"]
@@ -302,6 +303,8 @@ def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
         table(tmp_path)
     shutil.rmtree(second)
     finished(tiny_config(people, "data.root=/elsewhere"), tmp_path, 0.2)
+    assert table(tmp_path)["seeds"].tolist() == ["0"]  # the same run under another name
+    finished(tiny_config(people, "data.root=/nowhere"), tmp_path, 0.3)
     with pytest.raises(StudyError, match="a seed twice"):
         table(tmp_path)
 

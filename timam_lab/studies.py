@@ -396,7 +396,9 @@ def table(runs: Path | str) -> pd.DataFrame:
 
     Returns:
         variant; seeds, for example "0, 1, 2"; of each of `TABLE_METRICS` NAME, NAME_low and NAME_high (mean and 95 %
-        interval over the seeds, fractions; NaN ends for one seed); commit and data_fingerprint.
+        interval over the seeds, fractions; NaN ends for one seed); chance (of rank-1 of text to image; NaN for runs
+        that are older than it); commit and data_fingerprint. A run that stands there twice, with the same results, is
+        counted once.
 
     Raises:
         StudyError: no finished run; a damaged one; a variant with runs on different data, or with a seed twice.
@@ -432,7 +434,7 @@ def _names(variants: Sequence[tuple[tuple[str, Any], ...]]) -> dict[tuple[tuple[
 
 def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
     """The row of one variant. Raises StudyError for runs that do not belong in one row."""
-    part = part.sort_values("seed")
+    part = part.sort_values("seed").drop_duplicates(["seed", "data_fingerprint", *TABLE_METRICS])
     lines = "".join(f"\n  {r.folder}: seed {r.seed}, data {r.data_fingerprint}" for r in part.itertuples())
     if part["data_fingerprint"].nunique(dropna=False) > 1:
         raise StudyError(f"{name}: runs on different data; remove those on other data than the rest:{lines}")
@@ -440,6 +442,7 @@ def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
         raise StudyError(f"{name}: a seed twice; remove one of the runs:{lines}")
     commits = ", ".join(dict.fromkeys(str(commit)[:12] for commit in part["commit"]))
     return {"variant": name, "seeds": ", ".join(map(str, part["seed"])), **mean_intervals(part, TABLE_METRICS),
+            "chance": part.get("text_to_image_chance", pd.Series([np.nan])).iloc[0],
             "commit": commits, "data_fingerprint": part["data_fingerprint"].iloc[0]}  # fmt: skip
 
 
@@ -448,4 +451,5 @@ def table_text(frame: pd.DataFrame) -> str:
     shown = frame[["variant", "seeds"]].copy()
     for metric in TABLE_METRICS:
         shown[metric.replace("_", " ")] = [plus_minus(row, metric) for _, row in frame.iterrows()]
+    shown["chance of rank-1"] = [f"{100 * value:.2f}" for value in frame["chance"]]
     return shown.join(frame["commit"]).to_string(index=False)
