@@ -32,16 +32,12 @@ _Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 # -- the reported metrics ------------------------------------------------------------------------------------------
 
 
-def _within(k: int) -> Callable[[PerQuery], np.ndarray]:
-    return lambda per_query: per_query["rank"] <= k
-
-
 def declare_metrics(ranks: Sequence[int]) -> dict[str, Callable[[PerQuery], np.ndarray]]:
     """The metrics that are means over queries, with a rank-k for each k.
 
     {name: its value of each query, (Q,) in [0, 1], from the results of `query_metrics`}
     """
-    return {f"rank_{k}": _within(k) for k in ranks} | {
+    return {f"rank_{k}": lambda per_query, k=k: per_query["rank"] <= k for k in ranks} | {
         "mAP": lambda per_query: per_query["average_precision"],
         "mINP": lambda per_query: per_query["inverse_penalty"],
     }
@@ -51,7 +47,7 @@ def declare_metrics(ranks: Sequence[int]) -> dict[str, Callable[[PerQuery], np.n
 RETRIEVAL_METRICS = declare_metrics(ranks=(1, 5, 10))
 
 
-def _summarize(per_query: PerQuery, ranks: Sequence[int]) -> dict[str, float]:
+def _summarize(per_query: PerQuery, ranks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     without = np.isnan(per_query["rank"])
     if without.any():
         raise ValueError(f"{without.sum()} of {len(without)} queries have no item of their label in the gallery")
@@ -99,26 +95,23 @@ def query_metrics(
     of the last of them. `retrieval_metrics` averages them; a bootstrap resamples them.
     """
     sides = _checked_sides(("query", query_embeddings, query_labels), ("gallery", gallery_embeddings, gallery_labels))
-    return _by_chunk(_chunk_metrics, _unit(*sides))
+    return _by_chunk(_chunk_metrics, sides)
 
 
 def two_way_metrics(
-    image_embeddings: Tensor,
-    text_embeddings: Tensor,
-    image_labels: Tensor,
-    text_labels: Tensor,
-    ranks: Sequence[int] = (1, 5, 10),
+    image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor
 ) -> dict[str, dict[str, float]]:
     """{"text_to_image", "image_to_text"}: `retrieval_metrics` of each, from one product where it fits in a chunk."""
     checked = _checked_sides(("image", image_embeddings, image_labels), ("text", text_embeddings, text_labels))
-    images, texts, image_labels, text_labels = _unit(*checked)
-    similarity = texts @ images.T if len(texts) * len(images) <= _CHUNK else None
+    images, texts, image_labels, text_labels = checked
+    fits = len(texts) * len(images) <= _CHUNK
+    similarity = F.normalize(texts, dim=1) @ F.normalize(images, dim=1).T if fits else None
     transposed = None if similarity is None else similarity.T.contiguous()  # 3 times faster than another product
     directions = {
         "text_to_image": ((texts, images, text_labels, image_labels), similarity),
-        "image_to_text": ((images, texts, image_labels, text_labels), transposed),
+        "image_to_text": (checked, transposed),
     }
-    return {name: _summarize(_by_chunk(_chunk_metrics, *sides), ranks) for name, sides in directions.items()}
+    return {name: _summarize(_by_chunk(_chunk_metrics, *sides)) for name, sides in directions.items()}
 
 
 def open_set_metrics(
@@ -151,7 +144,7 @@ def open_set_metrics(
     # Of each query: its largest similarity, whether that is a relevant item's, and whether it has any.
     best, right, known = _by_chunk(
         lambda similarity, rank, count: {"best": similarity.amax(dim=1), "right": rank[:, 0] == 1, "known": count > 0},
-        _unit(*sides),
+        sides,
     ).values()
     if known.all() or not known.any():
         count = f"{known.sum()} of {len(known)} queries"
@@ -189,15 +182,12 @@ def _checked_sides(*sides: tuple[str, Tensor, Tensor], kind: str = "labels") -> 
     return queries, gallery, query_labels, gallery_labels
 
 
-def _unit(queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> _Sides:
-    return F.normalize(queries, dim=1), F.normalize(gallery, dim=1), query_labels, gallery_labels
-
-
 def _by_chunk(
     function: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]], sides: _Sides, similarity: Tensor | None = None
 ) -> dict[str, np.ndarray]:
     """`function(similarity (q, G), _relevant_ranks (q, P), their number (q,))`, for q queries at a time."""
     queries, gallery, *labels = sides
+    queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     _, label = torch.cat(labels).unique(return_inverse=True)
     query_label, gallery_label = label[: len(queries)], label[len(queries) :]
     order, sizes = gallery_label.argsort(), gallery_label.bincount(minlength=int(label.max()) + 1)
@@ -254,11 +244,7 @@ def _chunk_metrics(_: Tensor, rank: Tensor, count: Tensor) -> dict[str, Tensor]:
 
 
 def class_retrieval_metrics(
-    image_embeddings: Tensor,
-    image_classes: Tensor,
-    caption_embeddings: Tensor,
-    caption_classes: Tensor,
-    k: int = 50,
+    image_embeddings: Tensor, image_classes: Tensor, caption_embeddings: Tensor, caption_classes: Tensor, k: int = 50
 ) -> dict[str, float]:
     """{"image_to_text_rank_1", f"text_to_image_ap_{k}"} as reported on CUB and Oxford Flowers (Reed et al., CVPR 2016).
 
@@ -295,5 +281,5 @@ def hits_among_first(
     k: int, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor
 ) -> np.ndarray:
     """How many of each query's first k gallery items are relevant, (Q,) float64."""
-    sides = _unit(queries, gallery, query_labels, gallery_labels)
+    sides = queries, gallery, query_labels, gallery_labels
     return _by_chunk(lambda _, rank, count: {"hits": (rank <= k).sum(dim=1).double()}, sides)["hits"]
