@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +52,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
-    turn = Image.Transpose[_TURNS[orientation - 2]] if 2 <= orientation <= 8 else None
+    turn = None
+    with suppress(Exception):  # Pillow raises many kinds for damaged metadata; the pixels may be whole
+        turn = dict(enumerate(_TURNS, 2)).get(int(image.getexif().get(0x0112, 1)))
     if image.mode == "RGB" and "transparency" not in image.info and turn is None:
         return image  # each of the steps below would copy it
     if turn is not None:  # ImageOps.exif_transpose writes all tags anew, which fails where any of them is malformed
         transparency = image.info.get("transparency")
-        image = image.transpose(turn)
+        image = image.transpose(Image.Transpose[turn])
         image.info = {} if transparency is None else {"transparency": transparency}  # without the orientation
     if image.mode.startswith("I"):  # 16 bits a channel: convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
@@ -65,13 +67,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # Pillow raises many kinds for damaged metadata; the pixels may be whole
-        return 1
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
