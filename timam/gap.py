@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 _LIMIT = 5000  # images or texts that are measured; the memory grows with the square
 _NEIGHBOURS = 10  # per sample, for cross_modal_neighbours
+LINEAR_PROBE = LogisticRegression(class_weight="balanced", max_iter=1000)  # of "probe_accuracy"; only copies are fitted
 
 
 def modality_gap(
@@ -47,7 +48,7 @@ def modality_gap(
         texts = kernel[n:, n:].sum(dtype=float) / np.float64(m * (m - 1))
         return {
             "centroid_distance": float(np.linalg.norm(both[:n].mean(axis=0) - both[n:].mean(axis=0))),
-            "probe_accuracy": balanced_mean(probe_hits(both, is_image, identities, linear_probe()), is_image),
+            "probe_accuracy": balanced_mean(probe_hits(both, is_image, identities, LINEAR_PROBE), is_image),
             "mmd_squared": float(images + texts - 2 * kernel[:n, n:].mean(dtype=float)),
             "cross_modal_neighbours": balanced_mean(crossed_neighbours(similarity, is_image), is_image),
             "alignment": float((2 - 2 * similarity[:n, n:][own]).sum(dtype=float) / np.float64(own.sum())),
@@ -57,11 +58,7 @@ def modality_gap(
 
 
 def unit_sample(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    image_labels: np.ndarray,
-    text_labels: np.ndarray,
-    seed: int,
+    images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What `modality_gap` measures: unit-length embeddings (N, D), their identities (N,) in [0, C), is_image (N,) bool.
 
@@ -77,7 +74,7 @@ def unit_sample(
             counts = np.bincount(labels[modality], minlength=len(known))[drawn].cumsum()
             drawn = drawn[: max(2, int(np.searchsorted(counts, _LIMIT, side="right")))]
     kept = np.isin(labels, drawn)
-    both = np.concatenate([image_embeddings, text_embeddings])[kept]
+    both = np.concatenate([images, texts])[kept]
     unit = both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
     return unit, np.unique(labels[kept], return_inverse=True)[1], is_image[kept], drawn
 
@@ -95,11 +92,6 @@ def crossed_neighbours(similarity: np.ndarray, is_image: np.ndarray) -> np.ndarr
     nearest = np.argpartition(distance, count - 1, axis=1)[:, :count]
     expected = np.where(is_image, (~is_image).sum(), is_image.sum()) / (len(is_image) - 1)
     return (is_image[nearest] != is_image[:, None]).mean(axis=1) / expected
-
-
-def linear_probe() -> LogisticRegression:
-    """The probe behind `modality_gap`'s "probe_accuracy", not fitted."""
-    return LogisticRegression(class_weight="balanced", max_iter=1000)
 
 
 def probe_hits(embeddings: np.ndarray, is_image: np.ndarray, identities: np.ndarray, probe: Any) -> np.ndarray:

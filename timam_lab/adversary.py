@@ -224,5 +224,5 @@ def what_a_probe_uses(embeddings: Embeddings, parts: Sequence[int] = (5, 10, 20,
 def probe_accuracy(images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray) -> float:
     """`timam.gap.modality_gap`'s "probe_accuracy" of embeddings as they are, not scaled to unit length."""
     both, is_image = np.concatenate([images, texts]), np.repeat([True, False], [len(images), len(texts)])
-    right = gap.probe_hits(both, is_image, np.concatenate([image_labels, text_labels]), gap.linear_probe())
+    right = gap.probe_hits(both, is_image, np.concatenate([image_labels, text_labels]), gap.LINEAR_PROBE)
     return float((right[is_image].mean() + right[~is_image].mean()) / 2)

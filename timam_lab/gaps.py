@@ -45,7 +45,7 @@ def modality_gap(
     both, identities, is_image, drawn = gap.unit_sample(*sides, seed)
     probes: dict[str, Any] = {"nonlinear_probe_accuracy": SVC(class_weight="balanced")} if nonlinear else {}
     if resamples:
-        probes["probe_accuracy"] = gap.linear_probe()
+        probes["probe_accuracy"] = gap.LINEAR_PROBE
     each = {name: gap.probe_hits(both, is_image, identities, probe) for name, probe in probes.items()}
     result |= {name: gap.balanced_mean(values, is_image) for name, values in each.items()}
     result = {name: result[name] for name in GAP_MEASURES if name in result}
