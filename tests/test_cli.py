@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -21,7 +22,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity, normalize
 
 from timam import cli, training
-from timam.config import PRESETS, to_dict
+from timam.config import PRESETS
 from timam.interruption import Interrupted
 from timam.run import Run
 from timam.search import Gallery
@@ -142,7 +143,7 @@ def test_mistakes_are_told_before_torch_is_imported(people, tmp_path):
     """Each is told with its exit code in half a second; torch and transformers would take several."""
     train = ["train", "--dataset", "cuhk-pedes", "--output", str(tmp_path / "run"), "--root"]
     (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished/config.json").write_text(json.dumps(to_dict(PRESETS["smoke"])))
+    (tmp_path / "unfinished/config.json").write_text(json.dumps(asdict(PRESETS["smoke"])))
     calls = {
         (*train, str(people), "--set", "train.epochs=many"): (2, "train.epochs = 'many': expected a valid integer"),
         (*train, str(people), "--set", "train.epochs"): (2, "expected KEY=VALUE"),

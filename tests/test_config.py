@@ -8,11 +8,13 @@ import pickle
 import re
 import typing
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
 from timam import config as configs
-from timam.config import PRESETS, Config, departures, fingerprint, flat, from_dict, override, to_dict
+from timam.config import PRESETS, Config, departures, fingerprint, flat, from_dict, override
+from timam.run import Run
 
 # What design.md section 1 marks as recalled of the paper, and this repository's answer to what the paper leaves open.
 PAPER = {
@@ -73,13 +75,13 @@ OLD_FINGERPRINT = "b3ba44d5"
 def test_preset_carries_its_name_and_survives_json_and_pickle(name):
     config = PRESETS[name]
     assert config.preset == name
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(asdict(config)))) == config
     assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
     assert config.data.color_jitter == 0  # captions name the colours
 
 
 def test_paper_preset_has_the_recalled_values():
-    found = to_dict(PRESETS["paper"])
+    found = asdict(PRESETS["paper"])
     assert {section: {key: found[section][key] for key in PAPER[section]} for section in PAPER} == PAPER
 
 
@@ -99,7 +101,7 @@ def test_presets_keep_the_fingerprints_of_their_existing_runs(name, digits):
 
 def test_existing_run_is_read_and_found_again(tmp_path):
     (tmp_path / "config.json").write_text(OLD)
-    config = configs.load(tmp_path / "config.json")
+    config = Run(tmp_path).config()
     assert fingerprint(config) == OLD_FINGERPRINT
     old = {f"{section}.{key}": value for section in configs.SECTIONS for key, value in json.loads(OLD)[section].items()}
     assert flat(config) == flat(Config()) | old
@@ -219,4 +221,4 @@ def test_malformed_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        configs.load(path)
+        Run(tmp_path).config()

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from layouts import tiny_config, write_person_search
 from running import ROOT, assert_same_history, free_port, started, train_command, wait_until
 
 from timam import job, learner, training
-from timam.config import Config, DataConfig, LossConfig, TrainConfig, to_dict
+from timam.config import Config, DataConfig, LossConfig, TrainConfig
 from timam.data.batches import epoch_batches
 from timam.job import Job
 from timam.learner import Learner, build_optimizers
@@ -187,7 +187,7 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes(people, tmp_
     done = len(Run(run).history())
     config = Run(run).config()
     config = replace(config, train=replace(config.train, epochs=done + 1))
-    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    (run / "config.json").write_text(json.dumps(asdict(config)))
     training.fit(config, run, resume=True, progress=False)
     assert len(Run(run).history()) == done + 1
 

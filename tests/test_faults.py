@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,11 +202,12 @@ def test_clock_that_jumps(config, undisturbed, tmp_path, monkeypatch):
 def test_interrupted_papermill_saves_the_step(people, tmp_path):
     """Ctrl-C reaches papermill, which interrupts its kernel and then ends it within five seconds."""
     config = tiny_config(people, "train.epochs=300", "train.early_stop=none")
-    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
     source = f"""
 from pathlib import Path
-from timam import config, training
-training.fit(config.load(Path({str(tmp_path / "config.json")!r})), {str(tmp_path / "run")!r}, progress=False)
+from timam.run import Run
+from timam.training import fit
+fit(Run(Path({str(tmp_path)!r})).config(), {str(tmp_path / "run")!r}, progress=False)
 """
     cells = [nbformat.v4.new_code_cell(source)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

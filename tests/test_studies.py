@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,7 +21,6 @@ from filelock import FileLock
 from layouts import person_search_records, tiny_config, write_person_search
 from running import interrupted, started, wait_until
 
-from timam import config as configs
 from timam.cli import cli
 from timam.config import Config
 from timam.evaluation import Embeddings
@@ -255,7 +255,7 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
     measures = {"chance": 0.04, "rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
     metrics = {"dataset": "csv", "best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
                "modality_gap": {}, "provenance": {"commit": commit, "data_fingerprint": data}}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (folder / "config.json").write_text(json.dumps(asdict(config)))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_sums(folder)
     return folder
@@ -335,7 +335,7 @@ def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_p
 @pytest.mark.slow
 def test_workers_end_with_a_killed_study_and_no_run_counts_as_failed(people, tmp_path):
     config = tiny_config(people, "train.epochs=5000", "train.early_stop=none")
-    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
     (tmp_path / "study.py").write_text(
         "import json, os, sys\n"
         "from timam import config\n"

@@ -20,8 +20,6 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from timam.files import read_json
-
 LONGEST_TEXT = 100_000  # characters of a caption or query; captions of the benchmarks have at most about 700
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -198,14 +196,9 @@ SECTIONS = tuple(_TYPES)
 _FIELDS = {section: cls.__pydantic_fields__ for section, cls in {**_TYPES, "": Config}.items()}
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as nested plain dictionaries, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
 def fingerprint(config: Config) -> str:
     """8 hex digits that differ where any setting differs: names the run's directory."""
-    settings = to_dict(config)
+    settings = dataclasses.asdict(config)
     for section, cls in _TYPES.items():
         for field in dataclasses.fields(cls):
             if "added" in field.metadata and settings[section][field.name] == field.default:
@@ -243,20 +236,11 @@ def override(config: Config, assignments: list[str]) -> Config:
 
 @_plain_errors()
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; absent settings keep the defaults of `paper`. Raises ValueError as `override`."""
+    """The inverse of `asdict`; absent settings keep the defaults of `paper`. Raises ValueError as `override`."""
     if not isinstance(values, dict):
         raise ValueError(f"expected an object, found {type(values).__name__}")
     sections = {s: _TYPES[s](**v) if s in _TYPES and isinstance(v, dict) else v for s, v in values.items()}
     return Config(**sections)
-
-
-def load(path: Path) -> Config:
-    """Reads a config.json. Raises ValueError naming the file and what is wrong with it."""
-    values = read_json(path)
-    try:
-        return from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 _DECLARED = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
@@ -269,7 +253,7 @@ PRESETS: dict[str, Config] = {
 
 def flat(config: Config) -> dict[str, Any]:
     """{"section.field": value}."""
-    values = to_dict(config)
+    values = dataclasses.asdict(config)
     return {f"{section}.{name}": value for section in SECTIONS for name, value in values[section].items()}
 
 

@@ -15,6 +15,7 @@
 This module loads no torch until a model or embeddings are asked for, so a mistake in a call is reported at once.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from timam import config as configs
 from timam.config import Config
-from timam.files import SUMS, check_sums, recover_folder, replacing_folder, sha256, write_sums, write_text
+from timam.files import SUMS, check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +71,12 @@ class Run:
         return self._metrics_file.exists()
 
     def config(self) -> Config:
-        """Raises FileNotFoundError where there is no run, and ValueError for an unreadable config."""
-        return configs.load(self._config_file)
+        """Raises FileNotFoundError where there is no run, and ValueError naming the file and what is wrong with it."""
+        values = read_json(self._config_file)
+        try:
+            return configs.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{self._config_file}: {error}") from error
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json. Raises FileNotFoundError for an unfinished run, ValueError for a damaged one."""
@@ -170,7 +175,7 @@ class Run:
     def create(self, config: Config) -> None:
         """Makes the directory with config.json, or makes an interrupted run ready to go on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._config_file, json.dumps(configs.to_dict(config), indent=2) + "\n")
+        write_text(self._config_file, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         for folder in (self.last, self.best):
             recover_folder(folder)
 

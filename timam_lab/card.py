@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult
 
-from timam import config as configs
 from timam.data import DATASETS
 from timam.evaluation import DIRECTIONS, Embeddings, per_query
 from timam.metrics import RETRIEVAL_METRICS
@@ -37,7 +37,7 @@ def of_run(run: Path | str) -> dict[str, Any]:
     source = f"{DATASETS[name].source}; terms: {terms}"
     test = "Tested once, on the test split: {queries:,.0f} captions, {gallery:,.0f} pictures."
     facts = metrics["provenance"] | {"seconds": metrics["seconds"], "epoch chosen on validation": metrics["best_epoch"]}
-    settings = configs.to_dict(config)
+    settings = asdict(config)
     del settings["model"], settings["data"]["root"]  # the model's settings are in its config.json
     settings["train"]["init"] = config.train.init and public_name(config.train.init)
     rows = {direction: _with_intervals(embeddings, direction) for direction in DIRECTIONS}
