@@ -150,18 +150,16 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     The language model's parameters are in the text optimizer from the start. While it is frozen they have no gradient
     and are skipped; unfreezing changes no optimizer.
     """
-    language_model = list(model.text_encoder.language_model.parameters())
-    own = {id(p) for p in language_model}
-    text = [p for p in model.text_encoder.parameters() if id(p) not in own] + [model.class_weights, model.class_bias]
-    fresh = [model.class_weights, model.class_bias]  # what starts from random values, without the discriminator
-    for encoder in (model.image_encoder, model.text_encoder):
-        fresh += encoder.projection.parameters() if encoder.new_projection else []
-    new = {id(p) for p in (fresh if model.text_encoder.pooled else [*fresh, *model.text_encoder.lstm.parameters()])}
+    image, text, classifier = model.image_encoder, model.text_encoder, [model.class_weights, model.class_bias]
+    own = [p for name, p in text.named_parameters() if not name.startswith("language_model.")]
+    layers = [e.projection for e in (image, text) if e.new_projection] + ([] if text.pooled else [text.lstm])
+    new = {*classifier, *(p for layer in layers for p in layer.parameters())}  # they start from random values
     # Learned word embeddings start from random values, so they need the rate of the other new layers.
     new_lr = config.text_lr * config.new_layers_factor
-    language_lr = new_lr if model.text_encoder.learns_words else config.language_model_lr
-    images = _groups(list(model.image_encoder.parameters()), config.image_lr, new, config)
-    texts = [*_groups(text, config.text_lr, new, config), {"params": language_model, "lr": language_lr}]
+    language_lr = new_lr if text.learns_words else config.language_model_lr
+    language_model = {"params": list(text.language_model.parameters()), "lr": language_lr}
+    images = _groups(list(image.parameters()), config.image_lr, new, config)
+    texts = [*_groups(own + classifier, config.text_lr, new, config), language_model]
     discriminator = [{"params": list(model.discriminator.parameters()), "lr": config.discriminator_lr}]
     decay, momentum = config.weight_decay, config.discriminator_momentum
     return {
@@ -171,11 +169,11 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     }
 
 
-def _groups(parameters: list[nn.Parameter], lr: float, new: set[int], config: TrainConfig) -> list[dict[str, Any]]:
-    """One group at this rate; with `train.new_layers_factor` the new layers, by id, are a second one."""
+def _groups(parameters: list[nn.Parameter], lr: float, new: set[Any], config: TrainConfig) -> list[dict[str, Any]]:
+    """One group at this rate; with `train.new_layers_factor` the new layers are a second one."""
     if config.new_layers_factor == 1:
         return [{"params": parameters, "lr": lr}]
-    old, fresh = ([p for p in parameters if (id(p) in new) is wanted] for wanted in (False, True))
+    old, fresh = ([p for p in parameters if (p in new) is wanted] for wanted in (False, True))
     groups = [{"params": old, "lr": lr}, {"params": fresh, "lr": lr * config.new_layers_factor}]
     return [group for group in groups if group["params"]]
 
@@ -195,9 +193,8 @@ def build_schedulers(optimizers: dict[str, Optimizer], config: TrainConfig, epoc
         options: dict[str, Any] = {"mode": "max", "factor": 0.1, "threshold": 0.0, "threshold_mode": "abs"}
         patience, lowest = config.plateau_patience, config.minimum_lr
         return {n: ReduceLROnPlateau(o, patience=patience, min_lr=lowest, **options) for n, o in optimizers.items()}
-    warmup, total = round(config.warmup_epochs * epoch_steps), config.epochs * epoch_steps
-
-    last = total if config.schedule == "cosine" else None
+    warmup = round(config.warmup_epochs * epoch_steps)
+    last = config.epochs * epoch_steps if config.schedule == "cosine" else None
     return {name: LambdaLR(o, lambda step: rate_factor(step, warmup, last)) for name, o in optimizers.items()}
 
 
