@@ -170,8 +170,7 @@ class TrainConfig:
     unfreeze_epoch: CountOrNone = None  # the first epoch that trains the language model; None: not by epoch
     unfreeze_patience: CountOrNone = 3  # unfreeze after so many epochs without a better score; None: not by score
     init: str = added("")  # a run or a TIMAM (folder, hub id) whose encoders training starts from; "": none [ours]
-    # The backbone's first blocks keep their weights and statistics. Their outputs are stored unless pictures are
-    # augmented [ours].
+    # The first blocks keep weights and statistics; their outputs are stored unless pictures are augmented [ours].
     frozen_blocks: Annotated[int, Field(ge=0)] = added(0)
     gradient_clip: Nonnegative = 0.0  # greatest norm of the encoders' gradient, and of the discriminator's; 0 = off
     early_stop: CountOrNone = 15  # stop after so many epochs without a better validation score [ours]

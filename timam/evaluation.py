@@ -132,11 +132,9 @@ def evaluate_folds(embeddings: Embeddings, folds: int = 5) -> dict[str, Any]:
     """Parts of a split searched on their own, and averaged: COCO's "1K test" is the mean over 5 x 1,000 pictures.
 
     The parts are contiguous in the pictures' order, which is the annotation file's (Karpathy and Fei-Fei, CVPR 2015),
-    of N // folds pictures each; the last part takes the remaining ones. Every picture has a label of its own, and
-    captions go with their picture.
+    of N // folds pictures each and their captions; the last one takes the rest. Each picture has a label of its own.
 
-    Returns {"folds", "text_to_image", "image_to_text"}: the plain means over the parts, "queries" and "gallery"
-    included.
+    Returns {"folds", "text_to_image", "image_to_text"}: plain means over the parts, also of "queries" and "gallery".
     """
     e, count = embeddings, len(embeddings.images)
     image_fold = (torch.arange(count) // (count // folds)).clamp(max=folds - 1)

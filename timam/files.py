@@ -41,8 +41,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def read_json(path: Path) -> Any:
     """The content of a stranger's JSON file. A repeated key, NaN and infinity are errors, as parsers disagree on them.
 
-    Raises ValueError, naming the file: not UTF-8, not JSON, or nested too deeply; OSError: no regular file (reading a
-    pipe might never end).
+    Raises, naming the file, ValueError: not UTF-8, not JSON, nested too deeply; OSError: a pipe, which might never end.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")

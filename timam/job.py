@@ -3,8 +3,7 @@
 Each process embeds its part of a batch. `gather` then collects the embeddings of all processes, so that the losses and
 the discriminator see the whole batch, on every process alike. Gradients flow back through `gather` and are averaged
 before each optimizer step; BatchNorm computes its statistics over the whole batch. So P processes with B pictures each
-take the same step as one process with P x B pictures, but for their own augmentation and dropout. With a single process
-all of this does nothing.
+take the same step as one with P x B, but for their own augmentation and dropout. For one process all does nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence

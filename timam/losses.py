@@ -43,8 +43,7 @@ def cmpm_loss(
     """Cross-modal projection matching loss L_M = L_M(V) + L_M(T) (Zhang and Lu, ECCV 2018, eqs. 1 to 5).
 
     L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)) with p_ij = softmax_j(phi(V_i) . norm(phi(T_j))); L_M(T)
-    with the roles exchanged. At least -2 log(1 + B epsilon), which is 0 up to rounding. `epsilon`, in (0, 1), keeps the
-    logarithm finite where q is 0.
+    with the roles exchanged. At least -2 log(1 + B epsilon): 0 up to rounding. `epsilon`, in (0, 1), is for q of 0.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -74,9 +73,8 @@ def infonce_loss(
 ) -> Tensor:
     """Contrastive loss with identities: -mean_i sum_j q_ij log softmax_j(cosine_ij / temperature).
 
-    With one pair per identity this is CLIP's loss (Radford et al., ICML 2021), apart from the sum over the directions
-    where CLIP has their mean; several positives are ours.
-    The temperature is above 0; a scalar tensor that requires a gradient is learned.
+    With one pair per identity it is twice CLIP's loss (Radford et al., ICML 2021), which has the directions' mean;
+    several positives are ours. The temperature is above 0; a scalar tensor that requires a gradient is learned.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -141,8 +139,7 @@ def norm_softmax_loss(
 
     Norm-softmax (Zhang and Lu, ECCV 2018, eq. 7). The paper's L_I is the sum over the two modalities. Embeddings (B,
     D), not normalised; class_weights (C, D), a row for each training identity; bias (C,); labels in [0, C): on the CPU,
-    another one raises ValueError. Without `unit_rows` it is plain softmax, for the ablation: longer rows then lower the
-    loss without better embeddings.
+    another one raises ValueError. Without `unit_rows` plain softmax, where longer rows alone already lower the loss.
     """
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.shape[1:] != embeddings.shape[1:] or bias.shape != class_weights.shape[:1]:

@@ -8,8 +8,7 @@ Conventions:
 - Average precision (AP) is the mean, over a query's relevant items, of the precision at each one's rank. It is not
   interpolated: the trapezoid rule of some person-search code gives lower values.
 - Queries are processed in chunks, so that the Q x G similarities are never in memory at once.
-- Functions raise ValueError for shapes that do not fit, no queries, an empty gallery, and embeddings that are not
-  finite.
+- ValueError is raised for shapes that do not fit, no queries, an empty gallery, and embeddings that are not finite.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -135,8 +134,7 @@ def open_set_metrics(
     Returns:
         "threshold": {rate: cosine}, the smallest at which at most that share of the unknown queries has its largest
         cosine above it; "detection_identification_rate": {rate: share} of the known queries whose most similar item is
-        relevant and above the threshold. A tie with the threshold counts against the query. ValueError where there is
-        no known or no unknown query.
+        relevant and above the threshold, not tied with it. ValueError where there is no known or no unknown query.
     """
     if not all(0 <= rate < 1 for rate in false_alarm_rates):
         raise ValueError(f"false_alarm_rates = {tuple(false_alarm_rates)}: expected at least 0, below 1")
@@ -252,8 +250,7 @@ def class_retrieval_metrics(
     among the first 50 images (of fewer, all), averaged over the classes; the mean of a class's captions, before any
     normalisation, is its one query. It is neither the average precision of `query_metrics` nor divided by a class's
     number of images, so a class of fewer than k cannot reach 1. Papers differ in three choices, or leave them open:
-    `timam_lab.class_readings` has the others. ValueError also for k below 1, and a class without an image or without a
-    caption.
+    `timam_lab.class_readings` has the others. ValueError also for k below 1, and a class without image or caption.
     """
     if k < 1:
         raise ValueError(f"k = {k}: expected 1 or more")

@@ -4,8 +4,7 @@
     RUN/history.csv                         a row for each finished epoch
     RUN/checkpoints/last                    a `timam.learner.Learner`: what training goes on from
     RUN/checkpoints/best                    a saved model: the epoch with the best validation score
-    RUN/val_embeddings/MOMENT.safetensors   the validation split "before" training, at the end of the "frozen" stage
-                                            and at the "best" epoch
+    RUN/val_embeddings/MOMENT.safetensors   the validation split "before" training, after the "frozen" stage, at "best"
     RUN/test_embeddings.safetensors         the test split at the best epoch
     RUN/metrics.json                        the results, written after the files above: a run that has it is complete
     RUN/SHA256SUMS                          checksums of the files above, written last

@@ -61,8 +61,7 @@ def fit(
     Raises:
         BusyError: another process is training this run.
         Interrupted: SIGINT or SIGTERM arrived; the step under way was finished and saved.
-        RunError: another run's directory, or a run on other data; an interrupted run without `resume`; a loss that is
-            not finite.
+        RunError: a run of another config or other data, or interrupted without `resume`; a loss that is not finite.
         timam.data.DataError, timam.models.WeightsError, ValueError: before anything is trained.
     """
     run = Run(Path(output))

@@ -1,7 +1,6 @@
 """What the parsers share: their result, checks of single values, and rows of a table -> records.
 
-A check raises ValueError. `Parsed.naming` makes a problem of it, with the record it belongs to; the other records are
-still read.
+A check raises ValueError. `Parsed.naming` makes it a problem of its record; the other records are still read.
 """
 
 import hashlib
@@ -117,8 +116,7 @@ def add_rows(rows: Iterable[tuple[str, dict[str, Any]]], parsed: Parsed) -> Pars
     """Adds the records of rows to `parsed` and returns it; several rows of a picture become one record.
 
     Rows are (source, {"image_path", "captions": list, and where known "identity", "split"}). Instead of "split",
-    "named_split" is what the name of a file says, or None. Missing splits are made. Without identities every picture is
-    its own.
+    "named_split" is a file name's, or None. Missing splits are made. Without identities every picture is its own.
     """
     pictures: dict[str, dict[str, Any]] = {}
     keys: set[str] = set()

@@ -10,8 +10,7 @@ from typing import Any
 from timam.data.parsing import Parsed, add_rows, expect, split_of_name
 from timam.files import files_below
 
-# What is read -> the columns that are looked for, the first that exists is taken. Captions may stand in several:
-# caption_0, caption_1, ...
+# What is read -> its columns, of which the first that exists is taken; or for captions caption_0, caption_1, ...
 COLUMNS = {
     "image_path": ("image_path", "file_name", "filepath", "image", "img", "filename"),
     "caption": ("caption", "captions", "title", "text", "sentence", "sentences"),

@@ -137,8 +137,7 @@ class TIMAM(
     ) -> tuple[Tensor, Tensor]:
         """Both encoders in one pass: image_embeddings and text_embeddings, (B, D) each, not unit length.
 
-        `images` (B, 3, H, W) are float32 and normalised, or outputs of the frozen blocks; the others are as in
-        `TextEncoder.forward`.
+        `images` (B, 3, H, W) are float32 and normalised, or of the frozen blocks; for the others see `TextEncoder`.
         """
         return self.image_encoder(images), self.text_encoder(words, attention_mask, lengths)
 

@@ -119,8 +119,7 @@ class TextEncoder(nn.Module):
         """The summary (B, 2 x hidden) by one call of cuDNN."""
         if lengths is None:
             lengths = attention_mask.sum(dim=1).cpu()
-        # Packing makes the backward direction start at the last real token. Sorted here, as torch's own sorting
-        # copies the order back from the GPU.
+        # Packed, the backward direction starts at the last token. torch's own sorting would wait for the GPU.
         order, device = lengths.argsort(descending=True), word_states.device
         by_length, back = (o.to(device, non_blocking=True) for o in (order, order.argsort()))
         packed = pack_padded_sequence(word_states[by_length], lengths[order], batch_first=True)

@@ -1,7 +1,6 @@
 """Pretrained encoders: from files that two packages of the registry carry, else from torchvision and the model hub.
 
-Of the packages only the weight files are read, after a check of their SHA-256. Weights are random only where the config
-asks for it.
+Of the packages only weight files are read, after a check of their SHA-256. Weights are random only where asked for.
 """
 
 import copy
