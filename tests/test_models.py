@@ -186,7 +186,7 @@ def test_centered_by_hand_saved_and_refused_without_means(tiny_model, tmp_path):
 
 
 def test_word_tokenizer_lower_cases_and_knows_unknown_words():
-    tokenizer = word_tokenizer(["Red HAT red", "a hat", "zebra"], minimum_count=2)
+    tokenizer = word_tokenizer(["Red HAT red", "a hat", "zebra"])
     vocabulary = tokenizer.get_vocab()
     assert vocabulary == {"[PAD]": 0, "[UNK]": 1, "red": vocabulary["red"], "hat": 5 - vocabulary["red"]}
     ids = tokenizer("RED Hat zebra red")["input_ids"]

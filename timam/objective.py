@@ -143,15 +143,10 @@ def train_step(
     discriminator's loss and accuracy.
     """
     with job.accelerator.autocast():
-        images, texts = learner.model(**inputs)
-    batch = Embedded(
-        gather(losses.full_precision(images)),
-        gather(losses.full_precision(texts)),
-        gather(identity_labels),
-        learner.model,
-        config.loss,
-        learner.log_temperature.exp(),
-    )
+        encoded = learner.model(**inputs)
+    images, texts = (gather(losses.full_precision(embeddings)) for embeddings in encoded)
+    labels, temperature = gather(identity_labels), learner.log_temperature.exp()
+    batch = Embedded(images, texts, labels, learner.model, config.loss, temperature)
     game = train_discriminator(batch, learner, config, job)
     terms = {term.name: term.compute(batch) for term in TERMS}
     weights = dict.fromkeys(term.weight for term in TERMS)

@@ -243,10 +243,9 @@ class _Training:
         first, progress.step = progress.step, 0
         sums = {name: torch.tensor(value, device=job.device) for name, value in progress.sums.items()}
         progress.sums = {}
-        epoch, seed, split = progress.epoch + 1, config.train.seed, data.train.split
-        part = job.index, job.count
+        epoch, seed, part = progress.epoch + 1, config.train.seed, (job.index, job.count)
         pictures = data.train.pixels if data.train.blocks is None else data.train.blocks
-        batches = epoch_batches(split, pictures, config.data, seed, epoch, part, first)
+        batches = epoch_batches(data.train.split, pictures, config.data, seed, epoch, part, first)
         # A thread reads the next batch while this one launches its step.
         loaded = ahead(lambda _: self._load(learner.model, data.train, next(batches)), range(first, steps))
         title = f"epoch {epoch}/{config.train.epochs}"

@@ -26,17 +26,16 @@ class WordEmbeddings(nn.Module):
         return self.embedding(token_ids)
 
 
-def word_tokenizer(captions: list[str], minimum_count: int = 2) -> transformers.PreTrainedTokenizerFast:
-    """A transformers tokenizer for the lower-cased words that occur at least `minimum_count` times in the captions.
+def word_tokenizer(captions: list[str]) -> transformers.PreTrainedTokenizerFast:
+    """A transformers tokenizer for the lower-cased words that occur at least twice in the captions.
 
     Id 0 is the padding, whose vector is all zeros; id 1 is any other word.
     """
     split = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token=UNKNOWN))
     split.normalizer = tokenizers.normalizers.Lowercase()
     split.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    trainer = tokenizers.trainers.WordLevelTrainer(
-        min_frequency=minimum_count, special_tokens=[PAD, UNKNOWN], show_progress=False
-    )
+    special = [PAD, UNKNOWN]
+    trainer = tokenizers.trainers.WordLevelTrainer(min_frequency=2, special_tokens=special, show_progress=False)
     split.train_from_iterator(captions, trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=split, pad_token=PAD, unk_token=UNKNOWN)
 
