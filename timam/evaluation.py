@@ -68,8 +68,7 @@ def evaluate(
 
     Returns {"text_to_image": {"rank_1", ..., "mAP", "mINP", "queries", "gallery", "chance" (of rank-1)},
     "image_to_text": {the same}}, and "class_level" (`class_retrieval_metrics`) for the kind "class", "folds"
-    (`evaluate_folds`) for several folds of at least one picture each, "open_set" (`evaluate_open_set`, with
-    `validation`) for at least 10 identities.
+    (`evaluate_folds`) for several non-empty folds, "open_set" (`evaluate_open_set`) for at least 10 identities.
     """
     e, results = embeddings, _both_directions(embeddings)
     if kind == "class":

@@ -73,8 +73,7 @@ class Job:
     """This process's place in the job: its device and precision, the signals it received, and the other processes.
 
     What is not here is done by its `accelerator`. The settings are `train.mixed_precision` and `train.tracker`;
-    TensorBoard's files go to `folder`. The device is a CUDA GPU, else the CPU: others, such as Apple's, are not used.
-    Raises RunError where the tracker is not installed.
+    TensorBoard's files go to `folder`. The device is a CUDA GPU, else the CPU. RunError: the tracker is not installed.
     """
 
     def __init__(self, mixed_precision: str = "auto", tracker: str = "none", folder: Path | None = None) -> None:

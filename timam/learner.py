@@ -147,8 +147,7 @@ class Learner:
 def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
     """One optimizer each for the image encoder, the text encoder with the identity classifier, and the discriminator.
 
-    The language model's parameters are in the text optimizer from the start. While it is frozen they have no gradient
-    and are skipped; unfreezing changes no optimizer.
+    The text optimizer has the language model's parameters from the start; while it is frozen they have no gradient.
     """
     image, text, classifier = model.image_encoder, model.text_encoder, [model.class_weights, model.class_bias]
     own = [p for name, p in text.named_parameters() if not name.startswith("language_model.")]

@@ -8,8 +8,7 @@ Conventions:
   paired with row i of the other, and identity_labels, (B,) integers, where equal labels are positives. They are the sum
   of both directions. q_ij is 1 / (number of positives of i) for the positives j of i, else 0.
 - Discrepancies take image_embeddings (B, D) and text_embeddings (B', D) of any norm, and compare their directions.
-- Adversarial losses take the discriminator's logits of images and of texts, (B,) and (B',). A logit is positive for
-  "image" (1) and negative for "text" (0).
+- Adversarial losses take discriminator logits of images (B,) and texts (B',): above 0 for "image" (1), else "text" (0).
 """
 
 import torch
@@ -163,8 +162,7 @@ def norm_softmax_loss(
 def discriminator_loss(image_logits: Tensor, text_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """L_D for the discriminator: -E_V[log D(phi(V))] - E_T[log(1 - D(phi(T)))]; 2 ln 2 where it cannot tell.
 
-    Goodfellow et al., NIPS 2014, eq. 1. The target for images is 1 - label_smoothing, which must be in [0, 0.5)
-    (one-sided: Salimans et al., NIPS 2016).
+    Goodfellow et al., NIPS 2014, eq. 1. The images' target is 1 - label_smoothing, above 0.5 (Salimans et al., 2016).
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: expected at least 0, below 0.5")
@@ -194,8 +192,7 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
 
     Without it the game does not converge: the encoders push the modalities through each other and apart again faster
     than the discriminator follows. A small slope of the discriminator damps this. Mescheder et al. (ICML 2018, eq. 9)
-    penalise real data only; here neither modality is the real one, so both are. The logits (B,) are those of
-    `embeddings` (B, D), which must require a gradient.
+    penalise real data, here both modalities. The logits (B,) are of `embeddings` (B, D), which must require a gradient.
     """
     (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
     return slopes.square().sum(dim=1).mean()
@@ -222,8 +219,7 @@ def mmd_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
 def coral_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     """|C_V - C_T|_F^2 of the modalities' covariances (D, D) at unit length, in [0, 1]; means are not compared.
 
-    Correlation alignment. Its authors (Sun and Saenko, ECCV workshops 2016, eq. 1) divide by 4 D^2, for features whose
-    coordinates, not lengths, are near 1.
+    CORAL's authors (Sun and Saenko, ECCV workshops 2016, eq. 1) divide by 4 D^2, for coordinates, not lengths, near 1.
     """
     images, texts = _checked_directions(image_embeddings, text_embeddings)
     with _no_autocast(images):

@@ -139,8 +139,7 @@ def train_step(
     """The discriminator's steps, then one of the encoders, from a single forward pass of the encoders.
 
     `inputs` are the arguments of `TIMAM.forward` for the B pairs of this process; identity_labels (B,) int64. Returns
-    detached scalars on the device: "total", the weighted sum; every term of `TERMS`, unweighted; and the
-    discriminator's loss and accuracy.
+    detached scalars on the device: "total", the weighted sum; each term unweighted; discriminator's loss and accuracy.
     """
     with job.accelerator.autocast():
         encoded = learner.model(**inputs)

@@ -201,8 +201,7 @@ class Run:
 
     def save_epoch(self, learner: "Learner") -> None:
         """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
-        # The checkpoint "last" is written at the end. After a kill before that, the epoch is trained again to the same
-        # result, which writes the two others again.
+        # "last" is written at the end. After a kill before that, the epoch is trained, and the others written, again.
         if learner.progress.best_epoch == learner.progress.epoch:
             self.save_best(learner.model)
         self.write_history(learner)

@@ -55,8 +55,7 @@ def fit(
     """Trains, selects on validation, tests once, leaves a complete run directory, and returns its metrics.json.
 
     A finished run of the same config and data is returned without work; `resume` continues an interrupted run, or
-    starts one where there is none; `progress` shows bars and a line for each epoch. The main process calls
-    `after_epoch` with the rows of history.csv so far.
+    starts one; `progress` shows bars and lines. The main process calls `after_epoch` with the rows of history.csv.
 
     Raises:
         BusyError: another process is training this run.

@@ -1,7 +1,6 @@
 """Augmentation of whole batches on their device; every picture has its own random draw (torch's global generator).
 
-Pictures are (B, 3, H, W), normalised floating point; zero is the mean colour. Each function returns the same shape and
-dtype, and does not change its input.
+Pictures are (B, 3, H, W), normalised floating point; zero is the mean colour. Functions keep shape, dtype and input.
 """
 
 import torch

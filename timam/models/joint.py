@@ -152,8 +152,7 @@ class TIMAM(
 
         Args:
             images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
-            unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then. Without
-                it, such a file raises `timam.images.ImageError`.
+            unreadable: takes position and reason of each unreadable file, whose row is NaN; without it: ImageError.
         """
         if isinstance(images, str | Path):
             raise ValueError(f"images = {str(images)!r}: expected a list of pictures, found one path")

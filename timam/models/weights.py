@@ -78,8 +78,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     Args:
         name: of torchvision's classification models; or a checkpoint of transformers: OWNER/NAME or a folder.
         weights: torchvision's name (IMAGENET1K_V1, DEFAULT, ...), which changes nothing for a checkpoint of
-            transformers; "none" for random weights; or a file with weights of this architecture, safetensors or what
-            torch.load reads with weights_only.
+            transformers; "none" for random weights; or a file of them, safetensors or of torch (weights_only).
 
     Raises ValueError for unknown names, and WeightsError for weights that could not be found or do not fit.
     """
