@@ -14,17 +14,12 @@ LINEAR_PROBE = LogisticRegression(class_weight="balanced", max_iter=1000)  # of 
 
 
 def modality_gap(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    image_labels: np.ndarray,
-    text_labels: np.ndarray,
-    seed: int = 0,
+    images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray, seed: int = 0
 ) -> dict[str, float]:
     """Measures how far apart the modalities are, on unit-length embeddings.
 
     Args:
-        image_embeddings, text_embeddings: (N, D), (M, D) of any norm. If there are more than 5,000 images or texts,
-            randomly drawn identities with at most 5,000 are measured.
+        images, texts: embeddings (N, D), (M, D) of any norm; of more than 5,000, randomly drawn identities with fewer.
         image_labels, text_labels: (N,), (M,) identities, at least two, else ValueError.
 
     Returns:
@@ -37,23 +32,23 @@ def modality_gap(
         "text_uniformity": log of the mean of the same kernel over two images, or two texts, in [-8, 0]; lower = more
         spread out, -4 where they are orthogonal (Wang and Isola, ICML 2020).
     """
-    both, identities, is_image, _ = unit_sample(image_embeddings, text_embeddings, image_labels, text_labels, seed)
+    both, identities, is_image, _ = unit_sample(images, texts, image_labels, text_labels, seed)
     n, m = int(is_image.sum()), int((~is_image).sum())
     similarity = both @ both.T
     kernel = np.exp(4 * np.minimum(similarity, 1) - 4)  # |x - y|^2 = 2 - 2 x'y
     np.fill_diagonal(kernel, 0)  # a sample is no pair
     own = identities[:n, None] == identities[n:]  # (n, m) pictures and captions of an identity
     with np.errstate(divide="ignore", invalid="ignore"):
-        images = kernel[:n, :n].sum(dtype=float) / np.float64(n * (n - 1))
-        texts = kernel[n:, n:].sum(dtype=float) / np.float64(m * (m - 1))
+        alike_images = kernel[:n, :n].sum(dtype=float) / np.float64(n * (n - 1))
+        alike_texts = kernel[n:, n:].sum(dtype=float) / np.float64(m * (m - 1))
         return {
             "centroid_distance": float(np.linalg.norm(both[:n].mean(axis=0) - both[n:].mean(axis=0))),
             "probe_accuracy": balanced_mean(probe_hits(both, is_image, identities, LINEAR_PROBE), is_image),
-            "mmd_squared": float(images + texts - 2 * kernel[:n, n:].mean(dtype=float)),
+            "mmd_squared": float(alike_images + alike_texts - 2 * kernel[:n, n:].mean(dtype=float)),
             "cross_modal_neighbours": balanced_mean(crossed_neighbours(similarity, is_image), is_image),
             "alignment": float((2 - 2 * similarity[:n, n:][own]).sum(dtype=float) / np.float64(own.sum())),
-            "image_uniformity": float(np.log(images)),
-            "text_uniformity": float(np.log(texts)),
+            "image_uniformity": float(np.log(alike_images)),
+            "text_uniformity": float(np.log(alike_texts)),
         }
 
 

@@ -35,9 +35,8 @@ class ImageError(ValueError):
 def read_image(path: Path) -> Image.Image:
     """Decodes a whole picture, of a file or embedded, as RGB, turned upright by EXIF, with transparency laid on white.
 
-    Raises:
-        ImageError: missing, empty, truncated, not one of `FORMATS`, or too large: a side above `LONGEST_SIDE`, or more
-            pixels than Pillow's limit of 179 million (0.5 GB decoded). Pillow warns from half of that on.
+    Raises ImageError: missing, empty, truncated, not one of `FORMATS`, or too large: a side above `LONGEST_SIDE`, or
+    more pixels than Pillow's limit of 179 million (0.5 GB decoded). Pillow warns from half of that on.
     """
     try:
         with Image.open(open_picture(path), formats=FORMATS) as image:
@@ -78,9 +77,7 @@ def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
 def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: int) -> Tensor:
     """A PIL image, a path or a uint8 tensor (3, h, w) as uint8 pixels (3, height, width).
 
-    Raises:
-        ImageError: an unreadable file.
-        ValueError: a tensor of another shape or dtype.
+    Raises ImageError for an unreadable file, and ValueError for a tensor of another shape or dtype.
     """
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:

@@ -41,22 +41,18 @@ def word_tokenizer(captions: list[str]) -> transformers.PreTrainedTokenizerFast:
 
 
 class TextEncoder(nn.Module):
-    """Token ids (B, T) with their mask -> embeddings (B, D), not unit length.
+    """Token ids (B, T) with their mask -> embeddings (B, D = embedding_dim), not unit length.
 
     Padding is never read: an embedding depends neither on the amount of padding nor on the rest of the batch.
     A frozen language model gets no gradient and stays in eval mode (no dropout) when `train()` is called.
+    With `normalizes_words` each word state is brought to mean 0 and variance 1 before the LSTM [ours].
 
     Args:
-        language_model: gives `last_hidden_state` (B, T, C) of (input_ids, attention_mask), or WordEmbeddings.
-        input_width: C.
+        language_model: (input_ids, attention_mask) -> `last_hidden_state` (B, T, C = input_width); or WordEmbeddings.
         lstm_hidden: width of each direction.
-        embedding_dim: D.
         summary: how T states become one vector. By the LSTM: "max" over time, or "last", each direction's last state.
             Without an LSTM: "pooled mean" of the states, or "pooled last", the state of the last token.
         own_projection: the pretrained last layer; a new linear layer where it is None.
-
-    Attributes:
-        normalizes_words: whether each word state is brought to mean 0 and variance 1 before the LSTM [ours].
     """
 
     def __init__(

@@ -52,11 +52,8 @@ TEXT_TOWERS = [name for name, tower in TOWERS.items() if not tower.sees]
 class ImageTower(nn.Module):
     """Pictures (B, 3, H, W) float32, normalised as ImageNet's, -> pooled features (B, C).
 
-    Position embeddings are interpolated (bicubic) to other sizes than the checkpoint's.
-
-    Args:
-        model: of a class in `TOWERS`.
-        mean, std: what it expects of its pixels in [0, 1]; the pictures are changed to them.
+    Position embeddings are interpolated (bicubic) to other sizes than the checkpoint's. The model is of a class in
+    `TOWERS`; mean and std are what it expects of its pixels in [0, 1], and what the pictures are changed to.
     """
 
     projection: nn.Module | None  # the pretrained one into the shared space, if there is one
@@ -177,8 +174,7 @@ def without_pooler(model: Any) -> Any:
 def config_of(values: dict[str, Any]) -> Any:
     """The transformers config in a saved model's config.json.
 
-    Raises:
-        ValueError: a config that makes transformers fetch another model or an attention kernel, which is code.
+    Raises ValueError for one that makes transformers fetch another model or an attention kernel, which is code.
     """
     unused = ("model_type", "transformers_version", "num_labels", "id2label", "label2id", "auto_map")
     kept = {key: value for key, value in values.items() if key not in unused}
