@@ -48,21 +48,11 @@ def _columns(context: click.Context, option: click.Parameter, pairs: tuple[str, 
     return ";".join(pairs) or None
 
 
-columns = click.option(
-    "--column",
-    "columns",
-    metavar="NAME=COLUMN",
-    multiple=True,
-    callback=_columns,
-    help="Read caption, image_path, identity or split from this column of a table; may be repeated.",
-)
+_COLUMN = "Read caption, image_path, identity or split from this column of a table; may be repeated."
+_ROOT = "Folder of annotation file and pictures, one table, or ORG/NAME of the Hugging Face hub if it is downloaded."
+columns = click.option("--column", "columns", metavar="NAME=COLUMN", multiple=True, callback=_columns, help=_COLUMN)
 dataset = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
-root = click.option(
-    "--root",
-    type=ROOT,
-    required=True,
-    help="Folder of annotation file and pictures, one table, or ORG/NAME of the Hugging Face hub if it is downloaded.",
-)
+root = click.option("--root", type=ROOT, required=True, help=_ROOT)
 json = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
 _run: Any = {"type": EXISTING_FOLDER, "callback": lambda context, parameter, folder: folder and Run(folder)}
 run = click.argument("run", **_run)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,12 @@ def _table(metrics: dict[str, Any]) -> str:
 
     keys = list(RETRIEVAL_METRICS)
 
-    def rows(part: dict[str, Any]) -> list[str]:
-        lines = []
+    def rows(part: dict[str, Any]) -> Iterator[str]:
         for direction in ("text_to_image", "image_to_text"):
             values = "".join(f"{100 * part[direction][key]:9.2f}" for key in keys)
             sizes = "{queries:,.0f} queries, gallery of {gallery:,.0f}".format(**part[direction])
             chance = f", chance {100 * part[direction]['chance']:.2f}" if "chance" in part[direction] else ""
-            lines.append(f"{direction:14}{values}   {sizes}{chance}")
-        return lines
+            yield f"{direction:14}{values}   {sizes}{chance}"
 
     lines = [f"{metrics['dataset']}, {metrics['split']} split (percent)", " " * 14 + "".join(f"{k:>9}" for k in keys)]
     lines += rows(metrics)
@@ -141,10 +140,8 @@ def _table(metrics: dict[str, Any]) -> str:
         lines += [f"mean over {folds['folds']} parts of the pictures, each searched on its own", *rows(folds)]
     if level := metrics.get("class_level"):
         ap, rank = 100 * level["text_to_image_ap_50"], 100 * level["image_to_text_rank_1"]
-        lines += [
-            f"class level, text-to-image AP@50  {ap:6.2f}   one averaged query a class, cosine",
-            f"class level, image-to-text rank-1 {rank:6.2f}   the nearest caption's class, cosine",
-        ]
+        lines.append(f"class level, text-to-image AP@50  {ap:6.2f}   one averaged query a class, cosine")
+        lines.append(f"class level, image-to-text rank-1 {rank:6.2f}   the nearest caption's class, cosine")
     if open_set := metrics.get("open_set"):
         found = open_set["text_to_image"]["detection_identification_rate"]
         lines.append(
