@@ -188,7 +188,7 @@ ALWAYS_RIGHT, ALWAYS_WRONG = {"discriminator_accuracy": 1.0}, {"discriminator_ac
     ],
 )
 def test_warnings_of_a_row(change, penalty, expected):
-    found = training_warnings({**HEALTHY, **change}, gradient_penalty=penalty)
+    found = list(training_warnings({**HEALTHY, **change}, gradient_penalty=penalty))
     assert len(found) == len(expected)
     for warning, beginning in zip(found, expected, strict=True):
         assert warning.startswith(beginning)

@@ -235,7 +235,7 @@ def test_too_few_pictures_for_the_recipe_are_told(people, tmp_path, capsys, max_
 def test_collapse_is_printed_and_kept(people, tmp_path, capsys):
     metrics = fit(tiny_config(people, "train.warmup_epochs=0", "loss.gradient_penalty=0"), tmp_path / "run")
     row = Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
-    expected = training_warnings(row.to_dict(), gradient_penalty=0)
+    expected = list(training_warnings(row.to_dict(), gradient_penalty=0))
     assert any(warning.startswith("the discriminator is always right") for warning in expected)
     assert metrics["warnings"][: len(expected)] == expected
     assert f"warning: {expected[-1]}" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Warnings about training that has collapsed or has learned nothing. The thresholds are ours."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # With a mean cosine c near 1, uniformity is about -4 (1 - c). Above -0.04, c exceeds 0.99: what distinguishes samples
@@ -13,46 +13,43 @@ MAX_NORM = 256
 MAX_ACCURACY, MIN_ACCURACY = 0.98, 0.02
 
 
-def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> list[str]:
+def training_warnings(row: Mapping[str, Any], gradient_penalty: float = 0.0) -> Iterator[str]:
     """What has collapsed in an epoch, a row of RUN/history.csv, and what usually helps; empty if nothing has.
 
     With `loss.gradient_penalty`, a discriminator that is always right still has a useful gradient: no warning.
     """
-    warnings = []
     for modality in ("image", "text"):
         if row.get(f"val_{modality}_uniformity", -1.0) > MAX_UNIFORMITY:
-            warnings.append(
+            yield (
                 f"all {modality} embeddings are nearly alike (val_{modality}_uniformity above {MAX_UNIFORMITY}): their "
                 "encoder has collapsed, or has learned very little so far. What usually helps: more steps, a lower "
                 f"train.{modality}_lr, a longer train.warmup_epochs, a smaller loss.adversarial_weight"
             )
         if row.get(f"val_{modality}_norm", 0.0) > MAX_NORM:
-            warnings.append(
+            yield (
                 f"{modality} embeddings have exploded (val_{modality}_norm above {MAX_NORM}): the matching loss only "
                 f"sees the nearest pairs. What usually helps: a lower train.{modality}_lr, train.gradient_clip, a "
                 "larger train.weight_decay"
             )
     accuracy = row["discriminator_accuracy"] if row.get("adversarial") else 0.5
     if accuracy > MAX_ACCURACY and not gradient_penalty:
-        warnings.append(
+        yield (
             f"the discriminator is always right (accuracy above {MAX_ACCURACY}): the encoders learn little from it. "
             "What usually helps: loss.gradient_penalty, a lower train.discriminator_lr, more loss.label_smoothing"
         )
     if accuracy < MIN_ACCURACY:
-        warnings.append(
+        yield (
             f"the discriminator is always wrong (accuracy below {MIN_ACCURACY}): the modalities have swapped places, "
             "which fools it and closes no gap. What usually helps: a higher train.discriminator_lr, a smaller "
             "loss.adversarial_weight"
         )
-    return warnings
 
 
-def chance_warnings(rank_1: float, chance: float) -> list[str]:
+def chance_warnings(rank_1: float, chance: float) -> Iterator[str]:
     """Of a finished run: its rank-1 on validation, beside that of a random order. Empty from twice chance on."""
-    if rank_1 >= 2 * chance:
-        return []
-    return [
-        f"rank-1 on validation is {rank_1:.1%} and chance {chance:.1%}: what was learned does not carry over to other "
-        "identities. What usually helps: more of them, more steps, --init with a model of other data. With few of them "
-        "a linear map between the frozen encoders, the baseline of notebook 02, may be better"
-    ]
+    if rank_1 < 2 * chance:
+        yield (
+            f"rank-1 on validation is {rank_1:.1%} and chance {chance:.1%}: what was learned does not carry over to "
+            "other identities. What usually helps: more of them, more steps, --init with a model of other data. With "
+            "few of them a linear map between the frozen encoders, the baseline of notebook 02, may be better"
+        )

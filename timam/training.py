@@ -303,7 +303,7 @@ class _Training:
         test = embed_split(model, data.test, progress=self.show)
         best = progress.history[progress.best_epoch - 1]
         at_random = chance(validation.text_labels, validation.image_labels)
-        carried_over = chance_warnings(best["val_text_to_image_rank_1"], at_random)
+        carried_over = list(chance_warnings(best["val_text_to_image_rank_1"], at_random))
         for warning in carried_over if self.show else ():
             tqdm.write(f"warning: {warning}")
         seconds = sum(row["seconds"] for row in progress.history) + time.monotonic() - started
@@ -315,7 +315,7 @@ class _Training:
             **evaluate(test, data.dataset.kind, data.dataset.folds, validation),
             "modality_gap": gap(test),
             # Of the epoch that was tested:
-            "warnings": training_warnings(best, self.config.loss.gradient_penalty) + carried_over,
+            "warnings": [*training_warnings(best, self.config.loss.gradient_penalty), *carried_over],
             "provenance": {
                 **provenance(self.job.device),
                 "code": "+".join(progress.code),
