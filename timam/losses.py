@@ -97,15 +97,13 @@ def triplet_loss(
         return F.relu(margin + hardest - cosines.diagonal()).mean(dim=1).sum()
 
 
-def _checked_batch(
-    image_embeddings: Tensor, text_embeddings: Tensor, identity_labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _checked_batch(images: Tensor, texts: Tensor, identity_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both embeddings (B, D) in full precision and the targets q (B, B)."""
-    if image_embeddings.shape != text_embeddings.shape:
-        shapes = tuple(image_embeddings.shape), tuple(text_embeddings.shape)
+    if images.shape != texts.shape:
+        shapes = tuple(images.shape), tuple(texts.shape)
         raise ValueError("image_embeddings {} and text_embeddings {}: expected the same shape".format(*shapes))
-    _check_embeddings("image_embeddings", image_embeddings, identity_labels)
-    images, texts = full_precision(image_embeddings), full_precision(text_embeddings)
+    _check_embeddings("image_embeddings", images, identity_labels)
+    images, texts = full_precision(images), full_precision(texts)
     same_identity = (identity_labels[:, None] == identity_labels).to(images.dtype)
     # Rows sum to 1. Several ports divide by the row's L2 norm instead: a perfect match then scores below 0.
     return images, texts, same_identity / same_identity.sum(dim=1, keepdim=True)
@@ -226,10 +224,9 @@ def coral_loss(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         return (torch.cov(images.T, correction=0) - torch.cov(texts.T, correction=0)).square().sum()
 
 
-def _checked_directions(image_embeddings: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_directions(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Both embeddings at unit length, in full precision."""
-    shapes = tuple(image_embeddings.shape), tuple(text_embeddings.shape)
+    shapes = tuple(images.shape), tuple(texts.shape)
     if any(len(shape) != 2 or shape[0] == 0 for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise ValueError("image_embeddings {}, text_embeddings {}: expected (B, D), (B', D), not empty".format(*shapes))
-    images, texts = (F.normalize(full_precision(e), dim=1) for e in (image_embeddings, text_embeddings))
-    return images, texts
+    return F.normalize(full_precision(images), dim=1), F.normalize(full_precision(texts), dim=1)

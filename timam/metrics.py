@@ -106,11 +106,9 @@ def two_way_metrics(
     fits = len(texts) * len(images) <= _CHUNK
     similarity = F.normalize(texts, dim=1) @ F.normalize(images, dim=1).T if fits else None
     transposed = None if similarity is None else similarity.T.contiguous()  # 3 times faster than another product
-    directions = {
-        "text_to_image": ((texts, images, text_labels, image_labels), similarity),
-        "image_to_text": (checked, transposed),
-    }
-    return {name: _summarize(_by_chunk(_chunk_metrics, *sides)) for name, sides in directions.items()}
+    text_to_image = _by_chunk(_chunk_metrics, (texts, images, text_labels, image_labels), similarity)
+    image_to_text = _by_chunk(_chunk_metrics, checked, transposed)
+    return {"text_to_image": _summarize(text_to_image), "image_to_text": _summarize(image_to_text)}
 
 
 def open_set_metrics(

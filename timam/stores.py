@@ -37,13 +37,11 @@ def _fingerprint(*parts: bytes | np.ndarray | Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def _open_store(
-    kind: str, name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
-) -> np.ndarray:
-    """The array CACHE/kind/name, read-only memory-mapped. Where it is absent or damaged, `fill` writes its values."""
-    folder = cache_folder() / kind / name
+def _open_store(name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The array CACHE/name, read-only memory-mapped. Where it is absent or damaged, `fill` writes its values."""
+    folder = cache_folder() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):  # another run may be building the same store
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # another run may be building the same store
         try:
             check_sums(folder)
             return np.load(folder / "store.npy", mmap_mode="r")
@@ -79,7 +77,7 @@ def open_pixels(paths: Sequence[Path], height: int, width: int, progress: bool =
         if problems := find_unreadable(paths, progress, store):
             raise DataError("pictures", problems)
 
-    return _open_store("pixels", name, np.uint8, (len(paths), height, width, 3), fill).transpose(0, 3, 1, 2)
+    return _open_store(f"pixels/{name}", np.uint8, (len(paths), height, width, 3), fill).transpose(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
                 states[offsets[m] : offsets[m + 1]] = words[: lengths[m]]
 
     shape = int(offsets[-1]), model.text_encoder.input_width
-    return WordStates(_open_store("word_states", name, np.float16, shape, fill), offsets)
+    return WordStates(_open_store(f"word_states/{name}", np.float16, shape, fill), offsets)
 
 
 def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, progress: bool = True) -> np.ndarray:
@@ -148,7 +146,7 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
             rows[:] = model.encode_pixels(batch, encode=encoder.block_outputs).permute(0, 2, 3, 1).numpy()
 
     shape = len(pixels), height, width, channels
-    return _open_store("blocks", name, np.float16, shape, fill).transpose(0, 3, 1, 2)
+    return _open_store(f"blocks/{name}", np.float16, shape, fill).transpose(0, 3, 1, 2)
 
 
 @dataclass

@@ -68,9 +68,7 @@ def parse_webdataset(root: Path, columns: Mapping[str, str] | None = None) -> Pa
     return add_rows(rows, parsed)
 
 
-def _samples(
-    shard: Path, name: str, columns: Mapping[str, str], parsed: Parsed
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _samples(shard: Path, name: str, columns: Mapping[str, str], parsed: Parsed) -> Iterator[tuple[str, dict]]:
     """The samples of a shard: members that share their name up to the first dot. Raises OSError and ValueError."""
     from timam.images import SUFFIXES
 

@@ -67,9 +67,8 @@ class ImageTower(nn.Module):
         self.model: Any = getattr(model, kind.body, model)
         takes = inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
-        own_mean, own_std, mean_in, std_in = (
-            torch.tensor(c).view(3, 1, 1) for c in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
-        )
+        colours = mean, std, IMAGENET_MEAN, IMAGENET_STD
+        own_mean, own_std, mean_in, std_in = (torch.tensor(colour).view(3, 1, 1) for colour in colours)
         self.register_buffer("scale", std_in / own_std)
         self.register_buffer("shift", (mean_in - own_mean) / own_std)
 
