@@ -82,16 +82,9 @@ def train(
 @click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
 @arguments.columns
 @arguments.json
-def evaluate(
-    run: Run | None,
-    pretrained: str | None,
-    split: str,
-    dataset: str | None,
-    root: Path | None,
-    columns: str | None,
-    as_json: bool,
-) -> None:
+def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool, **other: Any) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions."""
+    dataset, root, columns = (other[name] for name in ("dataset", "root", "columns"))
     if (run is None) == (pretrained is None):
         raise click.UsageError("give one of RUN and --pretrained")
     if (dataset is None) != (root is None) or (columns and dataset is None):
