@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from timam import config as configs
-from timam.config import Config
+from timam.config import Config, departures, fingerprint, from_dict
 from timam.files import SUMS, check_sums, read_json, recover_folder, replacing_folder, sha256, write_sums, write_text
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Run:
     @classmethod
     def named(cls, runs: Path | str, config: Config) -> "Run":
         """RUNS/DATASET-PRESET-SEED-FINGERPRINT: the same config always has the same directory."""
-        name = f"{config.data.dataset}-{config.preset}-{config.train.seed}-{configs.fingerprint(config)}"
+        name = f"{config.data.dataset}-{config.preset}-{config.train.seed}-{fingerprint(config)}"
         return cls(Path(runs) / name)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -73,7 +72,7 @@ class Run:
         """Raises FileNotFoundError where there is no run, and ValueError naming the file and what is wrong with it."""
         values = read_json(self._config_file)
         try:
-            return configs.from_dict(values)
+            return from_dict(values)
         except ValueError as error:
             raise ValueError(f"{self._config_file}: {error}") from error
 
@@ -181,7 +180,7 @@ class Run:
     def _check_config(self, config: Config) -> None:
         """Raises RunError for a run of other settings."""
         try:
-            differing = configs.departures(config, self.config())
+            differing = departures(config, self.config())
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{error}; remove {self.folder} and train again") from error
         differing.pop("data.root", None)  # the data may have moved: `fit` compares their fingerprint

@@ -19,9 +19,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from timam import config as configs
 from timam.collapse import chance_warnings, training_warnings
-from timam.config import Config
+from timam.config import Config, flat
 from timam.data import DataError, Dataset, load_dataset
 from timam.data.augment import augment, augments
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
@@ -74,7 +73,7 @@ def fit(
         data = training.open_data()
         learner = training.start(data)
         # Without folders of this machine, as a tracker may send the settings elsewhere.
-        settings = {k: public_name(v) if v and isinstance(v, str) else v for k, v in configs.flat(config).items()}
+        settings = {k: public_name(v) if v and isinstance(v, str) else v for k, v in flat(config).items()}
         names = {tracker: {"name": run.folder.name} for tracker in ("wandb", "trackio")}
         job.accelerator.init_trackers("timam", settings, names)
         while not learner.progress.is_over(config.train):

@@ -151,8 +151,6 @@ def find_conflicts(records: list[Record], kind: str) -> list[str]:
         other = first.setdefault(posixpath.normpath(r.image), r)  # a.jpg is ./a.jpg
         if other is not r:
             problems.append(f"{r.source}: picture {r.image} also stands in {other.source} ({other.split} split)")
-    return problems + [
-        f"identity {identity}: stands in the splits {', '.join(sorted(names))}; expected one"
-        for identity, names in sorted(splits.items())
-        if len(names) > 1 and kind != "instance"
-    ]
+    several = [(i, ", ".join(sorted(names))) for i, names in sorted(splits.items()) if len(names) > 1]
+    lines = [f"identity {identity}: stands in the splits {names}; expected one" for identity, names in several]
+    return problems if kind == "instance" else problems + lines

@@ -58,11 +58,8 @@ def blocks_of(backbone: nn.Module) -> list[list[str]]:
     if isinstance(features := getattr(backbone, "features", None), nn.Sequential):
         return [[f"features.{name}"] for name in features._modules]
     if isinstance(getattr(backbone, "layer4", None), nn.Sequential):
-        residual = [f"layer{n}" for n in range(1, 5)]
-        return [
-            ["conv1", "bn1", "relu", "maxpool"],
-            *([f"{layer}.{name}"] for layer in residual for name in getattr(backbone, layer)._modules),
-        ]
+        stem, residual = ["conv1", "bn1", "relu", "maxpool"], [f"layer{n}" for n in range(1, 5)]
+        return [stem, *([f"{layer}.{name}"] for layer in residual for name in getattr(backbone, layer)._modules)]
     raise ValueError(f"train.frozen_blocks: the blocks of {type(backbone).__name__} are not known; expected 0")
 
 
