@@ -1,7 +1,4 @@
-"""Pictures inside Parquet files and tar archives, read in place: nothing is unpacked.
-
-Such a picture has a path of its own: ROOT/shard.parquet#COLUMN:ROW, or ROOT/shard.tar#MEMBER.
-"""
+"""Pictures in Parquet files and tar archives, read in place: ROOT/shard.parquet#COLUMN:ROW, ROOT/shard.tar#MEMBER."""
 
 import io
 import re

@@ -47,10 +47,7 @@ class Embeddings:
 
 
 def embed_split(model: TIMAM, stored: StoredSplit, batch_size: int = 64, progress: bool = False) -> Embeddings:
-    """Encodes every picture and every caption of a split once.
-
-    Stored word states and outputs of frozen blocks must be of this model; they replace its language model and blocks.
-    """
+    """Encodes every picture and caption of a split. Stored outputs of frozen layers must be this model's."""
     split = stored.split
     images = model.encode_pixels(stored.pixels if stored.blocks is None else stored.blocks, batch_size, progress)
     if stored.words is None:

@@ -166,10 +166,7 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path, paths: Iterable[Path] | None = None) -> None:
-    """Writes the checksums of files below a folder, by default of all, to its SHA256SUMS.
-
-    The formats of safetensors, NumPy and JSON detect a truncated file, but not a flipped bit.
-    """
+    """Writes checksums of files below a folder (all by default) to its SHA256SUMS. No format detects a flipped bit."""
     found = sorted(p for p in (folder.rglob("*") if paths is None else paths) if p.is_file() and p.name != SUMS)
     write_text(folder / SUMS, "".join(f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in found))
 

@@ -89,10 +89,7 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Pixels normalised by ImageNet's mean and standard deviation: (B, 3, H, W) float32 in channels-last memory.
-
-    `pixels` are (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
-    """
+    """Normalises pixels (B, 3, H, W) uint8 as ImageNet's: float32, channels-last, which is the input's fastest, too."""
     width = pixels.shape[3]
     # The constants are repeated along a line of a picture, as broadcasting over 3 channels is many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
@@ -110,10 +107,7 @@ def unread_kinds(folder: Path) -> list[str]:
 def find_unreadable(
     paths: Sequence[Path], progress: bool = False, use: Callable[[int, Image.Image], object] = lambda row, image: None
 ) -> list[str]:
-    """Decodes every picture in parallel threads; a line for each that fails, in the order of the paths.
-
-    `use` gets each other picture and its position.
-    """
+    """Decodes pictures in threads: a line for each that fails, in order. `use` gets row and picture of each other."""
 
     def check(row: int) -> str:
         try:

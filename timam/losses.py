@@ -42,7 +42,7 @@ def cmpm_loss(
     """Cross-modal projection matching loss L_M = L_M(V) + L_M(T) (Zhang and Lu, ECCV 2018, eqs. 1 to 5).
 
     L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)) with p_ij = softmax_j(phi(V_i) . norm(phi(T_j))); L_M(T)
-    with the roles exchanged. At least -2 log(1 + B epsilon): 0 up to rounding. `epsilon`, in (0, 1), is for q of 0.
+    with the roles exchanged. At least -2 log(1 + B epsilon), so about 0. `epsilon`, in (0, 1), is for log q at q = 0.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):

@@ -39,11 +39,8 @@ def code_fingerprint() -> str:
 
 
 def commit(*folders: Path) -> str | None:
-    """The package's commit, "-dirty" if the folders (by default the package) differ.
-
-    The environment's TIMAM_COMMIT wins, where a copy of the code knows better than git. None: an installed copy.
-    """
-    if known := os.environ.get("TIMAM_COMMIT"):
+    """The package's commit, "-dirty" if the folders (by default the package) differ. None: an installed copy."""
+    if known := os.environ.get("TIMAM_COMMIT"):  # where a copy of the code knows better than git
         return known
 
     def git(*arguments: object) -> str:

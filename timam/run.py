@@ -90,10 +90,7 @@ class Run:
         return pd.read_csv(self.folder / "history.csv")
 
     def best_model(self, device: "torch.device | None" = None) -> "TIMAM":
-        """The model of the best epoch, in eval mode; by default on the GPU if there is one.
-
-        Raises FileNotFoundError where no epoch is finished, and ValueError, naming a damaged file.
-        """
+        """The best epoch's model in eval mode, by default on a GPU if there is one; raises as `from_pretrained`."""
         self.require_best()
         import torch
 
@@ -135,17 +132,14 @@ class Run:
 
     @contextmanager
     def claimed(self, writes: bool = True) -> Iterator[None]:
-        """Inside, this process is the only one that trains the run, else BusyError. A dead process has no lock.
-
-        `writes` is False for a process that leaves the writing to the main process of its job.
-        """
+        """Inside, no other job trains the run, else BusyError. Without `writes` the job's main process has the lock."""
         if not writes or self.finished:  # a finished run is only read, perhaps from a read-only disk
             yield
             return
         path = self.beside(".{}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(path, timeout=0):
+            with FileLock(path, timeout=0):  # a dead process has none
                 yield
         except Timeout:
             message = f"{self.folder}: another process is at this run; wait for it or give a new folder"

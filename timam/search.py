@@ -1,7 +1,4 @@
-"""Searching any folder of pictures: it is encoded into a gallery, and compared with queries.
-
-`timam_lab.galleries` keeps galleries on disk and brings them up to date.
-"""
+"""Searching any folder of pictures by its gallery of embeddings. `timam_lab.galleries` keeps such galleries on disk."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +29,7 @@ class Gallery:
 
     @classmethod
     def build(cls, model: TIMAM, folder: Path | str, progress: bool = False) -> "Gallery":
-        """Encodes the pictures in a folder and its subfolders. Unreadable ones are left out and named in `problems`.
-
-        Raises FileNotFoundError where no readable picture is.
-        """
+        """Encodes the pictures below a folder; `problems` names unreadable ones. FileNotFoundError: none readable."""
         folder = Path(folder).resolve()
         gallery = cls.encoded(model, folder, picture_files(folder), progress)
         gallery.problems += unread_kinds(folder)

@@ -129,10 +129,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
 
 
 def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, progress: bool = True) -> np.ndarray:
-    """Outputs of the backbone's frozen blocks for pixels (N, 3, H, W) uint8, computed on the first call and stored.
-
-    Returns (N, C, h, w) float16 in channels-last memory, read-only memory-mapped. Raises OSError on a full disk.
-    """
+    """The frozen blocks' outputs (N, C, h, w) float16 for pixels (N, 3, H, W) uint8, stored as `open_pixels` does."""
     encoder = model.image_encoder
     frozen = encoder._parts[0]
     tensors = *frozen.state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's: of its pixels
