@@ -131,11 +131,9 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
 def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, progress: bool = True) -> np.ndarray:
     """The frozen blocks' outputs (N, C, h, w) float16 for pixels (N, 3, H, W) uint8, stored as `open_pixels` does."""
     encoder = model.image_encoder
-    frozen = encoder._parts[0]
-    tensors = *frozen.state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's: of its pixels
+    tensors = *encoder._parts[0].state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's colours
     name = _fingerprint(pixels.transpose(0, 2, 3, 1), *(t.cpu() for t in tensors))
-    probe = model.encode_pixels(pixels[:1], encode=encoder.block_outputs)
-    _, channels, height, width = probe.shape
+    _, channels, height, width = model.encode_pixels(pixels[:1], encode=encoder.block_outputs).shape
 
     def fill(store: np.ndarray) -> None:
         batches = list(zip(slices(store, batch_size), slices(pixels, batch_size), strict=True))

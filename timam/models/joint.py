@@ -124,13 +124,10 @@ class TIMAM(
         """
         rows = self.tokenizer(list(captions), truncation=True, max_length=self.model_config.max_tokens)["input_ids"]
         rows = [row or [self.tokenizer.unk_token_id] for row in rows]
-        mask = padding_mask([len(row) for row in rows])
-        token_ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (mask.shape[1] - len(row)) for row in rows])
-        if self.padded_length is not None:  # its padding counts as text
-            rest = self.padded_length - token_ids.shape[1]
-            token_ids = nn.functional.pad(token_ids, (0, rest), value=self.tokenizer.pad_token_id)
-            return token_ids, torch.ones_like(token_ids)
-        return token_ids, mask
+        lengths = [len(row) for row in rows]
+        width = self.padded_length or max(lengths)
+        token_ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        return token_ids, torch.ones_like(token_ids) if self.padded_length else padding_mask(lengths)
 
     def forward(
         self, images: Tensor, words: Tensor, attention_mask: Tensor, lengths: Tensor | None = None
