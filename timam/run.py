@@ -148,7 +148,7 @@ class Run:
     def check(self, config: Config, resume: bool) -> dict[str, Any] | None:
         """The metrics of a finished run of this config; None where there is something to train. Writes nothing.
 
-        Raises RunError: the directory holds something else, an interrupted run without `resume`, or damaged files.
+        Raises RunError: the folder has other content or another config, is interrupted without `resume`, or damaged.
         """
         if not self._config_file.exists() and not self.last.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -159,7 +159,13 @@ class Run:
         except ValueError as error:
             advice = f"Remove {self._metrics_file} and go on with --resume: the end is done again"
             raise RunError(f"{error}. {advice}") from error
-        self._check_config(config)
+        try:
+            differing = departures(config, self.config())
+        except (FileNotFoundError, ValueError) as error:
+            raise RunError(f"{error}; remove {self.folder} and train again") from error
+        differing.pop("data.root", None)  # the data may have moved: `fit` compares their fingerprint
+        if changed := [f"{key}: {there!r} there, {asked!r} asked for" for key, (there, asked) in differing.items()]:
+            raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
         if metrics is None and not resume:
             raise RunError(f"{self.folder} holds an interrupted run; go on with --resume, or remove it")
         return metrics
@@ -170,16 +176,6 @@ class Run:
         write_text(self._config_file, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         for folder in (self.last, self.best):
             recover_folder(folder)
-
-    def _check_config(self, config: Config) -> None:
-        """Raises RunError for a run of other settings."""
-        try:
-            differing = departures(config, self.config())
-        except (FileNotFoundError, ValueError) as error:
-            raise RunError(f"{error}; remove {self.folder} and train again") from error
-        differing.pop("data.root", None)  # the data may have moved: `fit` compares their fingerprint
-        if changed := [f"{key}: {there!r} there, {asked!r} asked for" for key, (there, asked) in differing.items()]:
-            raise RunError("\n  ".join([f"{self.folder} holds a run of another config; give a new folder", *changed]))
 
     def restore(self, learner: "Learner") -> None:
         """Loads the last checkpoint into the learner. Raises RunError for a damaged one."""
