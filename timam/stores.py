@@ -113,13 +113,11 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     language_model = model.text_encoder.language_model
     name = _fingerprint(token_ids, offsets, *(t.cpu() for t in language_model.state_dict().values()))
 
-    def load(batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        return model.tokenize([captions[m] for m in batch])
-
     def fill(states: np.ndarray) -> None:
         batches = slices(np.argsort(lengths, kind="stable"), batch_size)  # similar lengths together: little padding
+        sentences = [[captions[m] for m in batch] for batch in batches]
         bar = "reading captions" if progress else None
-        outputs = encode_batches(model, batches, load, model.text_encoder.word_states, bar)
+        outputs = encode_batches(model, sentences, model.tokenize, model.text_encoder.word_states, bar)
         for batch, output in zip(batches, outputs, strict=True):
             for m, words in zip(batch, output.numpy(), strict=True):
                 states[offsets[m] : offsets[m + 1]] = words[: lengths[m]]
