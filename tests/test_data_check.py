@@ -107,6 +107,17 @@ def test_same_embedded_bytes_are_named(tmp_path):
     )
 
 
+def test_copies_within_a_split_are_named_where_each_picture_is_an_identity(tmp_path):
+    """A row for each caption, the picture again in each: every copy would count as a wrong answer."""
+    pictures = [{"bytes": picture_bytes(i // 2), "path": f"{i}.png"} for i in range(12)]
+    columns = {"image": pa.array(pictures, HF_IMAGE), "caption": [f"a{i}" for i in range(12)],
+               "split": [name for name in ("train", "val", "test") for _ in range(4)]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (warning,) = (w for w in check_dataset("parquet", tmp_path)["warnings"] if "bytes" in w)
+    assert warning.startswith("6 pictures have the bytes of another one in their split: each counts as a picture of")
+    assert warning.endswith("a.parquet#image:1 (a.parquet row 2) those of a.parquet#image:0 (a.parquet row 1)")
+
+
 def test_copy_that_lost_its_identities_is_recognised(tmp_path, monkeypatch):
     root = write_table(tmp_path, [["image_path", "caption"], *([f"p/{i}.png", f"caption {i}"] for i in range(6))])
     assert check_dataset("csv", root)["problems"] == []

@@ -138,7 +138,7 @@ def test_a_split_is_evaluated_by_its_data_sets_protocol(tiny_model, tmp_path):
 
 def test_the_table_shows_classes_and_folds(instances):
     results = evaluate(instances, "class", 2)
-    table = cli._table({"dataset": "d", "split": "test", **results})
+    table = cli.results_table({"dataset": "d", "split": "test", **results})
     _, *rows, ap, rank = table[table.index("mean over 2 parts") :].strip().splitlines()
     for row, direction in zip(rows, ("text_to_image", "image_to_text"), strict=True):
         assert row.split()[:2] == [direction, f"{100 * results['folds'][direction]['rank_1']:.2f}"]

@@ -73,7 +73,7 @@ def test_arrow_points_one_way(source):
 IMPORTERS = {
     "timam.training": {"timam.cli", "timam_lab.studies", "timam_lab.speed.training", "timam_lab.speed.gpu.correct",
                        "timam_lab.speed.gpu.learns"},
-    "timam.cli": {"timam.__main__"},
+    "timam.cli": {"timam.__main__", "timam_lab.commands"},
     "tqdm.tqdm": set(),  # tqdm.auto's bar is one of a notebook in a notebook
     **{name: set() for name in ("tests", "notebooks", "conftest", "layouts", "pytest", "papermill")},
 }  # fmt: skip

@@ -227,8 +227,20 @@ def test_too_few_pictures_for_the_recipe_are_told(people, tmp_path, capsys, max_
     fit(config, tmp_path / "run")
     steps = len(load_dataset("cuhk-pedes", people).split("train").image_paths) // config.data.batch_size
     assert 2 <= steps < 5
-    told = f"{steps} steps in all, as there are few pictures; the preset is made for 5, which --set train.epochs="
-    assert (f"{told}{math.ceil(5 / steps)} gives" in capsys.readouterr().out) == (max_steps > steps)
+    recipe = PRESETS["smoke"].train
+    wanted = recipe.epochs * recipe.max_steps
+    told = f"{steps} steps in all. The preset is made for {wanted}; train.epochs={math.ceil(wanted / steps)} gives"
+    assert (told in capsys.readouterr().out) == (max_steps > steps)
+    enough = configs.override(config, [f"train.epochs={math.ceil(wanted / steps)}"])
+    fit(enough, tmp_path / "long")
+    assert "few pictures" not in capsys.readouterr().out  # what was told is enough
+
+
+def test_a_run_names_the_commit_at_which_it_began(people, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIMAM_COMMIT", "first")
+    later = lambda _: monkeypatch.setenv("TIMAM_COMMIT", "later")  # noqa: E731
+    metrics = fit(tiny_config(people, "train.epochs=1"), tmp_path / "run", after_epoch=later)
+    assert metrics["provenance"]["commit"] == "first"
 
 
 @pytest.mark.slow

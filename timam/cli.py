@@ -4,9 +4,9 @@ Importing torch takes seconds. Each command imports it only after it has checked
 """
 
 import io
-import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import click
 
 from timam import __version__, arguments
 from timam import config as configs
-from timam.data import DATASETS, load_dataset
 from timam.run import Run
 
 
 class _Commands(click.Group):
     """The commands below and those of `timam_lab`, which is imported when one of them is asked for."""
 
-    lab = ("data", "push", "search", "studies")
+    lab = ("data", "evaluate", "push", "search", "studies")
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted([*super().list_commands(context), *self.lab])
@@ -54,14 +53,14 @@ def cli() -> None:
 def train(
     preset: str, dataset: str, root: Path, output: Path, settings: tuple[str, ...], resume: bool, **short: Any
 ) -> None:
-    """Train, select on validation, test once. Rates are per step; epochs count from 1; sizes are in pixels."""
+    """Train, select on validation, test once. Epochs count from 1; sizes are in pixels."""
     given = [f"{name}={value}" for name, value in short.items() if value is not None]  # --seed, --init, --column
     data = [f"data.dataset={dataset}", f"data.root={root.resolve()}"]
     try:
         config = configs.override(configs.PRESETS[preset], [*data, *given, *settings])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _require_data(root)
+    require_data(root)
     from timam.training import fit
 
     finished = Run(output).finished
@@ -70,51 +69,17 @@ def train(
         return
     if finished:
         click.echo(f"{output} is complete already; nothing to do")
-    click.echo(_table(metrics))
+    click.echo(results_table(metrics))
     click.echo(f"run: {output}")
 
 
-@cli.command()
-@arguments.run_or_none
-@click.option("--pretrained", metavar="NAME_OR_FOLDER", help="CLIP or SigLIP as it is, without training; needs --root.")
-@click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
-@click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
-@arguments.columns
-@arguments.json
-def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool, **other: Any) -> None:
-    """Measure a run's best model on a split of its own or of other data, both directions."""
-    dataset, root, columns = (other[name] for name in ("dataset", "root", "columns"))
-    if (run is None) == (pretrained is None):
-        raise click.UsageError("give one of RUN and --pretrained")
-    if (dataset is None) != (root is None) or (columns and dataset is None):
-        raise click.UsageError("--dataset and --root go together, and --column with both")
-    if run is not None:
-        run.require_best()
-    if dataset is not None:
-        data = configs.DataConfig(dataset=dataset, root=str(root), columns=columns or "")
-    elif run is not None:
-        data = run.config().data
-    else:
-        raise click.UsageError("--pretrained needs --dataset and --root")
-    _require_data(Path(data.root))
-    found = load_dataset(data.dataset, data.root, columns=data.renamed)
-    from timam.evaluation import evaluate_model
-    from timam.models import TIMAM
-    from timam.models.weights import pair_settings
-
-    model = run.best_model() if run else TIMAM.pretrained(pair_settings(str(pretrained)), 1, [])
-    results = evaluate_model(model, found, split, progress=not as_json)
-    click.echo(json.dumps(results, indent=2) if as_json else _table(results))
-
-
-def _require_data(root: Path) -> None:
+def require_data(root: Path) -> None:
     if not root.exists():
         hint = f"`hf download --repo-type dataset {root}` fetches it, if it is a data set of the Hugging Face hub"
         raise FileNotFoundError(f"{root}: no such folder" + (f"; {hint}" if len(root.parts) == 2 else ""))
 
 
-def _table(metrics: dict[str, Any]) -> str:
+def results_table(metrics: dict[str, Any]) -> str:
     """Both directions as a table in percent; below it the folds and the class level, where a data set has them."""
     from timam.metrics import RETRIEVAL_METRICS
 
@@ -138,8 +103,9 @@ def _table(metrics: dict[str, Any]) -> str:
     if open_set := metrics.get("open_set"):
         found = open_set["text_to_image"]["detection_identification_rate"]
         lines.append(
-            "half of the identities taken out: at a threshold that answers 1 / 10 % of their captions in vain, "
-            f"{100 * found['0.01']:.2f} / {100 * found['0.1']:.2f} of the others find their picture first and above it"
+            "open set: the pictures of every second identity are removed. At the threshold where 1 / 10 % of their "
+            f"captions still get an answer, {100 * found['0.01']:.2f} / {100 * found['0.1']:.2f} of the other captions "
+            "have a right picture first and above it"
         )
     return "\n".join(lines)
 
@@ -149,6 +115,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file's name may have characters that the terminal lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         cli(prog_name="timam", standalone_mode=False)
     except click.ClickException as error:

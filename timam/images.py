@@ -89,7 +89,10 @@ def any_to_pixels(image: Image.Image | str | Path | Tensor, height: int, width: 
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Normalises pixels (B, 3, H, W) uint8 as ImageNet's: float32, channels-last, which is the input's fastest, too."""
+    """Pixels normalised by ImageNet's mean and standard deviation: (B, 3, H, W) float32 in channels-last memory.
+
+    `pixels` are (B, 3, H, W) uint8 in any memory format; channels-last, as a pixel store gives them, is fastest.
+    """
     width = pixels.shape[3]
     # The constants are repeated along a line of a picture, as broadcasting over 3 channels is many times slower.
     mean = (torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255).repeat(width)
@@ -101,7 +104,9 @@ def normalize(pixels: Tensor) -> Tensor:
 def unread_kinds(folder: Path) -> list[str]:
     """A line for each kind of picture below a folder that is not read at all, with their number."""
     counts = Counter(path.suffix.lower() for path in files_below(folder, _NOT_READ))
-    return [f"{folder}: {n:,} pictures {kind} are not read; convert them to .jpg" for kind, n in sorted(counts.items())]
+    return [
+        f"{folder}: {kind} pictures ({n:,}) are not read; convert them to .jpg" for kind, n in sorted(counts.items())
+    ]
 
 
 def find_unreadable(

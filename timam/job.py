@@ -99,7 +99,10 @@ class Job:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Signals raise `Interrupted`, or wait while `signals.held`. RunError: one of several processes failed."""
+        """Inside, SIGINT and SIGTERM raise `Interrupted`, or wait while `signals.held`.
+
+        In a job of several processes, RunError says what to do where torch's error alone would not.
+        """
         try:
             with interruptible(several=self.count > 1) as self.signals:
                 yield

@@ -42,7 +42,8 @@ def cmpm_loss(
     """Cross-modal projection matching loss L_M = L_M(V) + L_M(T) (Zhang and Lu, ECCV 2018, eqs. 1 to 5).
 
     L_M(V) = mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)) with p_ij = softmax_j(phi(V_i) . norm(phi(T_j))); L_M(T)
-    with the roles exchanged. At least -2 log(1 + B epsilon), so about 0. `epsilon`, in (0, 1), is for log q at q = 0.
+    with the roles exchanged. At least -2 log(1 + B epsilon), which is 0 up to rounding. `epsilon`, in (0, 1), keeps the
+    logarithm finite where q is 0.
     """
     images, texts, targets = _checked_batch(image_embeddings, text_embeddings, identity_labels)
     with _no_autocast(images):
@@ -136,7 +137,8 @@ def norm_softmax_loss(
 
     Norm-softmax (Zhang and Lu, ECCV 2018, eq. 7). The paper's L_I is the sum over the two modalities. Embeddings (B,
     D), not normalised; class_weights (C, D), a row for each training identity; bias (C,); labels in [0, C): on the CPU,
-    another one raises ValueError. Without `unit_rows` plain softmax, where longer rows alone already lower the loss.
+    another one raises ValueError. Without `unit_rows` it is plain softmax, for the ablation: longer rows then lower the
+    loss without better embeddings.
     """
     _check_embeddings("embeddings", embeddings, identity_labels)
     if class_weights.shape[1:] != embeddings.shape[1:] or bias.shape != class_weights.shape[:1]:
@@ -190,7 +192,8 @@ def gradient_penalty(modality_logits: Tensor, embeddings: Tensor) -> Tensor:
 
     Without it the game does not converge: the encoders push the modalities through each other and apart again faster
     than the discriminator follows. A small slope of the discriminator damps this. Mescheder et al. (ICML 2018, eq. 9)
-    penalise real data, here both modalities. The logits (B,) are of `embeddings` (B, D), which must require a gradient.
+    penalise real data only; here neither modality is the real one, so both are. The logits (B,) are those of
+    `embeddings` (B, D), which must require a gradient.
     """
     (slopes,) = torch.autograd.grad(modality_logits.sum(), embeddings, create_graph=True)
     return slopes.square().sum(dim=1).mean()

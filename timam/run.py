@@ -90,7 +90,10 @@ class Run:
         return pd.read_csv(self.folder / "history.csv")
 
     def best_model(self, device: "torch.device | None" = None) -> "TIMAM":
-        """The best epoch's model in eval mode, by default on a GPU if there is one; raises as `from_pretrained`."""
+        """The model of the best epoch, in eval mode; by default on the GPU if there is one.
+
+        Raises FileNotFoundError where no epoch is finished, and ValueError, naming a damaged file.
+        """
         self.require_best()
         import torch
 
@@ -132,14 +135,17 @@ class Run:
 
     @contextmanager
     def claimed(self, writes: bool = True) -> Iterator[None]:
-        """Inside, no other job trains the run, else BusyError. Without `writes` the job's main process has the lock."""
+        """Inside, this process is the only one that trains the run, else BusyError. A dead process has no lock.
+
+        `writes` is False for a process that leaves the writing to the main process of its job.
+        """
         if not writes or self.finished:  # a finished run is only read, perhaps from a read-only disk
             yield
             return
         path = self.beside(".{}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(path, timeout=0):  # a dead process has none
+            with FileLock(path, timeout=0):
                 yield
         except Timeout:
             message = f"{self.folder}: another process is at this run; wait for it or give a new folder"
@@ -148,7 +154,8 @@ class Run:
     def check(self, config: Config, resume: bool) -> dict[str, Any] | None:
         """The metrics of a finished run of this config; None where there is something to train. Writes nothing.
 
-        Raises RunError: the folder has other content or another config, is interrupted without `resume`, or damaged.
+        Raises RunError: the folder holds something else or a run of another config, an interrupted run without
+        `resume`, or damaged files.
         """
         if not self._config_file.exists() and not self.last.exists():
             if self.folder.exists() and any(self.folder.iterdir()):

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from timam.collapse import chance_warnings, training_warnings
-from timam.config import Config, flat
+from timam.config import PRESETS, Config, flat
 from timam.data import DataError, Dataset, load_dataset
 from timam.data.augment import augment, augments
 from timam.data.batches import Batch, epoch_batches, steps_per_epoch
@@ -64,7 +64,7 @@ def fit(
     """
     run = Run(Path(output))
     job = Job(config.train.mixed_precision, config.train.tracker, run.folder)
-    training = _Training(config, run, job, progress and job.is_main)
+    training = _Training(config, run, job, progress and job.is_main, provenance(job.device))
     with job.running(), run.claimed(writes=job.is_main):
         finished = job.on_main(lambda: run.check(config, resume))
         if finished is not None:
@@ -100,6 +100,7 @@ class _Training:
     run: Run
     job: Job
     show: bool  # progress bars and lines
+    made: dict[str, Any]  # `provenance` at the start, whose code trains
 
     # -- start ------------------------------------------------------------------------------------------------------
 
@@ -137,11 +138,12 @@ class _Training:
             raise DataError(f"pictures of {data.dataset} in {data.root}", problems)
         whole = steps_per_epoch(len(splits[0].image_paths), data.batch_size)
         steps = min(whole, train.max_steps or whole)
-        if self.show and train.max_steps and steps < train.max_steps:  # the recipe counts on `train.max_steps`
-            enough = math.ceil(train.epochs * train.max_steps / steps)
+        recipe = PRESETS[self.config.preset].train
+        wanted = (recipe.max_steps or 0) * recipe.epochs
+        if self.show and steps < (train.max_steps or 0) and steps * train.epochs < wanted:
             tqdm.write(
-                f"warning: {steps * train.epochs} steps in all, as there are few pictures; the preset is made for "
-                f"{train.max_steps * train.epochs}, which --set train.epochs={enough} gives"
+                f"warning: there are few pictures: {steps * train.epochs} steps in all. The preset is made for "
+                f"{wanted}; train.epochs={math.ceil(wanted / steps)} gives as many. --init may help, too"
             )
         return _Data(dataset, stored[0], stored[1], stored[2], steps)
 
@@ -316,7 +318,7 @@ class _Training:
             # Of the epoch that was tested:
             "warnings": [*training_warnings(best, self.config.loss.gradient_penalty), *carried_over],
             "provenance": {
-                **provenance(self.job.device),
+                **self.made,
                 "code": "+".join(progress.code),
                 "data_fingerprint": progress.data_fingerprint,
                 "data_notes": list(data.dataset.notes),

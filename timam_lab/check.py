@@ -142,13 +142,16 @@ def _partial_download(dataset: Dataset) -> list[str]:
 
 
 def _duplicates(dataset: Dataset) -> list[str]:
-    """Pictures of the same bytes in different splits or of different identities. Files of unique sizes are not read."""
+    """Pictures of the same bytes in different splits or of different identities. Files of unique sizes are not read.
+
+    Where each picture is an identity of its own, those within a split have one line together.
+    """
     by_size = defaultdict(list)
     for r in dataset.records:
         path = dataset.image_root / r.image
         if (file := container(path)).is_file():
             by_size[file.stat().st_size if file == path else 0].append(r)
-    warnings = []
+    warnings, twins = [], []
     for records in by_size.values():
         first: dict[bytes, Record] = {}
         for r in records if len(records) > 1 else ():
@@ -158,6 +161,8 @@ def _duplicates(dataset: Dataset) -> list[str]:
             except (OSError, ValueError):  # `find_unreadable` has named it
                 continue
             other = first.setdefault(hashlib.sha256(content).digest(), r)
+            if other is r:
+                continue
             mine, its = (
                 f"split {o.split}" + (f", identity {o.identity}" if dataset.kind != "instance" else "")
                 for o in (r, other)
@@ -165,6 +170,11 @@ def _duplicates(dataset: Dataset) -> list[str]:
             if mine != its:
                 same = f"has the bytes of {other.image} ({its}; {other.source})"
                 warnings.append(f"{r.source}: picture {r.image} ({mine}) {same}")
+            elif dataset.kind == "instance":
+                twins.append(f"{r.image} ({r.source}) those of {other.image} ({other.source})")
+    if twins:
+        wrong = "each counts as a picture of its own, and so as a wrong answer to the other's captions"
+        warnings.append(f"{len(twins):,} pictures have the bytes of another one in their split: {wrong}: {twins[0]}")
     return warnings
 
 

@@ -1,4 +1,5 @@
-"""Commands that need more than the core: `timam data` (check, oracle, pedestrians), `push`, `search` and `studies`."""
+"""Commands that need more than the core: `timam data` (check, oracle, pedestrians), `evaluate`, `push`,
+`search` and `studies`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import click
 
 from timam import arguments
 from timam import config as configs
+from timam.cli import require_data, results_table
+from timam.data import DATASETS, load_dataset
 from timam.run import Run
 from timam_lab.pedestrians.spec import DIFFICULTIES, PedestrianSpec
 from timam_lab.search_command import search as search
@@ -157,6 +160,40 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
         click.echo(f"{direction}, {split} split (percent)")
         for name, row in rows.items():
             click.echo(f"  {name:15}" + "".join(f"  {key} {100 * value:5.1f}" for key, value in row.items()))
+
+
+@click.command()
+@arguments.run_or_none
+@click.option("--pretrained", metavar="NAME_OR_FOLDER", help="CLIP or SigLIP as it is, without training; needs --root.")
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
+@click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
+@arguments.columns
+@arguments.json
+def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool, **other: Any) -> None:
+    """Measure a run's best model on a split of its own or of other data, both directions."""
+    dataset, root, columns = (other[name] for name in ("dataset", "root", "columns"))
+    if (run is None) == (pretrained is None):
+        raise click.UsageError("give one of RUN and --pretrained")
+    if (dataset is None) != (root is None) or (columns and dataset is None):
+        raise click.UsageError("--dataset and --root go together, and --column with both")
+    if run is not None:
+        run.require_best()
+    if dataset is not None:
+        data = configs.DataConfig(dataset=dataset, root=str(root), columns=columns or "")
+    elif run is not None:
+        data = run.config().data
+    else:
+        raise click.UsageError("--pretrained needs --dataset and --root")
+    require_data(Path(data.root))
+    found = load_dataset(data.dataset, data.root, columns=data.renamed)
+    from timam.evaluation import evaluate_model
+    from timam.models import TIMAM
+    from timam.models.weights import pair_settings
+
+    model = run.best_model() if run else TIMAM.pretrained(pair_settings(str(pretrained)), 1, [])
+    results = evaluate_model(model, found, split, progress=not as_json)
+    click.echo(json.dumps(results, indent=2) if as_json else results_table(results))
 
 
 @click.command()

@@ -23,7 +23,8 @@ class Batch:
 def epoch_order(image_labels: np.ndarray, images_per_identity: int, rng: np.random.Generator) -> np.ndarray:
     """The order in which an epoch visits the N pictures, each once: a permutation (N,) int64; of their labels (N,).
 
-    `images_per_identity`: 0 shuffles all pictures; K puts up to K of an identity side by side, as a batch's positives.
+    `images_per_identity`: 0 shuffles all pictures. K places up to K pictures of an identity next to each other, so that
+    a batch holds several positives.
     """
     order = rng.permutation(len(image_labels))
     if images_per_identity == 0:

@@ -78,6 +78,8 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
                     rows.append((source, row))
         except ColumnError as error:
             parsed.problems.append(f"{label}: {error}")
+        except UnicodeDecodeError as error:
+            parsed.problems.append(f"{file}: not UTF-8 ({error}); save it as UTF-8")
         except Exception as error:  # csv and pyarrow raise many kinds for a damaged file
             parsed.problems.append(f"{file}: not readable as a table ({type(error).__name__}: {error})")
     return add_rows(rows, parsed)
@@ -101,7 +103,8 @@ def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) 
         if found:
             chosen[key] = found
     if missing := [k for k in ("caption", "image_path") if k not in chosen]:
-        raise ColumnError(f"no column {', '.join(missing)}; it has {', '.join(header)}")
+        hint = " ".join(f"--column {key}=NAME" for key in missing)
+        raise ColumnError(f"no column {', '.join(missing)}; it has {', '.join(header)}. {hint} reads another column")
     others = [f"{k} from {', '.join(names)}" for k, names in chosen.items() if names != [k]]
     unread = sorted(set(header) - {c for names in chosen.values() for c in names})
     note = f"columns read: {'; '.join(others)}" + (f"; not read: {', '.join(unread)}" if unread else "")

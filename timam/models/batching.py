@@ -38,7 +38,8 @@ def encode_batches(
 ) -> Iterator[Tensor]:
     """encode(*load(batch)) for each batch, in order, as float32 on the CPU; in eval mode, without gradients.
 
-    A thread loads a batch ahead, CPU tensors of a row an item, for `encode` on the device. `bar` names a progress bar.
+    A thread loads one batch ahead, CPU tensors with one row an item; `encode` gets them on the model's device. `bar`
+    names a progress bar; None shows none.
     """
 
     def work(batch: Any) -> tuple[Tensor, ...]:

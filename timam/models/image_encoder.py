@@ -77,7 +77,8 @@ class ImageEncoder(nn.Module):
     """Normalised pictures (B, 3, H, W) float32 -> embeddings (B, D), not unit length.
 
     The backbone is a torchvision classification model with its head, changed in place, or an `ImageTower`, whose
-    pretrained projection `keep_projection` uses. ValueError: a backbone of another form or size, a projection not to D.
+    pretrained projection `keep_projection` uses. Raises ValueError for a backbone of another form or for another size,
+    and a projection of another width than D.
     """
 
     def __init__(

@@ -134,7 +134,8 @@ class TIMAM(
     ) -> tuple[Tensor, Tensor]:
         """Both encoders in one pass: image_embeddings and text_embeddings, (B, D) each, not unit length.
 
-        `images` (B, 3, H, W) are float32 and normalised, or of the frozen blocks; for the others see `TextEncoder`.
+        `images` (B, 3, H, W) are float32 and normalised, or outputs of the frozen blocks; the others are as in
+        `TextEncoder.forward`.
         """
         return self.image_encoder(images), self.text_encoder(words, attention_mask, lengths)
 
@@ -149,7 +150,8 @@ class TIMAM(
 
         Args:
             images: PIL images, paths, or uint8 tensors (3, h, w) of any size; they may be mixed.
-            unreadable: takes position and reason of each unreadable file, whose row is NaN; without it: ImageError.
+            unreadable: takes the position of each unreadable file and the reason; the file's row is NaN then. Without
+                it, such a file raises `timam.images.ImageError`.
         """
         if isinstance(images, str | Path):
             raise ValueError(f"images = {str(images)!r}: expected a list of pictures, found one path")

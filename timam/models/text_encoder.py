@@ -24,7 +24,10 @@ class WordEmbeddings(nn.Module):
 
 
 def word_tokenizer(captions: list[str]) -> transformers.PreTrainedTokenizerFast:
-    """For the lower-cased words that occur twice or more; id 0 is the padding, whose vector is 0, 1 any other word."""
+    """A transformers tokenizer for the lower-cased words that occur at least twice in the captions.
+
+    Id 0 is the padding, whose vector is all zeros; id 1 is any other word.
+    """
     split = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token=UNKNOWN))
     split.normalizer = tokenizers.normalizers.Lowercase()
     split.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -108,7 +111,8 @@ class TextEncoder(nn.Module):
         """The summary (B, 2 x hidden) by one call of cuDNN."""
         if lengths is None:
             lengths = attention_mask.sum(dim=1).cpu()
-        # Packed, the backward direction starts at the last token. Sorted here, as torch would wait for the GPU.
+        # Packing makes the backward direction start at the last real token. Sorted here, as torch's own sorting
+        # copies the order back from the GPU.
         order, device = lengths.argsort(descending=True), word_states.device
         by_length, back = (o.to(device, non_blocking=True) for o in (order, order.argsort()))
         packed = pack_padded_sequence(word_states[by_length], lengths[order], batch_first=True)

@@ -52,7 +52,7 @@ class Setting:
         self.training()._train_epoch(self.learner, cast(_Data, self))
 
     def training(self) -> _Training:
-        return _Training(self.config, Run(Path("unused")), self.job, show=False)
+        return _Training(self.config, Run(Path("unused")), self.job, show=False, made={})
 
     def inputs(self) -> list[dict[str, Tensor]]:
         """The encoders' inputs of the batches of `ours`, on the device."""
