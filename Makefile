@@ -3,11 +3,11 @@
 # make adversary   notebook 10: the adversary and its rivals, two hours on two cores (50 minutes more with INSTANCES) -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
 # make gpu         what only a GPU can answer, MINUTES (8) of it -> reports/gpu (docs/gpu.md)
-# make check       lint, types and the fast tests: the daily loop, three and a half minutes on two cores
+# make check       lint, types and the fast tests: the daily loop, two minutes on two cores
 # make test        lint, types, all tests and every notebook on the smoke preset: what a change must pass
 # make test-browser   every notebook in JupyterLab in a real Chromium, which must be installed
 # make docs        one site: the pages, the executed notebooks, the API -> docs/site/index.html
-# make coverage    which lines of timam the tests run
+# make coverage    which lines of timam and timam_lab the tests run
 # make env         the environment alone (.venv)
 # make data        the rendered pedestrians of `make reproduce` alone
 # make lock        renew requirements/lock.txt from pyproject.toml

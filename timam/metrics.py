@@ -7,7 +7,7 @@ Conventions:
 - Values are fractions in [0, 1]. Ties count against the query.
 - Average precision (AP) is the mean, over a query's relevant items, of the precision at each one's rank. It is not
   interpolated: the trapezoid rule of some person-search code gives lower values.
-- Queries are processed in chunks, so that the Q x G similarities are never in memory at once.
+- Queries are processed in chunks of at most 2^25 similarities, so memory is bounded for any Q and G.
 - ValueError is raised for shapes that do not fit, no queries, an empty gallery, and embeddings that are not finite.
 """
 
