@@ -57,6 +57,29 @@ def test_seeds_are_in_percent_but_for_plain_measures():
     assert means == [pytest.approx([30, 10]), pytest.approx([0.4, 1.2])]
 
 
+def test_panels_with_other_variants_have_a_legend_each():
+    rows = [("modules", "a"), ("modules", "b"), ("choices", "b")]
+    frame = pd.DataFrame([(*row, level, 0.2, seed) for row in rows for level in (1, 6250) for seed in (0, 1)],
+                         columns=["panel", "variant", "level", "value", "seed"])  # fmt: skip
+    figure = plots.trends(frame, {"modules": "epoch", "choices": "epoch"}, "points")
+    shown = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
+    assert shown == [["a", "b"], ["b"]]
+    assert figure.axes[0].get_ylabel() == "points\nmean and 95 % interval over 2 seeds"
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "6,250"]
+    (one,) = plots.trends(frame[frame["panel"] == "modules"], {"modules": "epoch"}).legends
+    assert len(one.get_texts()) == 2
+
+
+def test_tradeoffs_have_intervals_both_ways_and_no_point_hides_another():
+    frame = pd.DataFrame({"variant": ["a", "a", "b", "b"], "gap": [1.0, 3.0, 2.0, 2.0], "rank": [0.1, 0.3, 0.5, 0.5]})
+    (axis,) = plots.tradeoffs(frame, {"gap": "gap"}, {"rank": "rank-1"}).axes
+    (a, _, (across, up)), _ = axis.containers
+    assert (a.get_xdata()[0], a.get_ydata()[0], a.get_fillstyle()) == (2, pytest.approx(20), "none")
+    half = 12.706  # t(0.975, 1) times the standard error, which is 1
+    assert across.get_segments()[0][:, 0] == pytest.approx([2 - half, 2 + half], rel=1e-4)
+    assert up.get_segments()[0][:, 1] == pytest.approx([20 - 10 * half, 20 + 10 * half], rel=1e-4)
+
+
 def test_attributes_are_named_in_words():
     frame = pd.DataFrame({"attribute": ["upper_second", "hair_colour"], "stated": [7, 3], "retrieved": [0.5, 0.1],
                           "chance": [0.6, 0.6]})  # fmt: skip
@@ -91,8 +114,10 @@ def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lin
     first, second = list(plots._styles(["a", "regularised game", "b"])), list(plots._styles(["regularised game", "a"]))
     assert first[1][1] == second[0][1] == next(plots._styles(["regularised game (of quick)"]))[1]
     assert len({colour for _, colour, _ in first}) == 3
-    many = list(plots._styles(range(12)))
-    assert len({colour for _, colour, _ in many}) == len({marker for *_, marker in many}) == 12
+    many = list(plots._styles(["no adversary", *range(11)]))  # more than the palette has
+    assert len({marker for *_, marker in many}) == 12
+    assert {colour for _, colour, _ in many} == set(plots.PALETTE)
+    assert many[0][1] == next(plots._styles(["with the frozen language model (InfoNCE)"]))[1]  # the same training
 
 
 @pytest.mark.parametrize("theme", ["white", "#111111"])  # JupyterLab's two

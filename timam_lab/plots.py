@@ -45,24 +45,20 @@ KNOWN = {  # what occurs in several notebooks has the same colour in all of them
     "text_to_image": 0, "image_to_text": 1, "pictures": 0, "captions": 1, "train": 0, "val": 1, "test": 2,
     "no adversary": 6, "without adversarial loss": 6, "regularised game": 2, "with adversarial loss": 2,
     "unregularised game": 3, "paper's game, AdamW": 3, "adversarial, frozen language model": 3, "adversarial loss": 3,
-    "full method": 4,
-    "matching": 6, "matching + identification": 1, "identification": 1, "with the frozen language model": 0,
-    "frozen language model": 0, "with the fine-tuned language model": 7,
+    "full method": 4, "with the frozen language model": 6, "frozen language model": 6,  # no adversary either
+    "matching": 0, "matching + identification": 1, "identification": 1, "with the fine-tuned language model": 7,
 }  # fmt: skip
 
 
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
     """(name, colour, marker) for each distinct name: the colour of `KNOWN`, else a free one; markers always differ.
 
-    What stands in brackets at a name's end does not change its colour.
+    Names beyond the palette get its colours a second time. What stands in brackets at a name's end does not count.
     """
     unique = list(dict.fromkeys(names))
     known = {name: KNOWN.get(str(name).partition(" (")[0]) for name in unique}
     fixed = {name: PALETTE[place] for name, place in known.items() if place is not None}
-    free = [colour for colour in PALETTE if colour not in fixed.values()]
-    if len(unique) - len(fixed) > len(free):  # more than the palette has
-        fixed, free = {}, sns.color_palette("husl", len(unique))
-    colours = iter(free)
+    colours = itertools.chain((c for c in PALETTE if c not in fixed.values()), itertools.cycle(PALETTE))
     each = [fixed[name] if name in fixed else next(colours) for name in unique]
     return zip(unique, each, itertools.cycle("osD^vP*X<>dph"), strict=False)
 
@@ -315,51 +311,63 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, str]) -> Figure:
-    """Accuracy over cost, a marker per variant: mean and 95 % interval over seeds.
+def tradeoffs(frame: pd.DataFrame, across: dict[str, str], metrics: dict[str, str], note: str = "") -> Figure:
+    """Metrics over costs or other measures, a marker per variant: means and 95 % intervals over seeds, both ways.
 
     Args:
-        frame: a row per run, with the columns "variant", the costs and the metrics (fractions).
-        costs: column -> label of its axis; a panel each.
+        frame: a row per run, with the columns "variant", the measures and the metrics (fractions).
+        across: column -> label of its axis; a panel each.
         metrics: column -> title; a row of panels each.
+        note: what is better.
     """
-    width, height = 3.1 * len(costs) + 1.8, 2.9 * len(metrics)
-    figure, axes = _panels(len(metrics), len(costs), width, height, sharey="row", sharex="col")
+    width, height = 3.1 * len(across) + 1.8, 2.9 * len(metrics)
+    figure, axes = _panels(len(metrics), len(across), width, height, sharey="row", sharex="col")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
-        for axis, (cost, label) in zip(row, costs.items(), strict=True):
+        for axis, column in zip(row, across, strict=True):
             for variant, colour, marker in _styles(frame["variant"]):
                 part = frame[frame["variant"] == variant]
-                mean, error = _percent_interval(part[metric])
-                axis.errorbar(part[cost].mean(), mean, yerr=error, fmt=marker, capsize=4, color=colour, label=variant)
-            axis.set(xlabel=label)
-            axis.set_xlim(0, 1.08 * frame[cost].max())
-        row[0].set(ylabel=f"{title}, percent")
-    figure.supxlabel("mean and 95 % interval over seeds; up and left is better", fontsize=9)
+                (x, xerr), (y, yerr) = (_percent_interval(values) for values in (part[column] / 100, part[metric]))
+                axis.errorbar(x, y, yerr, xerr, fmt=marker, fillstyle="none", capsize=3, color=colour, label=variant)
+            if 2 * frame[column].min() < frame[column].max():
+                axis.set_xlim(left=0)
+        row[0].set(ylabel=textwrap.fill(f"{title}, percent", 30))
+    for axis, label in zip(axes[-1], across.values(), strict=True):
+        axis.set_xlabel(textwrap.fill(label, 30))
+    counts = sorted(set(frame.groupby("variant").size()))
+    figure.supxlabel(f"mean and 95 % interval over n = {' or '.join(map(str, counts))} seeds{note}", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
     return figure
 
 
-def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
+def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -> Figure:
     """A panel per varied factor, a line per variant: mean with a 95 % interval over seeds.
 
     Args:
         frame: the columns panel, level (numbers), variant, value (fractions), a row per seed.
-        panels: value of "panel" -> label of its axis.
+        panels: value of "panel" -> label of its axis. Panels that differ in their variants have a legend each.
+        unit: of the values times 100.
     """
-    figure, axes = _panels(1, len(panels), 5 * len(panels), 4)
-    middle = (frame["variant"].nunique() - 1) / 2
+    styles = list(_styles(frame["variant"]))
+    same = bool((frame.groupby("panel")["variant"].nunique() == len(styles)).all())
+    figure, axes = _panels(1, len(panels), 5 * len(panels), 4 if same else 5, sharey=True)
     for axis, (panel, label) in zip(axes.flat, panels.items(), strict=True):
         part = frame[frame["panel"] == panel]
-        width = 0.015 * (part["level"].max() - part["level"].min())
-        for i, (variant, colour, marker) in enumerate(_styles(frame["variant"])):
+        shown = [style for style in styles if style[0] in set(part["variant"])]
+        middle, width = (len(shown) - 1) / 2, 0.015 * (part["level"].max() - part["level"].min())
+        for i, (variant, colour, marker) in enumerate(shown):
             levels = part[part["variant"] == variant].groupby("level")["value"]
             found = np.array([[level, *mean_interval(values.to_numpy())] for level, values in levels])
             error = None if np.isnan(found).any() else 100 * np.abs(found[:, 2:] - found[:, 1:2]).T
             axis.errorbar(found[:, 0] + width * (i - middle), 100 * found[:, 1], yerr=error, fmt=f"-{marker}",
                           capsize=3, color=colour, label=variant, markersize=5)  # fmt: skip
-        axis.set(xlabel=label, xticks=sorted(part["level"].unique()))
-    axes.flat[0].set_ylabel(f"percent, mean and 95 % interval\nover {frame['seed'].nunique()} seeds")
-    _legend(figure, axes.flat[0], "outside upper center", 2)
+        axis.set_xlabel(label)
+        if len(ticks := sorted(part["level"].unique())) < 8:
+            axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        if not same:
+            _legend_at(axis, "upper center", -0.2)
+    axes.flat[0].set_ylabel(f"{unit}\nmean and 95 % interval over {frame['seed'].nunique()} seeds")
+    if same:
+        _legend(figure, axes.flat[0], "outside upper center", 2)
     return figure
 
 
