@@ -88,7 +88,10 @@ def test_one_of_each_kind_of_answer_and_names_of_games():
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
     assert notebook.game(LossConfig(adversarial_weight=0, discrepancy_weight=2)) == "no adversary, mmd of weight 2"
-    assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
+    assert notebook.game(PRESETS["quick"].loss) == "regularised game"  # the name that has a colour
+    assert notebook.game(PRESETS["paper"].loss) == "unregularised game"
+    heavier = override(PRESETS["quick"], ["adversarial_weight=3"]).loss
+    assert notebook.game(heavier) == "alternating, unit embeddings, slope penalty 10, weight 3"
 
 
 @pytest.fixture(scope="module")
