@@ -31,6 +31,9 @@ def test_rankings_show_the_right_picture_at_the_end():
     assert {"1  ✗", "2  ✓", "right picture", "0.90", "a man"} <= set(found)
     assert found.count("right picture") == 2
     assert [axis.get_title(loc="left") for axis in figure.axes[::4]] == ["near miss", "success"]
+    assert [axis.texts[0].get_va() for axis in figure.axes[::4]] == ["top"] * 2  # no long sentence touches its title
+    marked = plots.rankings(["a man"], [[picture] * 2], [[0.9, 0.5]], np.array([[False, True]]))  # of NumPy's type
+    assert [axis.spines["top"].get_linestyle() for axis in marked.axes[1:]] == [(0, (3, 2)), "-"]
     assert len(plots.rankings(["a man"], [[picture]], [[0.9]]).axes) == 2
 
 

@@ -531,7 +531,7 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     Args:
         rows: (title, frame of `timam_lab.explanations.word_effects`).
     """
-    figure, axes = _panels(len(rows), 1, 11, 2.4 * len(rows))
+    figure, axes = _panels(len(rows), 1, 11, 2.4 * len(rows), sharey=True)
     for axis, (title, frame) in zip(axes.flat, rows, strict=True):
         axis.bar(range(len(frame)), frame["effect"], color=[RIGHT if v > 0 else WRONG for v in frame["effect"]])
         axis.axhline(0, color="grey", linewidth=0.8)
@@ -542,7 +542,7 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
 
 
 def heat_maps(
-    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], sentences: Sequence[str] = ()
+    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], sentences: Sequence[str]
 ) -> Figure:
     """Pictures with each region's contribution laid over them: green for the sentence, pink against it.
 
@@ -554,14 +554,13 @@ def heat_maps(
     """
     figure, axes = _panels(1, len(images), 2.6 * len(images) + 0.8, 5.4)
     bound = max(float(np.abs(m).max()) for m in maps) or 1.0
-    for axis, image, values, title in zip(axes.flat, images, maps, titles, strict=True):
+    for axis, image, values, title, sentence in zip(axes.flat, images, maps, titles, sentences, strict=True):
         axis.imshow(image.convert("L"), cmap="gray")
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         shown = axis.imshow(values, cmap="PiYG", vmin=-bound, vmax=bound, alpha=0.55, extent=extent,
                             interpolation="bilinear")  # fmt: skip
         axis.set(xticks=[], yticks=[])
         axis.set_title(textwrap.fill(title, 26), fontsize=10, parse_math=False)
-    for axis, sentence in zip(axes.flat, sentences, strict=False):
         axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9, parse_math=False)
     figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="cosine similarity lost without the region")
     return figure
