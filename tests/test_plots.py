@@ -75,12 +75,22 @@ def test_panels_with_other_variants_have_a_legend_each():
 
 def test_tradeoffs_have_intervals_both_ways_and_no_point_hides_another():
     frame = pd.DataFrame({"variant": ["a", "a", "b", "b"], "gap": [1.0, 3.0, 2.0, 2.0], "rank": [0.1, 0.3, 0.5, 0.5]})
-    (axis,) = plots.tradeoffs(frame, {"gap": "gap"}, {"rank": "rank-1"}).axes
+    first, axis = plots.tradeoffs(frame, {"gap": "gap (0: none)"}, {"gap": "gap", "rank": "rank-1"}).axes
+    assert (first.get_xlabel(), axis.get_xlabel()) == ("", "gap\n(0: none)")
     (a, _, (across, up)), _ = axis.containers
     assert (a.get_xdata()[0], a.get_ydata()[0], a.get_fillstyle()) == (2, pytest.approx(20), "none")
     half = 12.706  # t(0.975, 1) times the standard error, which is 1
     assert across.get_segments()[0][:, 0] == pytest.approx([2 - half, 2 + half], rel=1e-4)
     assert up.get_segments()[0][:, 1] == pytest.approx([20 - 10 * half, 20 + 10 * half], rel=1e-4)
+
+
+def test_gaps_are_in_percent_where_they_say_so_and_a_value_may_lie_outside_its_interval():
+    frame = pd.DataFrame({"variant": ["a"], "x": [0.9], "x_low": [0.6], "x_high": [0.8]})
+    (axis,) = plots.gaps(frame, {"x": "probe, percent right (50: no gap)"}).axes
+    (bar,) = axis.containers[0].lines[2]
+    assert bar.get_segments()[0][:, 0] == pytest.approx([60, 80])
+    assert [line.get_xdata()[0] for line in axis.lines[-2:]] == [90, 50]
+    assert axis.get_title() == "probe, percent right\n(50: no gap)"
 
 
 def test_attributes_are_named_in_words():

@@ -271,10 +271,10 @@ def game(loss: LossConfig) -> str:
         return f"no adversary, {loss.discrepancy} of weight {loss.discrepancy_weight:g}"
     if not loss.adversarial_weight:
         return "no adversary"
-    named = {("unit", 10): "regularised game", ("raw", 0): "unregularised game"}  # as in notebooks 03 and 10
-    name = named.get((loss.adversarial_input, loss.gradient_penalty))
-    if name and (loss.adversarial_form, loss.adversarial_weight) == ("alternating", 1):
-        return name
+    if (loss.adversarial_form, loss.adversarial_weight) == ("alternating", 1):
+        named = {("unit", 10.0): "regularised game", ("raw", 0.0): "unregularised game"}  # as in notebooks 03 and 10
+        if name := named.get((str(loss.adversarial_input), loss.gradient_penalty)):
+            return name
     form = loss.adversarial_form.replace("_", " ")
     regularised = f"slope penalty {loss.gradient_penalty:g}" if loss.gradient_penalty else "unregularised"
     return f"{form}, {loss.adversarial_input} embeddings, {regularised}, weight {loss.adversarial_weight:g}"

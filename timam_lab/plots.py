@@ -100,6 +100,12 @@ def _percent_interval(values: pd.Series) -> tuple[float, list[list[float]] | Non
     return mean, None if np.isnan(low) else [[mean - low], [high - mean]]
 
 
+def _measure(values: pd.Series, title: str) -> tuple[pd.Series, str]:
+    """Values in percent, if their title says so, and the title with what stands in brackets on a line of its own."""
+    lines = (textwrap.fill(line, 36) for line in title.replace(" (", "\n(").splitlines())
+    return values * (100 if "percent" in title else 1), "\n".join(lines)
+
+
 def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None, show: bool = True) -> None:
     """Writes FOLDER/NAME.png and .pdf (vectors, black text for a paper), and FOLDER/NAME.csv with the numbers it shows.
 
@@ -316,23 +322,24 @@ def tradeoffs(frame: pd.DataFrame, across: dict[str, str], metrics: dict[str, st
 
     Args:
         frame: a row per run, with the columns "variant", the measures and the metrics (fractions).
-        across: column -> label of its axis; a panel each.
+        across: column -> label of its axis; a panel each. "percent" in it makes percent of a fraction.
         metrics: column -> title; a row of panels each.
         note: what is better.
     """
     width, height = 3.1 * len(across) + 1.8, 2.9 * len(metrics)
     figure, axes = _panels(len(metrics), len(across), width, height, sharey="row", sharex="col")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
-        for axis, column in zip(row, across, strict=True):
+        for axis, (column, label) in zip(row, across.items(), strict=True):
             for variant, colour, marker in _styles(frame["variant"]):
                 part = frame[frame["variant"] == variant]
-                (x, xerr), (y, yerr) = (_percent_interval(values) for values in (part[column] / 100, part[metric]))
+                values, words = _measure(part[column], label)
+                (x, xerr), (y, yerr) = _percent_interval(values / 100), _percent_interval(part[metric])
                 axis.errorbar(x, y, yerr, xerr, fmt=marker, fillstyle="none", capsize=3, color=colour, label=variant)
             if 2 * frame[column].min() < frame[column].max():
                 axis.set_xlim(left=0)
+            axis.set_xlabel(words)
+            axis.label_outer()
         row[0].set(ylabel=textwrap.fill(f"{title}, percent", 30))
-    for axis, label in zip(axes[-1], across.values(), strict=True):
-        axis.set_xlabel(textwrap.fill(label, 30))
     counts = sorted(set(frame.groupby("variant").size()))
     figure.supxlabel(f"mean and 95 % interval over n = {' or '.join(map(str, counts))} seeds{note}", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
@@ -441,7 +448,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
 
     Args:
         frame: a row per variant, with "variant" and, of each measure, NAME, NAME_low and NAME_high.
-        measures: column -> title; where it ends in "; NUMBER", that value is marked.
+        measures: column -> title; "percent" in it makes percent of a fraction, "(NUMBER: no gap)" marks that value.
     """
     columns = min(3, len(measures))
     rows = -(-len(measures) // columns)
@@ -449,17 +456,17 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
     for axis in axes.flat[len(measures) :]:
         axis.axis("off")
     for axis, (measure, title) in zip(axes.flat, measures.items(), strict=False):
-        low, high = frame[f"{measure}_low"], frame[f"{measure}_high"]
-        errors = np.clip(np.stack([frame[measure] - low, high - frame[measure]]), 0, None)
-        axis.errorbar(frame[measure], range(len(frame)), xerr=errors, fmt="o", capsize=4, color=MAIN)
-        text, _, none = title.rpartition("; ")
-        if none.replace(".", "").lstrip("-").isdigit():
-            axis.axvline(float(none), color="grey", linestyle=":")
-        axis.set_title(textwrap.fill(text, 34), fontsize=10)
+        low, value, high = (_measure(frame[f"{measure}{end}"], title)[0] for end in ("_low", "", "_high"))
+        axis.errorbar((low + high) / 2, range(len(frame)), xerr=(high - low) / 2, fmt="none", capsize=4, color=MAIN)
+        axis.plot(value, range(len(frame)), "o", color=MAIN)
+        if none := re.search(r"\((\d+): no gap\)", title):
+            axis.axvline(float(none[1]), color="grey", linestyle=":")
+        axis.set_title(_measure(value, title)[1], fontsize=10)
         axis.set_yticks(range(len(frame)), frame["variant"])
         axis.margins(x=0.15)
     axes.flat[0].set_ylim(len(frame) - 0.5, -0.5)
-    figure.supxlabel("bars: 95 % bootstrap interval over identities; dotted: no gap", fontsize=9)
+    note = "bars: 95 % bootstrap interval over identities (few of them overstate the distance); dotted: no gap"
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -492,14 +499,15 @@ def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: st
 
     Args:
         frame: a row per run, with "variant", the columns and the metric (a fraction).
-        columns: column -> label of its axis.
+        columns: column -> label of its axis; "percent" in it makes percent of a fraction.
     """
     figure, axes = _panels(1, len(columns), 3.2 * len(columns) + 2.4, 3.6, sharey=True)
     for axis, (column, title) in zip(axes.flat, columns.items(), strict=True):
         for variant, colour, marker in _styles(frame["variant"]):
             part = frame[frame["variant"] == variant]
-            axis.scatter(part[column], 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
-        axis.set_xlabel(title)
+            values, words = _measure(part[column], title)
+            axis.scatter(values, 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
+        axis.set_xlabel(words)
     axes.flat[0].set_ylabel(label)
     figure.supxlabel(f"a dot is a run, n = {len(frame)}", fontsize=9)
     _legend(figure, axes.flat[0], "outside right upper")
