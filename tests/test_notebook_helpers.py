@@ -146,7 +146,7 @@ def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
     draw([row])
     figure = draw(pd.DataFrame([row, row | {"epoch": 2}]), 2)
     assert len(shown) == 2
-    assert "Rank-1 on validation" in shown[-1][0]["text/plain"]
+    assert shown[-1][0]["text/plain"].startswith("Rank-1 on validation in percent, by epoch: 1 = 10, 2 = 10. ")
     assert shown[-1][1]["metadata"]["image/png"]["alt"] == shown[-1][0]["text/plain"]
     assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 

@@ -67,6 +67,8 @@ def test_panels_with_other_variants_have_a_legend_each():
     figure = plots.trends(frame, {"modules": "epoch", "choices": "epoch"}, "points")
     shown = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
     assert shown == [["a", "b"], ["b"]]
+    assert all([line.get_ydata()[0] for line in axis.lines][-1] == 0 for axis in figure.axes)  # where points begin
+    assert plots.described(figure).startswith("points at epoch 6,250: a = 20, b = 20. points at epoch 6,250: b = 20. ")
     assert figure.axes[0].get_ylabel() == "points\nmean and 95 % interval over 2 seeds"
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "6,250"]
     (one,) = plots.trends(frame[frame["panel"] == "modules"], {"modules": "epoch"}).legends
@@ -108,6 +110,17 @@ def test_every_curve_of_the_growth_has_ticks_that_can_be_read():
     assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
     wide = [line.get_markersize() for line in axis.lines if line.get_linestyle() == "-"]
     assert wide[0] > wide[1]  # the second curve, drawn over the first, leaves it visible
+    assert [line.get_label() for line in axis.lines if line.get_linestyle() == "--"] == ["floor"]  # that both share
+    assert [text.get_rotation() for text in axis.get_xticklabels()] == [0] * 3
+
+
+def test_of_many_values_the_label_has_both_ends_and_the_threshold_says_its_rate():
+    curve = pd.DataFrame({"false alarms": [1.0, 5, 10, 20, 50, 99], "answered": [2.0, 10, 20, 30, 40, 50]})
+    figure = plots.open_set(curve, "half is absent", (13.4, 25.0))
+    assert "answered, by false alarms: 1.0 = 2, 99.0 = 50 (lowest and highest of 6). " in plots.described(figure)
+    (text,) = figure.axes[0].get_legend().get_texts()
+    assert text.get_text() == "threshold chosen for 10 % on validation: 13 % here"
+    assert plots.open_set(curve, "half is absent").axes[0].get_legend() is None
 
 
 def test_training_curves_name_every_loss_term():

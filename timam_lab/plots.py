@@ -106,6 +106,15 @@ def _measure(values: pd.Series, title: str) -> tuple[pd.Series, str]:
     return values * (100 if "percent" in title else 1), "\n".join(lines)
 
 
+def _tell(figure: Figure, what: str, values: pd.Series) -> None:
+    """Adds to the figure's label, with which `described` begins, the values by their names; of many both ends."""
+    ordered = values.dropna().sort_values()
+    few = len(ordered) < 6
+    told = ", ".join(f"{name} = {value:.3g}" for name, value in (ordered if few else ordered.iloc[[0, -1]]).items())
+    more = "" if few else f" (lowest and highest of {len(ordered)})"
+    figure.set_label(f"{figure.get_label()}{what}: {told}{more}. ")
+
+
 def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None, show: bool = True) -> None:
     """Writes FOLDER/NAME.png and .pdf (vectors, black text for a paper), and FOLDER/NAME.csv with the numbers it shows.
 
@@ -144,9 +153,10 @@ def thumbnail(figure: Figure) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def described(figure: Figure) -> str:
-    """All words of a drawn figure, for those who do not see it: titles, axes, rows, lines and marks, but no ticks."""
+    """What a drawn figure shows, for those who do not see it: its label (`_tell`), then all its words but for ticks."""
     texts = [" ".join(text.get_text().split()) for text in figure.findobj(Text) if text.get_visible()]
-    return "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text) and "mathdefault" not in text)  # ticks
+    words = "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text) and "mathdefault" not in text)  # ticks
+    return f"{figure.get_label()}{words}"
 
 
 def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Figure:
@@ -195,10 +205,11 @@ def shares(frame: pd.DataFrame, x: str, y: str, label: str) -> Figure:
     """
     figure, axes = _panels(1, 1, 7, 0.8 + 0.34 * len(frame))
     axis = axes[0, 0]
-    sns.barplot(frame, x=x, y=y, color=MAIN, ax=axis)
+    sns.barplot(frame.assign(**{x: 100 * frame[x]}), x=x, y=y, color=MAIN, ax=axis)
     axis.bar_label(cast(BarContainer, axis.containers[0]), labels=[f"{v:.1%}" for v in frame[x]], padding=3, fontsize=9)
     axis.set(xlabel=label, ylabel="")
     axis.margins(x=0.12)
+    _tell(figure, label, 100 * frame.set_index(y)[x])
     return figure
 
 
@@ -220,15 +231,17 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
         losses.plot(epochs, history[column], marker=marker, color=colour, label=labels[column], **style)
     losses.set(title="Training losses", ylabel="nats a pair (log scale)", yscale="log")
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
-        values, label = 100 * history[f"val_{direction}_rank_1"], readable(direction)
+        values, label = 100 * history[f"val_{direction}_rank_1"], f"{readable(direction)}, validation"
         scores.plot(epochs, values, marker=marker, color=colour, label=label, **style)
     if "train_text_to_image_rank_1" in history:  # histories of older versions have none
         known = 100 * history["train_text_to_image_rank_1"]
-        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, training identities")
-    scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image")
+        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, as many people of training")
+    scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image, validation")
     if best_epoch is not None:
         scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
-    scores.set(title="Rank-1 on validation", ylabel="percent of queries")
+    scores.set(title="Rank-1", ylabel="percent of queries")
+    found = 100 * history.set_index("epoch")["val_text_to_image_rank_1"]
+    _tell(figure, "Rank-1 on validation in percent, by epoch", found)
     scores.set_ylim(bottom=-1)
     accuracy.plot(epochs, 100 * history["discriminator_accuracy"], marker="o", color=MAIN, label="accuracy", **style)
     accuracy.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
@@ -260,6 +273,7 @@ def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
         counts = f"{rows['queries'].iloc[0]:,.0f} queries, gallery of {rows['gallery'].iloc[0]:,.0f}"
         axis.set(title=f"{readable(direction)}\n{counts}", xlim=(0, None))
         axis.set_xlabel("rank-1 in percent, 95 % bootstrap interval over identities")
+        _tell(figure, f"Rank-1 in percent, {readable(direction)}", 100 * rows.set_index("method")["rank_1"])
         axis.margins(y=0.4)
         axis.invert_yaxis()
         axis.legend(fontsize=9, frameon=False)
@@ -288,6 +302,7 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
         axis.set(title=textwrap.fill(title, 26), xlabel="" if metric in plain else "percent")
         axis.set_yticks(range(len(order)), [f"{name} (n = {counts.get(name, 0)})" for name in order])
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+        _tell(figure, f"Mean {title}", scale * frame.groupby("variant")[metric].mean())
         axis.grid(axis="y", alpha=0.25)
     axes.flat[0].set_ylim(len(order) - 0.4, -0.6)
     figure.supxlabel("dots: mean over n seeds with its 95 % interval; rings: single seeds", fontsize=9)
@@ -311,6 +326,7 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
         )  # fmt: skip
     axis.axvline(0, color="grey", linestyle=":")
     axis.set(xlabel=f"{label}\n(right of 0 the first named is better)")
+    _tell(figure, label, 100 * frame.set_index(frame["variant"] + " against " + frame["baseline"])["difference"])
     axis.set_yticks(rows, [f"{r.variant}\ncompared with: {r.baseline}" for r in frame.itertuples()], fontsize=9)
     axis.set_ylim(len(frame) - 0.4, -0.6)
     _legend_at(axis, "lower center", 1.0, 2)
@@ -340,6 +356,7 @@ def tradeoffs(frame: pd.DataFrame, across: dict[str, str], metrics: dict[str, st
             axis.set_xlabel(words)
             axis.label_outer()
         row[0].set(ylabel=textwrap.fill(f"{title}, percent", 30))
+        _tell(figure, f"Mean {title}, percent", 100 * frame.groupby("variant")[metric].mean())
     counts = sorted(set(frame.groupby("variant").size()))
     figure.supxlabel(f"mean and 95 % interval over n = {' or '.join(map(str, counts))} seeds{note}", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
@@ -352,7 +369,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -
     Args:
         frame: the columns panel, level (numbers), variant, value (fractions), a row per seed.
         panels: value of "panel" -> label of its axis. Panels that differ in their variants have a legend each.
-        unit: of the values times 100.
+        unit: of the values times 100; "points" are differences, whose 0 is marked.
     """
     styles = list(_styles(frame["variant"]))
     same = bool((frame.groupby("panel")["variant"].nunique() == len(styles)).all())
@@ -372,6 +389,10 @@ def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -
             axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         if not same:
             _legend_at(axis, "upper center", -0.2)
+        if "points" in unit:  # differences
+            axis.axhline(0, color="grey", linestyle=":")
+        last = part[part["level"] == part["level"].max()]
+        _tell(figure, f"{unit} at {label} {part['level'].max():,g}", 100 * last.groupby("variant")["value"].mean())
     axes.flat[0].set_ylabel(f"{unit}\nmean and 95 % interval over {frame['seed'].nunique()} seeds")
     if same:
         _legend(figure, axes.flat[0], "outside upper center", 2)
@@ -379,7 +400,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -
 
 
 def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, floor: str = "") -> Figure:
-    """A panel per varied size, a line per variant, both axes logarithmic.
+    """A panel per varied size, a line per variant, both axes logarithmic. A floor that all variants share is one line.
 
     Args:
         frame: the columns axis, level (numbers), variant, and `value`; with `floor` also that one, drawn dashed.
@@ -388,21 +409,26 @@ def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, 
     figure, axes = _panels(1, len(panels), 3.4 * len(panels) + 0.6, 3.6, sharey=True)
     for axis, (panel, name) in zip(axes.flat, panels.items(), strict=True):
         part = frame[frame["axis"] == panel]
+        shared = bool(floor) and part["variant"].nunique() > 1 and part.groupby("level")[floor].nunique().max() == 1
         for i, (variant, colour, marker) in enumerate(_styles(frame["variant"])):
             line = part[part["variant"] == variant].sort_values("level")
             size = max(3, 11 - 3 * i)  # the first drawn are larger: lines that coincide stay visible
             axis.plot(line["level"], line[value], f"-{marker}", color=colour, markersize=size, fillstyle="none",
                       linewidth=size / 3, label=variant)  # fmt: skip
-            if floor:
+            if floor and not shared:
                 axis.plot(line["level"], line[floor], "--", color=colour, linewidth=1, label=f"{variant}: floor")
+        if shared:
+            axis.plot(line["level"], line[floor], "--", color="grey", linewidth=1, label="floor")
+        largest = part[part["level"] == part["level"].max()]
+        _tell(figure, f"{label} at {name} {part['level'].max():,}", largest.set_index("variant")[value])
         axis.set(xscale="log", yscale="log", xlabel=name)
         levels = sorted(part["level"].unique())
-        axis.set_xticks(levels, [f"{level:,}" for level in levels], rotation=30)
+        axis.set_xticks(levels, [f"{level:,}" for level in levels], rotation=30 if len(levels) > 4 else 0)
         axis.xaxis.minorticks_off()
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
         axis.yaxis.minorticks_off()
-    axes.flat[0].set_ylabel(label)
+    axes.flat[0].set_ylabel(f"{label}\n(both axes logarithmic)")
     _legend(figure, axes.flat[0], "outside upper center", 3)
     return figure
 
@@ -437,7 +463,7 @@ def tsne(
             below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors=TEXT, linewidths=0.4)
         for axis in (above, below):
             axis.set(xticks=[], yticks=[])
-    axes[0, 0].legend(fontsize=9, loc="upper left")
+    _legend(figure, axes[0, 0], "outside upper center", 2)
     axes[0, 0].set_ylabel("by modality")
     axes[1, 0].set_ylabel(f"{len(chosen)} identities, captions joined to their pictures")
     return figure
@@ -459,6 +485,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
         low, value, high = (_measure(frame[f"{measure}{end}"], title)[0] for end in ("_low", "", "_high"))
         axis.errorbar((low + high) / 2, range(len(frame)), xerr=(high - low) / 2, fmt="none", capsize=4, color=MAIN)
         axis.plot(value, range(len(frame)), "o", color=MAIN)
+        _tell(figure, title, value.set_axis(frame["variant"]))
         if none := re.search(r"\((\d+): no gap\)", title):
             axis.axvline(float(none[1]), color="grey", linestyle=":")
         axis.set_title(_measure(value, title)[1], fontsize=10)
@@ -486,6 +513,7 @@ def gap_over_training(histories: dict[str, pd.DataFrame]) -> Figure:
                   label=f"{name}: discriminator, training", **style)  # fmt: skip
         distance.plot(epochs, history["val_centroid_distance"], label=name, **style)
         score.plot(epochs, 100 * history["val_text_to_image_rank_1"], label=name, **style)
+        _tell(figure, f"{name}, centroid distance by epoch", history.set_index("epoch")["val_centroid_distance"])
     told.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
     told.set(title="Telling the modalities apart", ylabel="percent right", ylim=(-3, 103))
     distance.set(title="Distance of the centroids", ylabel="of unit-length embeddings, 0 to 2", ylim=(0, None))
@@ -511,6 +539,25 @@ def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: st
     axes.flat[0].set_ylabel(label)
     figure.supxlabel(f"a dot is a run, n = {len(frame)}", fontsize=9)
     _legend(figure, axes.flat[0], "outside right upper")
+    return figure
+
+
+def open_set(curve: pd.DataFrame, title: str, chosen: tuple[float, float] | None = None) -> Figure:
+    """Known sentences that are answered rightly over false alarms; `chosen` is the point of validation's threshold.
+
+    Args:
+        curve: two columns of percents, whose names are the axes' labels.
+    """
+    figure, axes = _panels(1, 1, 5.4, 4)
+    axis, (x, y) = axes[0, 0], curve
+    axis.plot(curve[x], curve[y], color=MAIN)
+    if chosen is not None:
+        label = f"threshold chosen for 10 % on validation: {chosen[0]:.0f} % here"
+        axis.plot(*chosen, "s", color=PALETTE[1], label=label)
+        axis.legend(fontsize=9, frameon=False, loc="lower right")
+    axis.set(xlabel=x, ylabel=y, ylim=(0, None))
+    axis.set_title(title, fontsize=10)
+    _tell(figure, f"{y}, by {x}", curve.set_index(x)[y])
     return figure
 
 
