@@ -83,6 +83,15 @@ def test_table_of_variants_is_mean_and_half_interval_in_percent():
     assert bounded["rank-1"].tolist() == ["20.0 ± 127.1", "50.0", "1.0"]
 
 
+def test_tables_have_titles_for_identifiers_and_percents_for_fractions():
+    shown = notebook.titled(pd.DataFrame({"arm": ["x"], "text_to_image_mAP": [0.2], "probe_accuracy": [0.9],
+                                          "centroid_distance": [0.3]}))  # fmt: skip
+    assert shown.to_dict("records") == [
+        {"arm": "x", "text to image, mAP, percent": 20.0, "linear probe, percent right (50: no gap)": 90.0,
+         "centroid distance (0: no gap)": 0.3}
+    ]  # fmt: skip
+
+
 def test_one_of_each_kind_of_answer_and_names_of_games():
     ranks = np.array([3.0, 1.0, 40.0, np.nan])
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]

@@ -26,6 +26,8 @@ from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam_lab import plots
 from timam_lab.failures import PedestrianTruth, readable
+from timam_lab.gaps import GAP_MEASURES
+from timam_lab.measures import MEASURES, PLAIN
 from timam_lab.oracle import oracle
 from timam_lab.statistics import mean_intervals, plus_minus
 
@@ -148,6 +150,13 @@ def numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
         return [kind(part) for part in str(text).split()]
     except ValueError:
         raise ValueError(f"parameter {name} = {text!r}: expected {kind.__name__}s separated by blanks") from None
+
+
+def titled(frame: pd.DataFrame) -> pd.DataFrame:
+    """For reading: `MEASURES` and `GAP_MEASURES` among the columns under their titles, fractions in percent."""
+    titles = {name: title + ", percent" * (name not in PLAIN) for name, (title, _) in MEASURES.items()} | GAP_MEASURES
+    percents = {str(name): 100 * frame[name] for name in frame if "percent" in titles.get(str(name), "")}
+    return frame.assign(**percents).rename(columns=titles)
 
 
 def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
