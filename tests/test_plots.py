@@ -97,9 +97,10 @@ def test_gaps_are_in_percent_where_they_say_so_and_a_value_may_lie_outside_its_i
 
 def test_attributes_are_named_in_words():
     frame = pd.DataFrame({"attribute": ["upper_second", "hair_colour"], "stated": [7, 3], "retrieved": [0.5, 0.1],
-                          "chance": [0.6, 0.6]})  # fmt: skip
+                          "low": [0.4, 0.0], "high": [0.7, 0.3], "chance": [0.6, 0.6],
+                          "ratio": [5 / 6, 1 / 6]})  # fmt: skip
     labels = [label.get_text() for label in plots.confusions(frame).axes[0].get_yticklabels()]
-    assert labels == ["second colour of the top (7 sentences)", "hair colour (3 sentences)"]
+    assert labels == ["second colour of the top (n = 7, ratio 0.83)", "hair colour (n = 3, ratio 0.17)"]
 
 
 def test_every_curve_of_the_growth_has_ticks_that_can_be_read():

@@ -553,7 +553,7 @@ def open_set(curve: pd.DataFrame, title: str, chosen: tuple[float, float] | None
     axis.plot(curve[x], curve[y], color=MAIN)
     if chosen is not None:
         label = f"threshold chosen for 10 % on validation: {chosen[0]:.0f} % here"
-        axis.plot(*chosen, "s", color=PALETTE[1], label=label)
+        axis.plot(*chosen, "o", color=PALETTE[1], label=label)
         axis.legend(fontsize=9, frameon=False, loc="lower right")
     axis.set(xlabel=x, ylabel=y, ylim=(0, None))
     axis.set_title(title, fontsize=10)
@@ -569,14 +569,15 @@ def confusions(frame: pd.DataFrame) -> Figure:
     """
     figure, axes = _panels(1, 1, 8, 1.2 + 0.3 * len(frame))
     axis, rows = axes[0, 0], np.arange(len(frame))
-    axis.hlines(rows, 100 * frame["retrieved"], 100 * frame["chance"], color="grey", alpha=0.5, zorder=1)
+    axis.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=WRONG, label="95 % interval over people", zorder=1)
     axis.scatter(100 * frame["chance"], rows, marker="|", s=90, color="grey", label="a random picture")
     axis.scatter(100 * frame["retrieved"], rows, marker="o", color=WRONG, label="the picture that came first")
-    names = zip(frame["attribute"], frame["stated"], strict=True)
-    axis.set_yticks(rows, [f"{readable(name)} ({count} sentences)" for name, count in names])
+    _tell(figure, "Ratio to a random picture", frame.set_index(frame["attribute"].map(readable))["ratio"])
+    named = zip(frame["attribute"], frame["stated"], frame["ratio"], strict=True)
+    axis.set_yticks(rows, [f"{readable(name)} (n = {count}, ratio {ratio:.2f})" for name, count, ratio in named])
     axis.set(xlabel="percent of pictures that contradict what the sentence states", xlim=(-2, 102))
     axis.set_ylim(len(frame) - 0.5, -0.5)
-    _legend_at(axis, "lower center", 1.0, 2)
+    _legend_at(axis, "lower center", 1.0, 3)
     return figure
 
 
