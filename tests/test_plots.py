@@ -69,7 +69,7 @@ def test_panels_with_other_variants_have_a_legend_each():
     assert shown == [["a", "b"], ["b"]]
     assert all([line.get_ydata()[0] for line in axis.lines][-1] == 0 for axis in figure.axes)  # where points begin
     assert plots.described(figure).startswith("points at epoch 6,250: a = 20, b = 20. points at epoch 6,250: b = 20. ")
-    assert figure.axes[0].get_ylabel() == "points\nmean and 95 % interval over 2 seeds"
+    assert figure.axes[0].get_ylabel() == "points\nmean and 95 % interval over seeds, n = 2"
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "6,250"]
     (one,) = plots.trends(frame[frame["panel"] == "modules"], {"modules": "epoch"}).legends
     assert len(one.get_texts()) == 2

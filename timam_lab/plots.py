@@ -358,7 +358,7 @@ def tradeoffs(frame: pd.DataFrame, across: dict[str, str], metrics: dict[str, st
         row[0].set(ylabel=textwrap.fill(f"{title}, percent", 30))
         _tell(figure, f"Mean {title}, percent", 100 * frame.groupby("variant")[metric].mean())
     counts = sorted(set(frame.groupby("variant").size()))
-    figure.supxlabel(f"mean and 95 % interval over n = {' or '.join(map(str, counts))} seeds{note}", fontsize=9)
+    figure.supxlabel(f"mean and 95 % interval over seeds, n = {' or '.join(map(str, counts))}{note}", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
     return figure
 
@@ -393,7 +393,7 @@ def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -
             axis.axhline(0, color="grey", linestyle=":")
         last = part[part["level"] == part["level"].max()]
         _tell(figure, f"{unit} at {label} {part['level'].max():,g}", 100 * last.groupby("variant")["value"].mean())
-    axes.flat[0].set_ylabel(f"{unit}\nmean and 95 % interval over {frame['seed'].nunique()} seeds")
+    axes.flat[0].set_ylabel(f"{unit}\nmean and 95 % interval over seeds, n = {frame['seed'].nunique()}")
     if same:
         _legend(figure, axes.flat[0], "outside upper center", 2)
     return figure
