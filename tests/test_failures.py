@@ -95,6 +95,8 @@ def test_confusions_of_random_answers_are_at_chance(pedestrians):
     table = truth.confusions(frame).set_index("attribute")
     assert table.loc["gender", "ratio"] == pytest.approx(1, abs=0.1)
     assert table["stated"].is_monotonic_decreasing
+    assert table["low"].lt(table["chance"]).sum() >= 0.8 * len(table)  # chance is in nearly all of the intervals
+    assert table["high"].gt(table["chance"]).sum() >= 0.8 * len(table)
     described = truth.confusions(frame.assign(retrieved=split.caption_image[queries]))
     assert described["retrieved"].max() < 0.6  # its own pictures: only the sentences' mistakes, one in five
 

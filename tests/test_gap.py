@@ -129,6 +129,15 @@ def test_intervals_contain_the_measure_and_widen_with_fewer_identities():
         assert few[f"{name}_high"] - few[f"{name}_low"] > 1.3 * (many[f"{name}_high"] - many[f"{name}_low"])
 
 
+def test_interval_of_the_distance_is_about_the_populations():
+    """Chance alone moves the means of 300 samples apart in 200 dimensions, and of resampled ones further."""
+    for shift in (0.0, 2.0):
+        true = shift / 600**0.5  # rows are about (400 + 200)^0.5 long before they are scaled to unit length
+        found = gaps.modality_gap(*two_modalities(shift, dim=200), resamples=200)
+        assert found["centroid_distance_low"] <= true <= found["centroid_distance_high"]
+        assert found["centroid_distance"] > true
+
+
 def test_intervals_of_uniformity_do_not_count_copies_of_a_person_as_pairs():
     # Persons far apart, each with near-identical images: weights of w^2 on those pairs would shift the interval up.
     generator = np.random.default_rng(0)

@@ -87,12 +87,24 @@ def test_table_of_variants_is_mean_and_half_interval_in_percent():
     assert bounded["rank-1"].tolist() == ["20.0 ± 127.1", "50.0", "1.0"]
 
 
+def test_tables_have_titles_for_identifiers_and_percents_for_fractions():
+    shown = notebook.titled(pd.DataFrame({"arm": ["x"], "text_to_image_mAP": [0.2], "probe_accuracy": [0.9],
+                                          "centroid_distance": [0.3]}))  # fmt: skip
+    assert shown.to_dict("records") == [
+        {"arm": "x", "text to image, mAP, percent": 20.0, "linear probe, percent right (50: no gap)": 90.0,
+         "centroid distance (0: no gap)": 0.3}
+    ]  # fmt: skip
+
+
 def test_one_of_each_kind_of_answer_and_names_of_games():
     ranks = np.array([3.0, 1.0, 40.0, np.nan])
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
     assert notebook.game(LossConfig(adversarial_weight=0, discrepancy_weight=2)) == "no adversary, mmd of weight 2"
-    assert notebook.game(PRESETS["quick"].loss) != notebook.game(PRESETS["paper"].loss)
+    assert notebook.game(PRESETS["quick"].loss) == "regularised game"  # the name that has a colour
+    assert notebook.game(PRESETS["paper"].loss) == "unregularised game"
+    heavier = override(PRESETS["quick"], ["adversarial_weight=3"]).loss
+    assert notebook.game(heavier) == "alternating, unit embeddings, slope penalty 10, weight 3"
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +159,7 @@ def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
     draw([row])
     figure = draw(pd.DataFrame([row, row | {"epoch": 2}]), 2)
     assert len(shown) == 2
-    assert "Rank-1 on validation" in shown[-1][0]["text/plain"]
+    assert shown[-1][0]["text/plain"].startswith("Rank-1 on validation in percent, by epoch: 1 = 10, 2 = 10. ")
     assert shown[-1][1]["metadata"]["image/png"]["alt"] == shown[-1][0]["text/plain"]
     assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 

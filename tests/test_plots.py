@@ -31,6 +31,9 @@ def test_rankings_show_the_right_picture_at_the_end():
     assert {"1  ✗", "2  ✓", "right picture", "0.90", "a man"} <= set(found)
     assert found.count("right picture") == 2
     assert [axis.get_title(loc="left") for axis in figure.axes[::4]] == ["near miss", "success"]
+    assert [axis.texts[0].get_va() for axis in figure.axes[::4]] == ["top"] * 2  # no long sentence touches its title
+    marked = plots.rankings(["a man"], [[picture] * 2], [[0.9, 0.5]], np.array([[False, True]]))  # of NumPy's type
+    assert [axis.spines["top"].get_linestyle() for axis in marked.axes[1:]] == [(0, (3, 2)), "-"]
     assert len(plots.rankings(["a man"], [[picture]], [[0.9]]).axes) == 2
 
 
@@ -57,11 +60,47 @@ def test_seeds_are_in_percent_but_for_plain_measures():
     assert means == [pytest.approx([30, 10]), pytest.approx([0.4, 1.2])]
 
 
+def test_panels_with_other_variants_have_a_legend_each():
+    rows = [("modules", "a"), ("modules", "b"), ("choices", "b")]
+    frame = pd.DataFrame([(*row, level, 0.2, seed) for row in rows for level in (1, 6250) for seed in (0, 1)],
+                         columns=["panel", "variant", "level", "value", "seed"])  # fmt: skip
+    figure = plots.trends(frame, {"modules": "epoch", "choices": "epoch"}, "points")
+    shown = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
+    assert shown == [["a", "b"], ["b"]]
+    assert all([line.get_ydata()[0] for line in axis.lines][-1] == 0 for axis in figure.axes)  # where points begin
+    assert plots.described(figure).startswith("points at epoch 6,250: a = 20, b = 20. points at epoch 6,250: b = 20. ")
+    assert figure.axes[0].get_ylabel() == "points\nmean and 95 % interval over seeds, n = 2"
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "6,250"]
+    (one,) = plots.trends(frame[frame["panel"] == "modules"], {"modules": "epoch"}).legends
+    assert len(one.get_texts()) == 2
+
+
+def test_tradeoffs_have_intervals_both_ways_and_no_point_hides_another():
+    frame = pd.DataFrame({"variant": ["a", "a", "b", "b"], "gap": [1.0, 3.0, 2.0, 2.0], "rank": [0.1, 0.3, 0.5, 0.5]})
+    first, axis = plots.tradeoffs(frame, {"gap": "gap (0: none)"}, {"gap": "gap", "rank": "rank-1"}).axes
+    assert (first.get_xlabel(), axis.get_xlabel()) == ("", "gap\n(0: none)")
+    (a, _, (across, up)), _ = axis.containers
+    assert (a.get_xdata()[0], a.get_ydata()[0], a.get_fillstyle()) == (2, pytest.approx(20), "none")
+    half = 12.706  # t(0.975, 1) times the standard error, which is 1
+    assert across.get_segments()[0][:, 0] == pytest.approx([2 - half, 2 + half], rel=1e-4)
+    assert up.get_segments()[0][:, 1] == pytest.approx([20 - 10 * half, 20 + 10 * half], rel=1e-4)
+
+
+def test_gaps_are_in_percent_where_they_say_so_and_a_value_may_lie_outside_its_interval():
+    frame = pd.DataFrame({"variant": ["a"], "x": [0.9], "x_low": [0.6], "x_high": [0.8]})
+    (axis,) = plots.gaps(frame, {"x": "probe, percent right (50: no gap)"}).axes
+    (bar,) = axis.containers[0].lines[2]
+    assert bar.get_segments()[0][:, 0] == pytest.approx([60, 80])
+    assert [line.get_xdata()[0] for line in axis.lines[-2:]] == [90, 50]
+    assert axis.get_title() == "probe, percent right\n(50: no gap)"
+
+
 def test_attributes_are_named_in_words():
     frame = pd.DataFrame({"attribute": ["upper_second", "hair_colour"], "stated": [7, 3], "retrieved": [0.5, 0.1],
-                          "chance": [0.6, 0.6]})  # fmt: skip
+                          "low": [0.4, 0.0], "high": [0.7, 0.3], "chance": [0.6, 0.6],
+                          "ratio": [5 / 6, 1 / 6]})  # fmt: skip
     labels = [label.get_text() for label in plots.confusions(frame).axes[0].get_yticklabels()]
-    assert labels == ["second colour of the top (7 sentences)", "hair colour (3 sentences)"]
+    assert labels == ["second colour of the top (n = 7, ratio 0.83)", "hair colour (n = 3, ratio 0.17)"]
 
 
 def test_every_curve_of_the_growth_has_ticks_that_can_be_read():
@@ -72,6 +111,17 @@ def test_every_curve_of_the_growth_has_ticks_that_can_be_read():
     assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
     wide = [line.get_markersize() for line in axis.lines if line.get_linestyle() == "-"]
     assert wide[0] > wide[1]  # the second curve, drawn over the first, leaves it visible
+    assert [line.get_label() for line in axis.lines if line.get_linestyle() == "--"] == ["floor"]  # that both share
+    assert [text.get_rotation() for text in axis.get_xticklabels()] == [0] * 3
+
+
+def test_of_many_values_the_label_has_both_ends_and_the_threshold_says_its_rate():
+    curve = pd.DataFrame({"false alarms": [1.0, 5, 10, 20, 50, 99], "answered": [2.0, 10, 20, 30, 40, 50]})
+    figure = plots.open_set(curve, "half is absent", (13.4, 25.0))
+    assert "answered, by false alarms: 1.0 = 2, 99.0 = 50 (lowest and highest of 6). " in plots.described(figure)
+    (text,) = figure.axes[0].get_legend().get_texts()
+    assert text.get_text() == "threshold chosen for 10 % on validation: 13 % here"
+    assert plots.open_set(curve, "half is absent").axes[0].get_legend() is None
 
 
 def test_training_curves_name_every_loss_term():
@@ -91,8 +141,10 @@ def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lin
     first, second = list(plots._styles(["a", "regularised game", "b"])), list(plots._styles(["regularised game", "a"]))
     assert first[1][1] == second[0][1] == next(plots._styles(["regularised game (of quick)"]))[1]
     assert len({colour for _, colour, _ in first}) == 3
-    many = list(plots._styles(range(12)))
-    assert len({colour for _, colour, _ in many}) == len({marker for *_, marker in many}) == 12
+    many = list(plots._styles(["no adversary", *range(11)]))  # more than the palette has
+    assert len({marker for *_, marker in many}) == 12
+    assert {colour for _, colour, _ in many} == set(plots.PALETTE)
+    assert many[0][1] == next(plots._styles(["with the frozen language model (InfoNCE)"]))[1]  # the same training
 
 
 @pytest.mark.parametrize("theme", ["white", "#111111"])  # JupyterLab's two

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timam.data import Split
 from timam.evaluation import Embeddings, per_query
 from timam_lab import oracle
+from timam_lab.statistics import bootstrap_interval
 
 UNDECIDED, MISLED, MISTAKEN = "sentence undecided", "sentence misleads", "model mistaken"
 IN_WORDS = {  # attributes of the rendered pedestrians whose names say too little
@@ -66,6 +67,7 @@ class PedestrianTruth:
         if absent := [name for name in names if name not in pictures]:
             raise ValueError(f"{root}/attributes.json does not describe {len(absent)} pictures, such as {absent[0]}")
         self.seen = [pictures[name].seen for name in names]  # N, what can be seen in each picture
+        self.people = split.caption_labels  # (M,)
         self.stated = [stated for name in names for stated in pictures[name].stated]  # M, what each caption says
 
     def contradicted(self, query: int, picture: int) -> list[str]:
@@ -95,19 +97,24 @@ class PedestrianTruth:
 
         Returns:
             One row per attribute, most stated first: stated (number of wrong answers whose sentence states it),
-            retrieved (share of their first pictures that contradict it), chance (share of all pictures that do), and
-            ratio = retrieved / chance: near 1 the attribute had no influence, near 0 it is hardly ever confused.
+            retrieved (share of their first pictures that contradict it), low and high (its 95 % bootstrap interval over
+            people, NaN for one), chance (share of all pictures that do), and ratio = retrieved / chance: near 1 the
+            attribute had no influence, near 0 it is hardly ever confused.
         """
         shares: dict[tuple[str, tuple[str, ...]], float] = {}  # of all pictures that contradict a statement
-        rows: dict[str, list[tuple[bool, float]]] = {}
+        rows: dict[str, list[tuple[bool, float, int]]] = {}
         for query, picture in zip(wrong["query"].tolist(), wrong["retrieved"].tolist(), strict=True):
             against = set(self.contradicted(query, picture))
             for name, values in self.stated[query].items():
                 if (name, values) not in shares:
                     every = [bool(oracle.contradicted({name: values}, seen)) for seen in self.seen]
                     shares[name, values] = float(np.mean(every))
-                rows.setdefault(name, []).append((name in against, shares[name, values]))
-        table = [(name, len(pairs), *np.mean(pairs, axis=0).tolist()) for name, pairs in rows.items()]
-        frame = pd.DataFrame(table, columns=["attribute", "stated", "retrieved", "chance"])
+                rows.setdefault(name, []).append((name in against, shares[name, values], int(self.people[query])))
+        table = []
+        for name, each in rows.items():
+            hits, chances, people = map(np.array, zip(*each, strict=True))
+            interval = bootstrap_interval(hits, people) if len(set(people)) > 1 else (np.nan, np.nan)
+            table.append((name, len(hits), hits.mean(), *interval, chances.mean()))
+        frame = pd.DataFrame(table, columns=["attribute", "stated", "retrieved", "low", "high", "chance"])
         frame["ratio"] = frame["retrieved"] / frame["chance"].where(frame["chance"] > 0)
         return frame.sort_values("stated", ascending=False, ignore_index=True)

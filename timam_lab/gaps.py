@@ -11,15 +11,15 @@ from sklearn.svm import SVC
 from timam import gap
 from timam.evaluation import Embeddings
 
-GAP_MEASURES = {  # of `modality_gap`: what it is; its value where the modalities cannot be distinguished
-    "centroid_distance": "distance of the two means; 0",
-    "probe_accuracy": "fresh linear probe; 0.5",
-    "nonlinear_probe_accuracy": "fresh kernel probe; 0.5",
-    "mmd_squared": "maximum mean discrepancy, squared; 0",
-    "cross_modal_neighbours": "share of neighbours of the other modality, over its chance; 1",
-    "alignment": "squared distance of an identity's picture and caption; 0 where they coincide",
-    "image_uniformity": "log mean kernel of two pictures; -4 where they are orthogonal",
-    "text_uniformity": "log mean kernel of two captions; as the pictures'",
+GAP_MEASURES = {  # of `modality_gap`: what it is, and its value where the modalities cannot be distinguished
+    "centroid_distance": "centroid distance (0: no gap)",
+    "probe_accuracy": "linear probe, percent right (50: no gap)",
+    "nonlinear_probe_accuracy": "kernel probe, percent right (50: no gap)",
+    "mmd_squared": "MMD² (0: no gap)",
+    "cross_modal_neighbours": "cross-modal neighbours, over chance (1: no gap)",
+    "alignment": "squared distance of an identity's picture and caption (lower: closer)",
+    "image_uniformity": "uniformity of pictures (lower: more spread out)",
+    "text_uniformity": "uniformity of captions (lower: more spread out)",
 }
 
 
@@ -38,7 +38,10 @@ def modality_gap(
         nonlinear: adds "nonlinear_probe_accuracy", that of a support vector machine with a Gaussian kernel, which takes
             longer.
         resamples: adds NAME_low and NAME_high for each measure: a 95 % percentile bootstrap interval that resamples
-            whole identities. The probes are not fitted again.
+            whole identities. The probes are not fitted again. The distance of two sample means is too large, as chance
+            moves them apart: its square by the noise of the means, and that of resampled means by as much again. Twice
+            the bootstrap's estimate of that bias (Efron and Tibshirani, 1993, chapter 10) is taken from the squares, so
+            that the interval is about the distance of the populations, and may end below that of the sample.
     """
     sides = image_embeddings, text_embeddings, image_labels, text_labels
     result = gap.modality_gap(*sides, seed)
@@ -55,7 +58,11 @@ def modality_gap(
         similarity = both @ both.T
         each["cross_modal_neighbours"] = gap.crossed_neighbours(similarity, is_image)
         weights = weights[:, drawn.argsort()]
-        for name, values in _weighted(both, similarity, identities, is_image, each, weights).items():
+        resampled = _weighted(both, similarity, identities, is_image, each, weights)
+        squares = resampled["centroid_distance"] ** 2
+        bias = squares.mean() - result["centroid_distance"] ** 2
+        resampled["centroid_distance"] = np.sqrt(np.maximum(squares - 2 * bias, 0))
+        for name, values in resampled.items():
             result[f"{name}_low"], result[f"{name}_high"] = map(float, np.percentile(values, [2.5, 97.5]))
     return result
 

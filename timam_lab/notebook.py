@@ -28,6 +28,8 @@ from timam.metrics import chance
 from timam_lab import plots
 from timam_lab.baselines import tuned_baseline
 from timam_lab.failures import PedestrianTruth, readable
+from timam_lab.gaps import GAP_MEASURES
+from timam_lab.measures import MEASURES, PLAIN
 from timam_lab.oracle import oracle
 from timam_lab.statistics import mean_intervals, plus_minus
 
@@ -150,6 +152,13 @@ def numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
         return [kind(part) for part in str(text).split()]
     except ValueError:
         raise ValueError(f"parameter {name} = {text!r}: expected {kind.__name__}s separated by blanks") from None
+
+
+def titled(frame: pd.DataFrame) -> pd.DataFrame:
+    """For reading: `MEASURES` and `GAP_MEASURES` among the columns under their titles, fractions in percent."""
+    titles = {name: title + ", percent" * (name not in PLAIN) for name, (title, _) in MEASURES.items()} | GAP_MEASURES
+    percents = {str(name): 100 * frame[name] for name in frame if "percent" in titles.get(str(name), "")}
+    return frame.assign(**percents).rename(columns=titles)
 
 
 def variant_table(frame: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
@@ -287,6 +296,10 @@ def game(loss: LossConfig) -> str:
         return f"no adversary, {loss.discrepancy} of weight {loss.discrepancy_weight:g}"
     if not loss.adversarial_weight:
         return "no adversary"
+    if (loss.adversarial_form, loss.adversarial_weight) == ("alternating", 1):
+        named = {("unit", 10.0): "regularised game", ("raw", 0.0): "unregularised game"}  # as in notebooks 03 and 10
+        if name := named.get((str(loss.adversarial_input), loss.gradient_penalty)):
+            return name
     form = loss.adversarial_form.replace("_", " ")
     regularised = f"slope penalty {loss.gradient_penalty:g}" if loss.gradient_penalty else "unregularised"
     return f"{form}, {loss.adversarial_input} embeddings, {regularised}, weight {loss.adversarial_weight:g}"

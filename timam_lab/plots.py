@@ -45,24 +45,20 @@ KNOWN = {  # what occurs in several notebooks has the same colour in all of them
     "text_to_image": 0, "image_to_text": 1, "pictures": 0, "captions": 1, "train": 0, "val": 1, "test": 2,
     "no adversary": 6, "without adversarial loss": 6, "regularised game": 2, "with adversarial loss": 2,
     "unregularised game": 3, "paper's game, AdamW": 3, "adversarial, frozen language model": 3, "adversarial loss": 3,
-    "full method": 4,
-    "matching": 6, "matching + identification": 1, "identification": 1, "with the frozen language model": 0,
-    "frozen language model": 0, "with the fine-tuned language model": 7,
+    "full method": 4, "with the frozen language model": 6, "frozen language model": 6,  # no adversary either
+    "matching": 0, "matching + identification": 1, "identification": 1, "with the fine-tuned language model": 7,
 }  # fmt: skip
 
 
 def _styles(names: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
     """(name, colour, marker) for each distinct name: the colour of `KNOWN`, else a free one; markers always differ.
 
-    What stands in brackets at a name's end does not change its colour.
+    Names beyond the palette get its colours a second time. What stands in brackets at a name's end does not count.
     """
     unique = list(dict.fromkeys(names))
     known = {name: KNOWN.get(str(name).partition(" (")[0]) for name in unique}
     fixed = {name: PALETTE[place] for name, place in known.items() if place is not None}
-    free = [colour for colour in PALETTE if colour not in fixed.values()]
-    if len(unique) - len(fixed) > len(free):  # more than the palette has
-        fixed, free = {}, sns.color_palette("husl", len(unique))
-    colours = iter(free)
+    colours = itertools.chain((c for c in PALETTE if c not in fixed.values()), itertools.cycle(PALETTE))
     each = [fixed[name] if name in fixed else next(colours) for name in unique]
     return zip(unique, each, itertools.cycle("osD^vP*X<>dph"), strict=False)
 
@@ -104,6 +100,21 @@ def _percent_interval(values: pd.Series) -> tuple[float, list[list[float]] | Non
     return mean, None if np.isnan(low) else [[mean - low], [high - mean]]
 
 
+def _measure(values: pd.Series, title: str) -> tuple[pd.Series, str]:
+    """Values in percent, if their title says so, and the title with what stands in brackets on a line of its own."""
+    lines = (textwrap.fill(line, 36) for line in title.replace(" (", "\n(").splitlines())
+    return values * (100 if "percent" in title else 1), "\n".join(lines)
+
+
+def _tell(figure: Figure, what: str, values: pd.Series) -> None:
+    """Adds to the figure's label, with which `described` begins, the values by their names; of many both ends."""
+    ordered = values.dropna().sort_values()
+    few = len(ordered) < 6
+    told = ", ".join(f"{name} = {value:.3g}" for name, value in (ordered if few else ordered.iloc[[0, -1]]).items())
+    more = "" if few else f" (lowest and highest of {len(ordered)})"
+    figure.set_label(f"{figure.get_label()}{what}: {told}{more}. ")
+
+
 def save(figure: Figure, folder: Path | str, name: str, numbers: pd.DataFrame | None = None, show: bool = True) -> None:
     """Writes FOLDER/NAME.png and .pdf (vectors, black text for a paper), and FOLDER/NAME.csv with the numbers it shows.
 
@@ -142,9 +153,10 @@ def thumbnail(figure: Figure) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def described(figure: Figure) -> str:
-    """All words of a drawn figure, for those who do not see it: titles, axes, rows, lines and marks, but no ticks."""
+    """What a drawn figure shows, for those who do not see it: its label (`_tell`), then all its words but for ticks."""
     texts = [" ".join(text.get_text().split()) for text in figure.findobj(Text) if text.get_visible()]
-    return "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text) and "mathdefault" not in text)  # ticks
+    words = "; ".join(text for text in texts if re.search(r"[^\W\d]|[✓✗]", text) and "mathdefault" not in text)  # ticks
+    return f"{figure.get_label()}{words}"
 
 
 def captioned_pictures(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Figure:
@@ -193,10 +205,11 @@ def shares(frame: pd.DataFrame, x: str, y: str, label: str) -> Figure:
     """
     figure, axes = _panels(1, 1, 7, 0.8 + 0.34 * len(frame))
     axis = axes[0, 0]
-    sns.barplot(frame, x=x, y=y, color=MAIN, ax=axis)
+    sns.barplot(frame.assign(**{x: 100 * frame[x]}), x=x, y=y, color=MAIN, ax=axis)
     axis.bar_label(cast(BarContainer, axis.containers[0]), labels=[f"{v:.1%}" for v in frame[x]], padding=3, fontsize=9)
     axis.set(xlabel=label, ylabel="")
     axis.margins(x=0.12)
+    _tell(figure, label, 100 * frame.set_index(y)[x])
     return figure
 
 
@@ -218,15 +231,17 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
         losses.plot(epochs, history[column], marker=marker, color=colour, label=labels[column], **style)
     losses.set(title="Training losses", ylabel="nats a pair (log scale)", yscale="log")
     for direction, colour, marker in _styles(("text_to_image", "image_to_text")):
-        values, label = 100 * history[f"val_{direction}_rank_1"], readable(direction)
+        values, label = 100 * history[f"val_{direction}_rank_1"], f"{readable(direction)}, validation"
         scores.plot(epochs, values, marker=marker, color=colour, label=label, **style)
     if "train_text_to_image_rank_1" in history:  # histories of older versions have none
         known = 100 * history["train_text_to_image_rank_1"]
-        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, training identities")
-    scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image")
+        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, as many people of training")
+    scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image, validation")
     if best_epoch is not None:
         scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
-    scores.set(title="Rank-1 on validation", ylabel="percent of queries")
+    scores.set(title="Rank-1", ylabel="percent of queries")
+    found = 100 * history.set_index("epoch")["val_text_to_image_rank_1"]
+    _tell(figure, "Rank-1 on validation in percent, by epoch", found)
     scores.set_ylim(bottom=-1)
     accuracy.plot(epochs, 100 * history["discriminator_accuracy"], marker="o", color=MAIN, label="accuracy", **style)
     accuracy.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
@@ -258,6 +273,7 @@ def intervals(frame: pd.DataFrame, chances: dict[str, float]) -> Figure:
         counts = f"{rows['queries'].iloc[0]:,.0f} queries, gallery of {rows['gallery'].iloc[0]:,.0f}"
         axis.set(title=f"{readable(direction)}\n{counts}", xlim=(0, None))
         axis.set_xlabel("rank-1 in percent, 95 % bootstrap interval over identities")
+        _tell(figure, f"Rank-1 in percent, {readable(direction)}", 100 * rows.set_index("method")["rank_1"])
         axis.margins(y=0.4)
         axis.invert_yaxis()
         axis.legend(fontsize=9, frameon=False)
@@ -286,6 +302,7 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
         axis.set(title=textwrap.fill(title, 26), xlabel="" if metric in plain else "percent")
         axis.set_yticks(range(len(order)), [f"{name} (n = {counts.get(name, 0)})" for name in order])
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+        _tell(figure, f"Mean {title}", scale * frame.groupby("variant")[metric].mean())
         axis.grid(axis="y", alpha=0.25)
     axes.flat[0].set_ylim(len(order) - 0.4, -0.6)
     figure.supxlabel("dots: mean over n seeds with its 95 % interval; rings: single seeds", fontsize=9)
@@ -325,62 +342,81 @@ def differences(frame: pd.DataFrame, label: str) -> Figure:
         )  # fmt: skip
     axis.axvline(0, color="grey", linestyle=":")
     axis.set(xlabel=f"{label}\n(right of 0 the first named is better)")
+    _tell(figure, label, 100 * frame.set_index(frame["variant"] + " against " + frame["baseline"])["difference"])
     axis.set_yticks(rows, [f"{r.variant}\ncompared with: {r.baseline}" for r in frame.itertuples()], fontsize=9)
     axis.set_ylim(len(frame) - 0.4, -0.6)
     _legend_at(axis, "lower center", 1.0, 2)
     return figure
 
 
-def against_cost(frame: pd.DataFrame, costs: dict[str, str], metrics: dict[str, str]) -> Figure:
-    """Accuracy over cost, a marker per variant: mean and 95 % interval over seeds.
+def tradeoffs(frame: pd.DataFrame, across: dict[str, str], metrics: dict[str, str], note: str = "") -> Figure:
+    """Metrics over costs or other measures, a marker per variant: means and 95 % intervals over seeds, both ways.
 
     Args:
-        frame: a row per run, with the columns "variant", the costs and the metrics (fractions).
-        costs: column -> label of its axis; a panel each.
+        frame: a row per run, with the columns "variant", the measures and the metrics (fractions).
+        across: column -> label of its axis; a panel each. "percent" in it makes percent of a fraction.
         metrics: column -> title; a row of panels each.
+        note: what is better.
     """
-    width, height = 3.1 * len(costs) + 1.8, 2.9 * len(metrics)
-    figure, axes = _panels(len(metrics), len(costs), width, height, sharey="row", sharex="col")
+    width, height = 3.1 * len(across) + 1.8, 2.9 * len(metrics)
+    figure, axes = _panels(len(metrics), len(across), width, height, sharey="row", sharex="col")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
-        for axis, (cost, label) in zip(row, costs.items(), strict=True):
+        for axis, (column, label) in zip(row, across.items(), strict=True):
             for variant, colour, marker in _styles(frame["variant"]):
                 part = frame[frame["variant"] == variant]
-                mean, error = _percent_interval(part[metric])
-                axis.errorbar(part[cost].mean(), mean, yerr=error, fmt=marker, capsize=4, color=colour, label=variant)
-            axis.set(xlabel=label)
-            axis.set_xlim(0, 1.08 * frame[cost].max())
-        row[0].set(ylabel=f"{title}, percent")
-    figure.supxlabel("mean and 95 % interval over seeds; up and left is better", fontsize=9)
+                values, words = _measure(part[column], label)
+                (x, xerr), (y, yerr) = _percent_interval(values / 100), _percent_interval(part[metric])
+                axis.errorbar(x, y, yerr, xerr, fmt=marker, fillstyle="none", capsize=3, color=colour, label=variant)
+            if 2 * frame[column].min() < frame[column].max():
+                axis.set_xlim(left=0)
+            axis.set_xlabel(words)
+            axis.label_outer()
+        row[0].set(ylabel=textwrap.fill(f"{title}, percent", 30))
+        _tell(figure, f"Mean {title}, percent", 100 * frame.groupby("variant")[metric].mean())
+    counts = sorted(set(frame.groupby("variant").size()))
+    figure.supxlabel(f"mean and 95 % interval over seeds, n = {' or '.join(map(str, counts))}{note}", fontsize=9)
     _legend(figure, axes[0, 0], "outside right upper")
     return figure
 
 
-def trends(frame: pd.DataFrame, panels: dict[str, str]) -> Figure:
+def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -> Figure:
     """A panel per varied factor, a line per variant: mean with a 95 % interval over seeds.
 
     Args:
         frame: the columns panel, level (numbers), variant, value (fractions), a row per seed.
-        panels: value of "panel" -> label of its axis.
+        panels: value of "panel" -> label of its axis. Panels that differ in their variants have a legend each.
+        unit: of the values times 100; "points" are differences, whose 0 is marked.
     """
-    figure, axes = _panels(1, len(panels), 5 * len(panels), 4)
-    middle = (frame["variant"].nunique() - 1) / 2
+    styles = list(_styles(frame["variant"]))
+    same = bool((frame.groupby("panel")["variant"].nunique() == len(styles)).all())
+    figure, axes = _panels(1, len(panels), 5 * len(panels), 4 if same else 5, sharey=True)
     for axis, (panel, label) in zip(axes.flat, panels.items(), strict=True):
         part = frame[frame["panel"] == panel]
-        width = 0.015 * (part["level"].max() - part["level"].min())
-        for i, (variant, colour, marker) in enumerate(_styles(frame["variant"])):
+        shown = [style for style in styles if style[0] in set(part["variant"])]
+        middle, width = (len(shown) - 1) / 2, 0.015 * (part["level"].max() - part["level"].min())
+        for i, (variant, colour, marker) in enumerate(shown):
             levels = part[part["variant"] == variant].groupby("level")["value"]
             found = np.array([[level, *mean_interval(values.to_numpy())] for level, values in levels])
             error = None if np.isnan(found).any() else 100 * np.abs(found[:, 2:] - found[:, 1:2]).T
             axis.errorbar(found[:, 0] + width * (i - middle), 100 * found[:, 1], yerr=error, fmt=f"-{marker}",
                           capsize=3, color=colour, label=variant, markersize=5)  # fmt: skip
-        axis.set(xlabel=label, xticks=sorted(part["level"].unique()))
-    axes.flat[0].set_ylabel(f"percent, mean and 95 % interval\nover {frame['seed'].nunique()} seeds")
-    _legend(figure, axes.flat[0], "outside upper center", 2)
+        axis.set_xlabel(label)
+        if len(ticks := sorted(part["level"].unique())) < 8:
+            axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        if not same:
+            _legend_at(axis, "upper center", -0.2)
+        if "points" in unit:  # differences
+            axis.axhline(0, color="grey", linestyle=":")
+        last = part[part["level"] == part["level"].max()]
+        _tell(figure, f"{unit} at {label} {part['level'].max():,g}", 100 * last.groupby("variant")["value"].mean())
+    axes.flat[0].set_ylabel(f"{unit}\nmean and 95 % interval over seeds, n = {frame['seed'].nunique()}")
+    if same:
+        _legend(figure, axes.flat[0], "outside upper center", 2)
     return figure
 
 
 def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, floor: str = "") -> Figure:
-    """A panel per varied size, a line per variant, both axes logarithmic.
+    """A panel per varied size, a line per variant, both axes logarithmic. A floor that all variants share is one line.
 
     Args:
         frame: the columns axis, level (numbers), variant, and `value`; with `floor` also that one, drawn dashed.
@@ -389,21 +425,26 @@ def growth(frame: pd.DataFrame, panels: dict[str, str], value: str, label: str, 
     figure, axes = _panels(1, len(panels), 3.4 * len(panels) + 0.6, 3.6, sharey=True)
     for axis, (panel, name) in zip(axes.flat, panels.items(), strict=True):
         part = frame[frame["axis"] == panel]
+        shared = bool(floor) and part["variant"].nunique() > 1 and part.groupby("level")[floor].nunique().max() == 1
         for i, (variant, colour, marker) in enumerate(_styles(frame["variant"])):
             line = part[part["variant"] == variant].sort_values("level")
             size = max(3, 11 - 3 * i)  # the first drawn are larger: lines that coincide stay visible
             axis.plot(line["level"], line[value], f"-{marker}", color=colour, markersize=size, fillstyle="none",
                       linewidth=size / 3, label=variant)  # fmt: skip
-            if floor:
+            if floor and not shared:
                 axis.plot(line["level"], line[floor], "--", color=colour, linewidth=1, label=f"{variant}: floor")
+        if shared:
+            axis.plot(line["level"], line[floor], "--", color="grey", linewidth=1, label="floor")
+        largest = part[part["level"] == part["level"].max()]
+        _tell(figure, f"{label} at {name} {part['level'].max():,}", largest.set_index("variant")[value])
         axis.set(xscale="log", yscale="log", xlabel=name)
         levels = sorted(part["level"].unique())
-        axis.set_xticks(levels, [f"{level:,}" for level in levels], rotation=30)
+        axis.set_xticks(levels, [f"{level:,}" for level in levels], rotation=30 if len(levels) > 4 else 0)
         axis.xaxis.minorticks_off()
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
         axis.yaxis.minorticks_off()
-    axes.flat[0].set_ylabel(label)
+    axes.flat[0].set_ylabel(f"{label}\n(both axes logarithmic)")
     _legend(figure, axes.flat[0], "outside upper center", 3)
     return figure
 
@@ -438,7 +479,7 @@ def tsne(
             below.scatter(*texts[own].T, s=30, marker="^", color=[colour], edgecolors=TEXT, linewidths=0.4)
         for axis in (above, below):
             axis.set(xticks=[], yticks=[])
-    axes[0, 0].legend(fontsize=9, loc="upper left")
+    _legend(figure, axes[0, 0], "outside upper center", 2)
     axes[0, 0].set_ylabel("by modality")
     axes[1, 0].set_ylabel(f"{len(chosen)} identities, captions joined to their pictures")
     return figure
@@ -449,7 +490,7 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
 
     Args:
         frame: a row per variant, with "variant" and, of each measure, NAME, NAME_low and NAME_high.
-        measures: column -> title; where it ends in "; NUMBER", that value is marked.
+        measures: column -> title; "percent" in it makes percent of a fraction, "(NUMBER: no gap)" marks that value.
     """
     columns = min(3, len(measures))
     rows = -(-len(measures) // columns)
@@ -457,17 +498,18 @@ def gaps(frame: pd.DataFrame, measures: dict[str, str]) -> Figure:
     for axis in axes.flat[len(measures) :]:
         axis.axis("off")
     for axis, (measure, title) in zip(axes.flat, measures.items(), strict=False):
-        low, high = frame[f"{measure}_low"], frame[f"{measure}_high"]
-        errors = np.clip(np.stack([frame[measure] - low, high - frame[measure]]), 0, None)
-        axis.errorbar(frame[measure], range(len(frame)), xerr=errors, fmt="o", capsize=4, color=MAIN)
-        text, _, none = title.rpartition("; ")
-        if none.replace(".", "").lstrip("-").isdigit():
-            axis.axvline(float(none), color="grey", linestyle=":")
-        axis.set_title(textwrap.fill(text, 34), fontsize=10)
+        low, value, high = (_measure(frame[f"{measure}{end}"], title)[0] for end in ("_low", "", "_high"))
+        axis.errorbar((low + high) / 2, range(len(frame)), xerr=(high - low) / 2, fmt="none", capsize=4, color=MAIN)
+        axis.plot(value, range(len(frame)), "o", color=MAIN)
+        _tell(figure, title, value.set_axis(frame["variant"]))
+        if none := re.search(r"\((\d+): no gap\)", title):
+            axis.axvline(float(none[1]), color="grey", linestyle=":")
+        axis.set_title(_measure(value, title)[1], fontsize=10)
         axis.set_yticks(range(len(frame)), frame["variant"])
         axis.margins(x=0.15)
     axes.flat[0].set_ylim(len(frame) - 0.5, -0.5)
-    figure.supxlabel("bars: 95 % bootstrap interval over identities; dotted: no gap", fontsize=9)
+    note = "bars: 95 % bootstrap interval over identities (few of them overstate the distance); dotted: no gap"
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -487,6 +529,7 @@ def gap_over_training(histories: dict[str, pd.DataFrame]) -> Figure:
                   label=f"{name}: discriminator, training", **style)  # fmt: skip
         distance.plot(epochs, history["val_centroid_distance"], label=name, **style)
         score.plot(epochs, 100 * history["val_text_to_image_rank_1"], label=name, **style)
+        _tell(figure, f"{name}, centroid distance by epoch", history.set_index("epoch")["val_centroid_distance"])
     told.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
     told.set(title="Telling the modalities apart", ylabel="percent right", ylim=(-3, 103))
     distance.set(title="Distance of the centroids", ylabel="of unit-length embeddings, 0 to 2", ylim=(0, None))
@@ -500,17 +543,37 @@ def against(frame: pd.DataFrame, columns: dict[str, str], metric: str, label: st
 
     Args:
         frame: a row per run, with "variant", the columns and the metric (a fraction).
-        columns: column -> label of its axis.
+        columns: column -> label of its axis; "percent" in it makes percent of a fraction.
     """
     figure, axes = _panels(1, len(columns), 3.2 * len(columns) + 2.4, 3.6, sharey=True)
     for axis, (column, title) in zip(axes.flat, columns.items(), strict=True):
         for variant, colour, marker in _styles(frame["variant"]):
             part = frame[frame["variant"] == variant]
-            axis.scatter(part[column], 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
-        axis.set_xlabel(title)
+            values, words = _measure(part[column], title)
+            axis.scatter(values, 100 * part[metric], s=22, color=[colour], marker=marker, label=variant)
+        axis.set_xlabel(words)
     axes.flat[0].set_ylabel(label)
     figure.supxlabel(f"a dot is a run, n = {len(frame)}", fontsize=9)
     _legend(figure, axes.flat[0], "outside right upper")
+    return figure
+
+
+def open_set(curve: pd.DataFrame, title: str, chosen: tuple[float, float] | None = None) -> Figure:
+    """Known sentences that are answered rightly over false alarms; `chosen` is the point of validation's threshold.
+
+    Args:
+        curve: two columns of percents, whose names are the axes' labels.
+    """
+    figure, axes = _panels(1, 1, 5.4, 4)
+    axis, (x, y) = axes[0, 0], curve
+    axis.plot(curve[x], curve[y], color=MAIN)
+    if chosen is not None:
+        label = f"threshold chosen for 10 % on validation: {chosen[0]:.0f} % here"
+        axis.plot(*chosen, "o", color=PALETTE[1], label=label)
+        axis.legend(fontsize=9, frameon=False, loc="lower right")
+    axis.set(xlabel=x, ylabel=y, ylim=(0, None))
+    axis.set_title(title, fontsize=10)
+    _tell(figure, f"{y}, by {x}", curve.set_index(x)[y])
     return figure
 
 
@@ -522,14 +585,15 @@ def confusions(frame: pd.DataFrame) -> Figure:
     """
     figure, axes = _panels(1, 1, 8, 1.2 + 0.3 * len(frame))
     axis, rows = axes[0, 0], np.arange(len(frame))
-    axis.hlines(rows, 100 * frame["retrieved"], 100 * frame["chance"], color="grey", alpha=0.5, zorder=1)
+    axis.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=WRONG, label="95 % interval over people", zorder=1)
     axis.scatter(100 * frame["chance"], rows, marker="|", s=90, color="grey", label="a random picture")
     axis.scatter(100 * frame["retrieved"], rows, marker="o", color=WRONG, label="the picture that came first")
-    names = zip(frame["attribute"], frame["stated"], strict=True)
-    axis.set_yticks(rows, [f"{readable(name)} ({count} sentences)" for name, count in names])
+    _tell(figure, "Ratio to a random picture", frame.set_index(frame["attribute"].map(readable))["ratio"])
+    named = zip(frame["attribute"], frame["stated"], frame["ratio"], strict=True)
+    axis.set_yticks(rows, [f"{readable(name)} (n = {count}, ratio {ratio:.2f})" for name, count, ratio in named])
     axis.set(xlabel="percent of pictures that contradict what the sentence states", xlim=(-2, 102))
     axis.set_ylim(len(frame) - 0.5, -0.5)
-    _legend_at(axis, "lower center", 1.0, 2)
+    _legend_at(axis, "lower center", 1.0, 3)
     return figure
 
 
@@ -539,7 +603,7 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     Args:
         rows: (title, frame of `timam_lab.explanations.word_effects`).
     """
-    figure, axes = _panels(len(rows), 1, 11, 2.4 * len(rows))
+    figure, axes = _panels(len(rows), 1, 11, 2.4 * len(rows), sharey=True)
     for axis, (title, frame) in zip(axes.flat, rows, strict=True):
         axis.bar(range(len(frame)), frame["effect"], color=[RIGHT if v > 0 else WRONG for v in frame["effect"]])
         axis.axhline(0, color="grey", linewidth=0.8)
@@ -550,7 +614,7 @@ def word_effects(rows: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
 
 
 def heat_maps(
-    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], sentences: Sequence[str] = ()
+    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], sentences: Sequence[str]
 ) -> Figure:
     """Pictures with each region's contribution laid over them: green for the sentence, pink against it.
 
@@ -562,14 +626,13 @@ def heat_maps(
     """
     figure, axes = _panels(1, len(images), 2.6 * len(images) + 0.8, 5.4)
     bound = max(float(np.abs(m).max()) for m in maps) or 1.0
-    for axis, image, values, title in zip(axes.flat, images, maps, titles, strict=True):
+    for axis, image, values, title, sentence in zip(axes.flat, images, maps, titles, sentences, strict=True):
         axis.imshow(image.convert("L"), cmap="gray")
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         shown = axis.imshow(values, cmap="PiYG", vmin=-bound, vmax=bound, alpha=0.55, extent=extent,
                             interpolation="bilinear")  # fmt: skip
         axis.set(xticks=[], yticks=[])
         axis.set_title(textwrap.fill(title, 26), fontsize=10, parse_math=False)
-    for axis, sentence in zip(axes.flat, sentences, strict=False):
         axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9, parse_math=False)
     figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="cosine similarity lost without the region")
     return figure

@@ -54,7 +54,7 @@ def rankings(
     for axis in axes.flat:
         axis.axis("off")
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
-        _show(row[0], query, 30, 11, align="left")
+        _show(row[0], query, 30, 11, "left", "top" if titles is not None else "center")  # below its title
         if titles is not None:
             row[0].set_title(
                 textwrap.fill(titles[number], 24), fontsize=12, fontweight="bold", loc="left", parse_math=False
@@ -81,15 +81,16 @@ def _answer(axis: Axes, answer: Item, title: str, hit: bool | None) -> None:
     _show(axis, answer, 22, 9)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title if hit is None else f"{title}  {'✓' if hit else '✗'}", fontsize=11, color=colour)
+    style = "-" if hit is None or hit else (0, (3, 2))
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=1 if hit is None else 2.5, linestyle=(0, (3, 2)) if hit is False else "-")
+        spine.set(color=colour, linewidth=1 if hit is None else 2.5, linestyle=style)
 
 
-def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center") -> None:
+def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center", vertical: str = "center") -> None:
     if isinstance(content, str):
         text = "\n".join(textwrap.fill(line, width) for line in content.splitlines())
-        axis.text(0.0 if align == "left" else 0.5, 0.5, text, va="center", ha=align, fontsize=size,
-                  transform=axis.transAxes, parse_math=False)  # fmt: skip
+        x, y = 0.0 if align == "left" else 0.5, 1.0 if vertical == "top" else 0.5
+        axis.text(x, y, text, va=vertical, ha=align, fontsize=size, transform=axis.transAxes, parse_math=False)
     else:
         picture = read_image(content) if isinstance(content, Path) else content.copy()
         picture.thumbnail((400, 400))  # many whole photographs would fill the memory
