@@ -72,7 +72,7 @@ def test_commands_on_your_own_data_and_all_snippets_run_in_order(tmp_path, monke
         assert "somebody/people" in hub.repositories
     assert not failed
     assert ran == {"data", "train", "search", "evaluate", "push"}
-    assert Path("found.png").exists()
+    assert Path("runs/found.png").exists()
     for snippet in blocks("python"):
         exec(compile(snippet, "snippet", "exec"), {})
 
