@@ -183,3 +183,10 @@ def test_saved_figures_have_black_text_in_the_pdf_and_their_numbers_beside(tmp_p
     plots.save(figure, tmp_path, "x", pd.DataFrame({"a": [1]}))
     assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x.pdf", "x.csv"}
     assert all(text.get_color() == "black" for text in figure.findobj(Text) if text.get_text())
+
+
+def test_a_sentence_that_is_longer_than_its_row_is_cut():
+    figure = plots.rankings(["a man in a red coat " * 40], [["a", "b"]], [[0.5, 0.4]])
+    lines = figure.axes[0].texts[0].get_text().splitlines()
+    assert len(lines) == 12
+    assert lines[-1].endswith(" …")

@@ -5,9 +5,11 @@ in order and on tiny data; all others go through the parser of the program that 
 """
 
 import importlib.util
+import os
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,10 +138,38 @@ def test_recipes_of_the_clusters_are_well_formed():
         parse_notebook(shlex.split(command.partition("notebooks/execute.py ")[2]))
 
 
-def test_worked_examples_apply_to_the_code():
+@pytest.mark.slow
+def test_worked_examples_apply_to_the_code_and_pass_its_tests(tmp_path):
+    files = subprocess.run(["git", "ls-files", "timam", "timam_lab", "tests", "docs", "pyproject.toml"], cwd=ROOT,
+                           capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
+    for file in filter(lambda name: (ROOT / name).exists(), files):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
     for patch in blocks("diff"):
-        applied = subprocess.run(["git", "apply", "--check"], cwd=ROOT, input=patch, capture_output=True, text=True)
+        applied = subprocess.run(["git", "apply"], cwd=tmp_path, input=patch, capture_output=True, text=True)
         assert not applied.returncode, f"an example of CONTRIBUTING.md no longer fits: {applied.stderr}"
+    # Of each file the tests that would fail if an example broke the code around it.
+    chosen = {
+        "losses": "by_hand",
+        "objective": "definitions",
+        "metrics": "by_hand or two_directions",
+        "readers": "shop",
+    }
+    files = [f"tests/test_{name}.py" for name in chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        " or ".join(chosen.values()),
+        *files,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    tested = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert not tested.returncode, tested.stdout
 
 
 def headings(text: str) -> set[str]:

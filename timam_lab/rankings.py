@@ -51,6 +51,7 @@ def rankings(
         len(queries), len(widths), figsize=(sum(widths), 2.6 * len(queries)), squeeze=False, layout="constrained",
         gridspec_kw={"width_ratios": widths},
     )  # fmt: skip
+    figure.get_layout_engine().set(h_pad=0.12)  # inches: else a tall picture's score stands in the next row's title
     for axis in axes.flat:
         axis.axis("off")
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
@@ -88,7 +89,9 @@ def _answer(axis: Axes, answer: Item, title: str, hit: bool | None) -> None:
 
 def _show(axis: Axes, content: Item, width: int, size: int, align: str = "center", vertical: str = "center") -> None:
     if isinstance(content, str):
-        text = "\n".join(textwrap.fill(line, width) for line in content.splitlines())
+        # What is longer than a row is cut.
+        lines = [textwrap.fill(line, width, max_lines=12, placeholder=" …") for line in content.splitlines()]
+        text = "\n".join(lines)
         x, y = 0.0 if align == "left" else 0.5, 1.0 if vertical == "top" else 0.5
         axis.text(x, y, text, va=vertical, ha=align, fontsize=size, transform=axis.transAxes, parse_math=False)
     else:
