@@ -297,7 +297,9 @@ def test_warm_start_takes_the_encoders_and_not_the_classifier(people, tmp_path, 
         fits = not name.startswith("class_") and before[name].shape == trained[name].shape
         assert torch.equal(value, trained[name] if fits else before[name]), name
     fit(config, tmp_path / "second")
-    assert f"started from {first.folder}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"started from {first.folder}" in told
+    assert "; new: class_bias, class_weights" in told
     with pytest.raises(ValueError, match="none of its tensors"):
         training.warm_start(torch.nn.Linear(1, 1), str(first.folder))
 
