@@ -134,7 +134,7 @@ def test_sidecar_files(tmp_path):
     assert {r.image: r.captions for r in dataset.records}["UPPER.PNG"] == ("one",)
     assert dataset.warnings == ("1 pictures without a text file are not used: people/8.png",)
     (root / "phone.HEIC").touch()
-    assert f"{root}: 1 pictures .heic are not read; convert" in load_dataset("sidecar", root).warnings[-1]
+    assert f"{root}: .heic pictures (1) are not read; convert" in load_dataset("sidecar", root).warnings[-1]
     (tmp_path / "secret.txt").write_text("a password")
     (root / "UPPER.txt").unlink()
     (root / "UPPER.txt").symlink_to(tmp_path / "secret.txt")

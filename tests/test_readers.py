@@ -99,7 +99,9 @@ def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_pa
     assert not found["train"] & found["val"]
     assert "2 of 20 training identities are held out" in dataset.notes[0]
     # whatever the order of the file
-    other = load_dataset("icfg-pedes", write_person_search(tmp_path / "b", records[::-1], "ICFG_PEDES.json"))  # also named so
+    other = load_dataset(
+        "icfg-pedes", write_person_search(tmp_path / "b", records[::-1], "ICFG_PEDES.json")
+    )  # also named so
     assert identities(other) == found
 
 
