@@ -65,7 +65,8 @@ def _plain_errors() -> Iterator[None]:
 
 
 def added(default: Any) -> Any:
-    """A setting younger than the first runs: at its default, which does what was done before, no fingerprint has it."""
+    """A setting that was added after the first runs. Its default must do what was done before: there it is left out of
+    the fingerprint, so that the folders of older runs are still found."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 

@@ -30,7 +30,11 @@ def data() -> None:
 @arguments.root
 @arguments.columns
 @click.option("--max-words", type=click.IntRange(1), default=120, help="Warn of captions with more words.")
-@click.option("--preset", type=click.Choice(list(configs.PRESETS)), help="Count what its tokenizer cuts or lacks.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(configs.PRESETS)),
+    help="Count captions longer than it reads, and unknown tokens.",
+)
 @arguments.json
 def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem.
@@ -171,7 +175,7 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
 @arguments.columns
 @arguments.json
 def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool, **other: Any) -> None:
-    """Measure a run's best model on a split of its own or of other data, both directions."""
+    """Measure a run's best model on a split of its own or of other data, both directions, in percent."""
     dataset, root, columns = (other[name] for name in ("dataset", "root", "columns"))
     if (run is None) == (pretrained is None):
         raise click.UsageError("give one of RUN and --pretrained")

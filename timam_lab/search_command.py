@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _IMAGES = "Folder of pictures, or a Parquet file with the columns path and embedding; may be repeated."
 _THRESHOLD = """Leave out pictures of at most this cosine similarity. auto: the threshold at which 10 % of the
-    validation sentences about somebody who was not there got an answer. In a larger gallery it will be more."""
+    validation sentences about absent people still got an answer. A larger gallery gives more such false answers.
+    Runs with fewer than 10 people in validation or test have no such threshold."""
 
 
 class _Threshold(click.ParamType):
@@ -51,7 +52,7 @@ class _Threshold(click.ParamType):
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode here, or on Ray.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option("--threshold", type=_Threshold(), metavar="auto|X", help=_THRESHOLD)
-@click.option("--centered", is_flag=True, help="Compare without each modality's mean on the validation split.")
+@click.option("--centered", is_flag=True, help="Subtract each modality's mean on validation before comparing.")
 @arguments.json
 @click.option("--figure", type=arguments.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
 def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
