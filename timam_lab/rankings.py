@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from timam.images import read_image
@@ -47,11 +48,11 @@ def rankings(
     k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
     query_width, width = (1.2, 2.0) if sentences else (2.6, 1.25)
     widths = [query_width, *[width] * (k + (references is not None))]
+    layout = ConstrainedLayoutEngine(h_pad=0.12)  # inches: else a tall picture's score stands in the next row's title
     figure, axes = plt.subplots(
-        len(queries), len(widths), figsize=(sum(widths), 2.6 * len(queries)), squeeze=False, layout="constrained",
+        len(queries), len(widths), figsize=(sum(widths), 2.6 * len(queries)), squeeze=False, layout=layout,
         gridspec_kw={"width_ratios": widths},
     )  # fmt: skip
-    figure.get_layout_engine().set(h_pad=0.12)  # inches: else a tall picture's score stands in the next row's title
     for axis in axes.flat:
         axis.axis("off")
     for number, (row, query) in enumerate(zip(axes, queries, strict=True)):
