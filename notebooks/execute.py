@@ -27,6 +27,7 @@ import click
 import nbformat
 import papermill
 import yaml
+from traitlets.config import Config
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -143,6 +144,7 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
         papermill.execute_notebook(
             str(source), str(temporary), parameters, cwd=str(HERE), progress_bar=False,
             stdout_file=sys.stdout, stderr_file=sys.stderr,  # a line for each epoch, and warnings, while one waits
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # ipykernel warns without it
         )  # fmt: skip
     except Exception as error:  # of a cell; or the kernel died, or is not installed
         temporary.unlink(missing_ok=True)

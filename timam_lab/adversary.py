@@ -117,9 +117,9 @@ def measured(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFram
     tables = []
     for experiment in experiments:
         run = experiment.run(runs)
-        found = measure(run.test_embeddings(), run.val_embeddings("best"), rephrased(run))
-        found.insert(0, "variant", experiment.variant)
-        tables.append(found.assign(seed=experiment.config.train.seed, seconds=run.metrics()["seconds"]))
+        table = measure(run.test_embeddings(), run.val_embeddings("best"), rephrased(run))
+        table.insert(0, "variant", experiment.variant)
+        tables.append(table.assign(seed=experiment.config.train.seed, seconds=run.metrics()["seconds"]))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -133,9 +133,9 @@ def rephrased(run: Run) -> Embeddings | None:
         return Embeddings.load(path)
     if not (Path(data.root) / "attributes.json").exists():
         return None
-    found = worded(run, run.best_model(), unseen_words=1.0)
-    found.save(path)
-    return found
+    embeddings = worded(run, run.best_model(), unseen_words=1.0)
+    embeddings.save(path)
+    return embeddings
 
 
 def validation(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame:

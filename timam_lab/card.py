@@ -72,9 +72,9 @@ def _heading(metric: str) -> str:
 
 def _with_intervals(embeddings: Embeddings, direction: str) -> dict[str, tuple[float, float, float]]:
     """{metric: (value, low, high)} in percent, with 95 % bootstrap intervals over the test identities."""
-    queries, found = per_query(embeddings, direction), {}
+    queries, intervals = per_query(embeddings, direction), {}
     for name, compute in RETRIEVAL_METRICS.items():
         values = compute(queries)
         low, high = bootstrap_interval(values, queries["identity"])
-        found[name] = (100 * float(np.mean(values)), 100 * low, 100 * high)
-    return found
+        intervals[name] = (100 * float(np.mean(values)), 100 * low, 100 * high)
+    return intervals

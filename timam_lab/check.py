@@ -71,8 +71,8 @@ def check_dataset(
     if tokenizer is not None and dataset.records:
         share, line = _tokens(dataset, tokenizer, max_tokens)
         (remarks if share > MAX_LOST else notes).append(line)
-    for split, found in splits.items():
-        if split != "train" and (n := found["identities"]) < FEW:
+    for split, counts in splits.items():
+        if split != "train" and (n := counts["identities"]) < FEW:
             line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
             (warnings if n == 1 else notes).append(line)
     folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
@@ -125,8 +125,8 @@ def _statistics(dataset: Dataset, name: str) -> dict[str, Any]:
 def _differing(splits: dict[str, dict[str, Any]], counts: dict[str, Counts]) -> list[str]:
     """The counts that are not the published ones, as text."""
     pairs = [(key, what, n) for key, known in counts.items() for what, n in zip(_COUNTS, known, strict=True)]
-    found = [(_sum(splits, key, what), what, key, n) for key, what, n in pairs if n is not None]
-    return [f"{mine:,} {what} in {key}, published {n:,}" for mine, what, key, n in found if mine != n]
+    sums = [(_sum(splits, key, what), what, key, n) for key, what, n in pairs if n is not None]
+    return [f"{mine:,} {what} in {key}, published {n:,}" for mine, what, key, n in sums if mine != n]
 
 
 def _partial_download(dataset: Dataset) -> list[str]:
@@ -215,7 +215,7 @@ def _tokens(dataset: Dataset, tokenizer: Any, max_tokens: int) -> tuple[float, s
 
 def _long_captions(dataset: Dataset, max_words: int) -> list[str]:
     words = [(len(c.split()), i, r.source) for r in dataset.records for i, c in enumerate(r.captions)]
-    long = [found for found in words if found[0] > max_words]
-    count, i, source = max(long, default=(0, 0, ""), key=lambda found: found[0])
+    long = [caption for caption in words if caption[0] > max_words]
+    count, i, source = max(long, default=(0, 0, ""), key=lambda caption: caption[0])
     longest = f"the longest, caption {i} of {source}, has {count:,}"
     return [f"{len(long):,} captions have more than {max_words} words; {longest}"] if long else []

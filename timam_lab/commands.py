@@ -53,17 +53,17 @@ def check(dataset: str, root: Path, columns: str | None, max_words: int, preset:
     report = check_dataset(dataset, root, renamed, max_words, not as_json, **tokens)
     remarks = report["remarks"]
     warnings = [line for line in report["warnings"] if line not in remarks]
-    found = {"problem": report["problems"], "warning": warnings, "remark": remarks}
+    messages = {"problem": report["problems"], "warning": warnings, "remark": remarks}
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         click.echo(_report_text(report))
-        for kind, lines in found.items():
+        for kind, lines in messages.items():
             for line in lines:
                 click.echo(f"{kind}: {line}", err=True)
-        counts = ", ".join(f"{len(lines)} {kind}(s)" for kind, lines in found.items())
+        counts = ", ".join(f"{len(lines)} {kind}(s)" for kind, lines in messages.items())
         click.echo(f"{dataset} in {root}: {counts}")
-    sys.exit(1 if found["problem"] or found["warning"] else 0)
+    sys.exit(1 if messages["problem"] or messages["warning"] else 0)
 
 
 def _report_text(report: dict[str, Any]) -> str:
@@ -77,9 +77,9 @@ def _report_text(report: dict[str, Any]) -> str:
         for what, name, width in (("identities", labels, 6), ("images", "pictures", 7), ("captions", "captions", 7)):
             published = row[f"{what} (published)"]
             line += f"  {name} {row[what]:{width},}" + (f" (published {published:,})" if published else "")
-        if found := report["splits"].get(row["split"]):
-            per_image = ", ".join(f"{n:,} with {k}" for k, n in found["images_by_captions"].items())
-            line += f"  words a caption {found['words_mean']:.1f} (at most {found['words_max']})"
+        if counts := report["splits"].get(row["split"]):
+            per_image = ", ".join(f"{n:,} with {k}" for k, n in counts["images_by_captions"].items())
+            line += f"  words a caption {counts['words_mean']:.1f} (at most {counts['words_max']})"
             line += f"  pictures by captions: {per_image}"
         lines.append(line)
     return "\n".join([*lines, f"protocol: {report['protocol']}", *(f"note: {note}" for note in report["notes"])])

@@ -84,8 +84,8 @@ def _schrodi(f: Findings) -> tuple[str, str]:
     parts = np.sort((images - texts) ** 2)[::-1]
     few = max(1, len(parts) // 20)
     share = float(parts[:few].sum() / parts.sum())
-    found = f"the {few} of {len(parts)} coordinates that differ most carry {share:.0%} of the squared distance"
-    return found, AGREES if share > 0.5 else DISAGREES
+    text = f"the {few} of {len(parts)} coordinates that differ most carry {share:.0%} of the squared distance"
+    return text, AGREES if share > 0.5 else DISAGREES
 
 
 def _yaras(f: Findings) -> tuple[str, str]:
@@ -99,35 +99,37 @@ def _i0t(f: Findings) -> tuple[str, str]:
     kernel = f.mean("nonlinear_probe_accuracy", "standardised")
     closed = [AGREES if distance < 0.5 * f.mean("centroid_distance") else DISAGREES]
     closed += [AGREES if p < 0.6 else DISAGREES for p in (probe, kernel)]
-    found = f"centroid distance {f.mean('centroid_distance'):.2f} to {distance:.2f}, linear probe {probe:.0%}"
-    return f"{found}, kernel probe {kernel:.0%}", both(*closed)
+    text = f"centroid distance {f.mean('centroid_distance'):.2f} to {distance:.2f}, linear probe {probe:.0%}"
+    return f"{text}, kernel probe {kernel:.0%}", both(*closed)
 
 
 def _gr_clip(f: Findings) -> tuple[str, str]:
-    found, any_item = (f.change(m, (ALONE, SUBTRACTED)) for m in ("mixed_right_picture", "mixed_rank_1"))
+    right_picture, any_item = (f.change(m, (ALONE, SUBTRACTED)) for m in ("mixed_right_picture", "mixed_rank_1"))
     shares = [f.mean("mixed_pictures", c) for c in ("none", SUBTRACTED)]
     pictures = f"pictures among the first ten {shares[0]:.0%} to {shares[1]:.0%}, parity {f.mean('mixed_parity'):.0%}"
-    return f"a right picture among the first ten {points(found)}, rank-1 {points(any_item)}; {pictures}", gain(found)
+    return f"a right picture among the first ten {points(right_picture)}, rank-1 {points(any_item)}; {pictures}", gain(
+        right_picture
+    )
 
 
 def _clustering(f: Findings) -> tuple[str, str]:
     retrieval, groups = (f.change(m, (ALONE, SUBTRACTED)) for m in ("text_to_image_mAP", "clusters"))
-    found = f"mAP by mean subtraction {points(retrieval)}; clusters {points(groups)} of mutual information"
-    return found, both(no_change(retrieval), gain(groups))
+    text = f"mAP by mean subtraction {points(retrieval)}; clusters {points(groups)} of mutual information"
+    return text, both(no_change(retrieval), gain(groups))
 
 
 def _chowers(f: Findings) -> tuple[str, str]:
     accuracy = f.change("text_to_image_rank_1", (ALONE, SUBTRACTED))
     robust = [f.change(m, (ALONE, SUBTRACTED)) for m in ("rank_1_1_bit", "rank_1_noise")]
     parts = [f"{name} {points(c)}" for name, c in zip(("at 1 bit", "with noise"), robust, strict=True)]
-    found = f"rank-1 by mean subtraction {points(accuracy)}; {', '.join(parts)}"
-    return found, both(no_change(accuracy), *map(gain, robust))
+    text = f"rank-1 by mean subtraction {points(accuracy)}; {', '.join(parts)}"
+    return text, both(no_change(accuracy), *map(gain, robust))
 
 
 def _distribution(f: Findings) -> tuple[str, str]:
     arms = f.arms[~f.arms.index.str.startswith("CMPM")]  # the matching loss changes both the gap and the retrieval
-    found = related(arms, ["mmd_squared", "centroid_distance"], ["text_to_image_mAP"])
-    (mmd, p), (centroid, _) = found[["text_to_image_mAP", "text_to_image_mAP_p"]].to_numpy(float)
+    correlations = related(arms, ["mmd_squared", "centroid_distance"], ["text_to_image_mAP"])
+    (mmd, p), (centroid, _) = correlations[["text_to_image_mAP", "text_to_image_mAP_p"]].to_numpy(float)
     text = f"rank correlation with mAP over {len(arms)} arms: MMD² {mmd:+.2f} (p = {p:.2f}), centroids {centroid:+.2f}"
     predicts = p < 0.05 and abs(mmd) > abs(centroid)
     return text, AGREES if predicts else OPEN

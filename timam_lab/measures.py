@@ -109,8 +109,8 @@ def clusters(embeddings: Embeddings, seed: int = 0) -> float:
     """Normalised mutual information, 0 to 1, of the identities and as many clusters (k-means) of both modalities."""
     both = torch.cat([F.normalize(e, dim=1) for e in (embeddings.images, embeddings.texts)]).numpy()
     labels = torch.cat([embeddings.image_labels, embeddings.text_labels]).numpy()
-    found = KMeans(len(np.unique(labels)), n_init=1, random_state=seed).fit_predict(both)
-    return float(normalized_mutual_info_score(labels, found))
+    clusters = KMeans(len(np.unique(labels)), n_init=1, random_state=seed).fit_predict(both)
+    return float(normalized_mutual_info_score(labels, clusters))
 
 
 def measure(test: Embeddings, validation: Embeddings, rephrased: Embeddings | None = None) -> pd.DataFrame:
@@ -123,8 +123,8 @@ def measure(test: Embeddings, validation: Embeddings, rephrased: Embeddings | No
     rows = []
     for correction in CORRECTIONS:
         e = corrected(test, validation, correction)
-        found = two_way_metrics(*vars(e).values())
-        row = {f"{d}_{name}": found[d][name] for d in found for name in ("rank_1", "mAP")}
+        metrics = two_way_metrics(*vars(e).values())
+        row = {f"{d}_{name}": metrics[d][name] for d in metrics for name in ("rank_1", "mAP")}
         measured = split_gap(e, nonlinear=True)
         row |= {name: measured[name] for name in GAP if name in measured}
         row |= {**mixed_gallery(e), "clusters": clusters(e)}
@@ -150,8 +150,8 @@ def related(frame: pd.DataFrame, measures: Iterable[str], targets: Sequence[str]
         row: dict[str, float | str] = {"measure": name, "n": len(frame)}
         for target in targets:
             varies = len(frame) > 4 and frame[[name, target]].nunique().min() > 1
-            found = stats.spearmanr(frame[name], frame[target]) if varies else (np.nan, np.nan)
-            row[target], row[f"{target}_p"] = map(float, found)
+            correlation = stats.spearmanr(frame[name], frame[target]) if varies else (np.nan, np.nan)
+            row[target], row[f"{target}_p"] = map(float, correlation)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -160,8 +160,8 @@ def table(frame: pd.DataFrame, measures: Sequence[str]) -> Styler:
     """For reading: a row for each variant, and of each measure the mean over the seeds ± half its 95 % interval."""
     rows = []
     for variant, part in frame.groupby("variant", sort=False):
-        found = pd.Series(mean_intervals(part, measures))
-        texts = {MEASURES[m][0]: plus_minus(found, m, *((1, 3) if m in PLAIN else (100, 1))) for m in measures}
+        intervals = pd.Series(mean_intervals(part, measures))
+        texts = {MEASURES[m][0]: plus_minus(intervals, m, *((1, 3) if m in PLAIN else (100, 1))) for m in measures}
         rows.append({"variant": variant, "seeds": len(part), **texts})
     return pd.DataFrame(rows).style.hide(axis="index")
 

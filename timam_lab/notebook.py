@@ -59,9 +59,9 @@ def folders(root: str, runs: str, output: str, study: str = "") -> tuple[Path, P
 
     The defaults in the clone are data/pedestrians, runs/STUDY and reports/local.
     """
-    found = folder(root, "data/pedestrians"), folder(runs, f"runs/{study}"), folder(output, "reports/local") / "figures"
-    print(f"Runs: {found[1]}. Figures and their numbers: {found[2]}.")
-    return found
+    paths = folder(root, "data/pedestrians"), folder(runs, f"runs/{study}"), folder(output, "reports/local") / "figures"
+    print(f"Runs: {paths[1]}. Figures and their numbers: {paths[2]}.")
+    return paths
 
 
 def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Config:
@@ -203,9 +203,9 @@ def references(config: Config) -> pd.DataFrame:
     data = load_dataset(config.data.dataset, config.data.root, columns=config.data.renamed)
     embeddings = tuned_baseline(config.model, data)[0](data.split("test"))
     rows: list[dict] = [{"variant": "linear baseline"}, {"variant": "chance"}]
-    found = evaluate(embeddings)
+    metrics = evaluate(embeddings)
     for direction in DIRECTIONS:
-        rows[0] |= {f"{direction}_{name}": value for name, value in found[direction].items()}
+        rows[0] |= {f"{direction}_{name}": value for name, value in metrics[direction].items()}
         rows[1][f"{direction}_rank_1"] = chance(*embeddings.direction(direction)[2:])
     bounds = ceilings(config.data.root)
     return pd.concat([pd.DataFrame(rows if bounds.empty else rows[:1]), bounds], ignore_index=True)

@@ -114,9 +114,9 @@ def fit_features(stated: list[Statement], seen: list[dict[str, str]]) -> tuple[n
 def _table(rows: Iterable[Iterable], columns: list) -> np.ndarray:
     """(rows, columns) float32: 1 where a row holds the column's key."""
     index = {key: k for k, key in enumerate(columns)}
-    found = [[index[key] for key in row if key in index] for row in rows]
-    table = np.zeros((len(found), len(columns)), np.float32)
-    for row, ones in zip(table, found, strict=True):
+    ones_of = [[index[key] for key in row if key in index] for row in rows]
+    table = np.zeros((len(ones_of), len(columns)), np.float32)
+    for row, ones in zip(table, ones_of, strict=True):
         row[ones] = 1
     return table
 
@@ -133,15 +133,15 @@ def ranking_metrics(
     Returns:
         {"ties_against", "ties_at_random", "chance"}, as `oracle`.
     """
-    found: dict[str, list[np.ndarray]] = {"ties_against": [], "ties_at_random": [], "chance": []}
+    scores: dict[str, list[np.ndarray]] = {"ties_against": [], "ties_at_random": [], "chance": []}
     for query, label in zip(queries, query_labels, strict=True):  # never all products at once
         relevant = labels == label
         _, tied = np.unique(-(gallery @ query), return_inverse=True)  # 0 is the best
-        found["ties_against"].append(_expected(2 * tied + relevant, relevant))
-        found["ties_at_random"].append(_expected(tied, relevant))
-        found["chance"].append(_expected(np.zeros_like(tied), relevant))
+        scores["ties_against"].append(_expected(2 * tied + relevant, relevant))
+        scores["ties_at_random"].append(_expected(tied, relevant))
+        scores["chance"].append(_expected(np.zeros_like(tied), relevant))
     names = [*(f"rank_{k}" for k in RANKS), "mAP"]
-    return {kind: dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True)) for kind, rows in found.items()}
+    return {kind: dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True)) for kind, rows in scores.items()}
 
 
 def _expected(tied: np.ndarray, relevant: np.ndarray) -> np.ndarray:

@@ -240,8 +240,8 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
     if best_epoch is not None:
         scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
     scores.set(title="Rank-1", ylabel="percent of queries")
-    found = 100 * history.set_index("epoch")["val_text_to_image_rank_1"]
-    _tell(figure, "Rank-1 on validation in percent, by epoch", found)
+    rank_1 = 100 * history.set_index("epoch")["val_text_to_image_rank_1"]
+    _tell(figure, "Rank-1 on validation in percent, by epoch", rank_1)
     scores.set_ylim(bottom=-1)
     accuracy.plot(epochs, 100 * history["discriminator_accuracy"], marker="o", color=MAIN, label="accuracy", **style)
     accuracy.axhline(50, color="grey", linestyle=":", label="chance: modalities look alike")
@@ -396,9 +396,9 @@ def trends(frame: pd.DataFrame, panels: dict[str, str], unit: str = "percent") -
         middle, width = (len(shown) - 1) / 2, 0.015 * (part["level"].max() - part["level"].min())
         for i, (variant, colour, marker) in enumerate(shown):
             levels = part[part["variant"] == variant].groupby("level")["value"]
-            found = np.array([[level, *mean_interval(values.to_numpy())] for level, values in levels])
-            error = None if np.isnan(found).any() else 100 * np.abs(found[:, 2:] - found[:, 1:2]).T
-            axis.errorbar(found[:, 0] + width * (i - middle), 100 * found[:, 1], yerr=error, fmt=f"-{marker}",
+            points = np.array([[level, *mean_interval(values.to_numpy())] for level, values in levels])
+            error = None if np.isnan(points).any() else 100 * np.abs(points[:, 2:] - points[:, 1:2]).T
+            axis.errorbar(points[:, 0] + width * (i - middle), 100 * points[:, 1], yerr=error, fmt=f"-{marker}",
                           capsize=3, color=colour, label=variant, markersize=5)  # fmt: skip
         axis.set_xlabel(label)
         if len(ticks := sorted(part["level"].unique())) < 8:

@@ -91,14 +91,14 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     for part in _typed() if queries is None else [queries]:
         embeddings = model.encode_images(part) if like else model.encode_texts(part)
         embeddings = centered(model, embeddings, IMAGE if like else TEXT) if center else embeddings
-        found = _best(galleries, embeddings, k, least)
-        answers = [{"sentence": query, "answers": best} for query, best in zip(part, found, strict=True)]
+        rankings = _best(galleries, embeddings, k, least)
+        answers = [{"sentence": query, "answers": best} for query, best in zip(part, rankings, strict=True)]
         if not as_json:
             click.echo("\n".join(_text(answer, not (sentence or like)) for answer in answers))
         elif queries is None:
             click.echo(json.dumps(answers[0]))
         else:
-            click.echo(json.dumps(answers if file else found[0], indent=2))
+            click.echo(json.dumps(answers if file else rankings[0], indent=2))
         if figure is not None:
             draw_answers(answers, figure)
 
@@ -162,7 +162,7 @@ def _best(
 
 def _text(answer: dict[str, Any], heading: bool) -> str:
     # format_filename: names need not be UTF-8
-    lines = [f"{found['score']:.4f}  {click.format_filename(found['path'])}" for found in answer["answers"]]
+    lines = [f"{best['score']:.4f}  {click.format_filename(best['path'])}" for best in answer["answers"]]
     return "\n".join([answer["sentence"]] * heading + (lines or ["nothing here fits"]))
 
 

@@ -40,10 +40,10 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 
 def mean_intervals(runs: pd.DataFrame, measures: Iterable[str]) -> dict[str, float]:
     """`mean_interval` of each measure over the rows of `runs`: NAME, NAME_low and NAME_high."""
-    found = {}
+    intervals = {}
     for name in measures:
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = mean_interval(runs[name].to_numpy())
-    return found
+        intervals[name], intervals[f"{name}_low"], intervals[f"{name}_high"] = mean_interval(runs[name].to_numpy())
+    return intervals
 
 
 def bootstrap_interval(
@@ -185,5 +185,5 @@ def trend(levels: np.ndarray, gains: np.ndarray, confidence: float = 0.95) -> di
     if gains.ndim != 2 or gains.shape[1:] != levels.shape or len(np.unique(levels)) < 2:
         raise ValueError(f"levels {levels.shape} and gains {gains.shape}: expected (L,) and (S, L), L at least 2")
     slopes = np.array([stats.linregress(levels, row).slope for row in gains])
-    found = paired_over_seeds(slopes, np.zeros_like(slopes), confidence)
-    return {"slope": found["difference"], "low": found["seeds_low"], "high": found["seeds_high"], "p": found["p"]}
+    fit = paired_over_seeds(slopes, np.zeros_like(slopes), confidence)
+    return {"slope": fit["difference"], "low": fit["seeds_low"], "high": fit["seeds_high"], "p": fit["p"]}

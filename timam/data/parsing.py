@@ -82,10 +82,10 @@ def value(record: Any, key: str, kind: type) -> Any:
     """record[key], if it exists and has this type."""
     if key not in expect(record, dict):
         raise ValueError(f"no key {key!r}; it has {show.repr(sorted(record))}")
-    found: Any = record[key]
-    if type(found) is not kind or (isinstance(found, int) and not -(2**63) <= found < 2**63):  # NumPy's int64
-        raise ValueError(f"{key} = {show.repr(found)}: expected {kind.__name__}")
-    return found
+    value: Any = record[key]
+    if type(value) is not kind or (isinstance(value, int) and not -(2**63) <= value < 2**63):  # NumPy's int64
+        raise ValueError(f"{key} = {show.repr(value)}: expected {kind.__name__}")
+    return value
 
 
 def check_captions(captions: list[Any]) -> tuple[str, ...]:
@@ -144,10 +144,10 @@ def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any
     values: dict[str, Any] = {"identity": _identity(row["identity"])} if "identity" in row else {}
     values["split"] = _split(row["split"]) if "split" in row else row.get("named_split")
     picture = pictures.setdefault(path, {"identity": path, **values, "captions": [], "source": source})
-    for key, found in values.items():
-        if picture[key] != found:
+    for key, value in values.items():
+        if picture[key] != value:
             says = f"{picture['source']} says {show.repr(picture[key])}"
-            raise ValueError(f"{key} {show.repr(found)} of {path}: {says}")
+            raise ValueError(f"{key} {show.repr(value)} of {path}: {says}")
     picture["captions"] += captions
 
 
@@ -156,17 +156,17 @@ def _split(name: Any) -> str:
     return next((split for split, names in _NAMES.items() if name in names), None) or check_split(name or "")
 
 
-def _identity(found: Any) -> str:
+def _identity(value: Any) -> str:
     """An identity as text: a name, or a whole number of any type."""
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    if found is None or found == "" or (isinstance(found, float) and math.isnan(found)):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ValueError("identity is empty")
-    if not isinstance(found, int | str) or isinstance(found, bool) or str(found) in MISSING:
-        raise ValueError(f"identity = {show.repr(found)}: expected a name or a whole number")
-    if re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", str(found)):  # 1.23457E+11 may have been several persons
-        raise ValueError(f"identity = {found!r}: a number as spreadsheets shorten it; expected all its digits")
-    return str(found)
+    if not isinstance(value, int | str) or isinstance(value, bool) or str(value) in MISSING:
+        raise ValueError(f"identity = {show.repr(value)}: expected a name or a whole number")
+    if re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", str(value)):  # 1.23457E+11 may have been several persons
+        raise ValueError(f"identity = {value!r}: a number as spreadsheets shorten it; expected all its digits")
+    return str(value)
 
 
 def _numbered(names: list[str], parsed: Parsed) -> dict[str, int]:

@@ -140,8 +140,8 @@ def _open_csv(file: Path) -> tuple[list[str], Any]:
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from error
     header = [c.strip() for c in header]
-    found = [dict(zip(header, row, strict=True)) if len(row) == len(header) else {None: row} for row in rows]
-    return header, lambda _: enumerate(found, 1)
+    records = [dict(zip(header, row, strict=True)) if len(row) == len(header) else {None: row} for row in rows]
+    return header, lambda _: enumerate(records, 1)
 
 
 def _open_json_lines(file: Path) -> tuple[list[str], Any]:
