@@ -37,7 +37,7 @@ def rankings(
 
     Args:
         queries: R sentences or pictures.
-        galleries: R rows of pictures or sentences; rows may differ in length.
+        galleries: R rows of pictures or sentences; rows may differ in length, and all but one may be empty.
         scores: R rows of what stands below the answers: a cosine similarity, or a text that has more to say. A row that
             is longer by one also has a text for the reference.
         right: whether each answer is relevant; without it nothing is marked.
@@ -45,7 +45,7 @@ def rankings(
         references: R right answers, shown in a last column.
         titles: R titles above the queries.
     """
-    k, sentences = max(map(len, galleries)), isinstance(galleries[0][0], str)
+    k, sentences = max(map(len, galleries)), isinstance(next(answer for row in galleries for answer in row), str)
     query_width, width = (1.2, 2.0) if sentences else (2.6, 1.25)
     widths = [query_width, *[width] * (k + (references is not None))]
     layout = ConstrainedLayoutEngine(h_pad=0.12)  # inches: else a tall picture's score stands in the next row's title
@@ -61,6 +61,8 @@ def rankings(
             row[0].set_title(
                 textwrap.fill(titles[number], 24), fontsize=12, fontweight="bold", loc="left", parse_math=False
             )
+        if not galleries[number]:
+            _show(row[1], "nothing here fits", 22, 9)
         for rank, (axis, answer, score) in enumerate(zip(row[1:], galleries[number], scores[number], strict=False)):
             title = str(rank + 1) if ranks is None else ranks[rank]
             _answer(axis, answer, title, None if right is None else right[number][rank])
@@ -118,11 +120,11 @@ def check_figure(figure: Path, answers: float = 0) -> None:
 
 
 def draw_answers(answers: list[dict[str, Any]], figure: Path) -> None:
-    """Writes {"sentence": a sentence or a picture, "answers": [{"path", "score"}, ...]}, those with an answer."""
-    if shown := [(each["sentence"], each["answers"]) for each in answers if each["answers"]]:
-        pictures = [[Path(answer["path"]) for answer in found] for _, found in shown]
-        scores = [[answer["score"] for answer in found] for _, found in shown]
-        drawn = rankings([query for query, _ in shown], pictures, scores)
+    """Writes {"sentence": a sentence or a picture, "answers": [{"path", "score"}, ...]}, if any has an answer."""
+    if any(each["answers"] for each in answers):
+        pictures = [[Path(answer["path"]) for answer in each["answers"]] for each in answers]
+        scores = [[answer["score"] for answer in each["answers"]] for each in answers]
+        drawn = rankings([each["sentence"] for each in answers], pictures, scores)
         drawn.savefig(figure, dpi=110, bbox_inches="tight")
     else:
         click.echo(f"{figure}: not drawn, as nothing fits", err=True)
