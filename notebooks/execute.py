@@ -16,6 +16,7 @@ import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -29,10 +30,12 @@ import papermill
 import yaml
 from traitlets.config import Config
 
+from timam.interruption import Interrupted, interruptible
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPORTS = HERE / "reports.yaml"
-FOLDERS = ("root", "runs", "instances", "collection", "study", "trained")  # parameters that name a folder
+FOLDERS = ("root", "runs", "instances", "collection", "study", "trained", "images")  # parameters that name a folder
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar", ".txt", ".token")
 # They show all runs in a folder, which other notebooks made: the parameter that names it, and its default.
 SHOWS_RUNS = {"05_modality_gap": ("study", "../runs/studies"), "07_results": ("runs", "../runs")}
@@ -49,18 +52,24 @@ def main(
 ) -> None:
     """Executes NAMES (notebooks beside this file, without the suffix), or a report, in the order given."""
     given = _given(pairs)
-    if report:
-        entry = read_reports().get(report) or sys.exit(f"{REPORTS.name} has no report {report}")
-        _render(entry["data"])
-        output = output or ROOT / entry["output"]
-        jobs = [] if data_only else plan(entry, given, names)
-    elif names and output and not data_only:
-        jobs = [(name, given) for name in names]
-    else:
-        raise click.UsageError("expected --report NAME, or --output FOLDER and the names of notebooks")
-    output.mkdir(parents=True, exist_ok=True)
-    place = {"output": os.path.relpath(output, HERE)}
-    if failed := [name for name, texts in jobs if not _execute(name, output.resolve(), place | texts)]:
+    try:
+        with interruptible():  # SIGTERM reaches the kernel as Ctrl-C does: a training run in it saves its step
+            if report:
+                entry = read_reports().get(report) or sys.exit(f"{REPORTS.name} has no report {report}")
+                _render(entry["data"])
+                output = output or ROOT / entry["output"]
+                jobs = [] if data_only else plan(entry, given, names)
+            elif names and output and not data_only:
+                jobs = [(name, given) for name in names]
+            else:
+                raise click.UsageError("expected --report NAME, or --output FOLDER and the names of notebooks")
+            output.mkdir(parents=True, exist_ok=True)
+            place = {"output": os.path.relpath(output, HERE)}
+            failed = [name for name, texts in jobs if not _execute(name, output.resolve(), place | texts)]
+    except Interrupted as error:
+        click.echo("interrupted; the same command goes on from the finished notebooks and the saved step", err=True)
+        sys.exit(error.exit_code)
+    if failed:
         sys.exit(f"failed: {', '.join(failed)}")
     click.echo(f"done: the executed notebooks and their figures are in {os.path.relpath(output)}/")
 
@@ -103,7 +112,16 @@ def plan(
 def _render(data: dict[str, Any]) -> None:
     """Renders the pedestrians of a report, unless they are there."""
     options = [part for key, value in data.items() for part in (f"--{key}", str(value))]
-    subprocess.run([sys.executable, "-m", "timam", "data", "pedestrians", *options], cwd=ROOT, check=True)
+    with subprocess.Popen([sys.executable, "-m", "timam", "data", "pedestrians", *options], cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except Interrupted as error:
+            if error.exit_code != 130:  # a terminal's Ctrl-C has reached that process already
+                process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    if code:
+        sys.exit(code)
 
 
 def _typed(name: str, text: str, declared: str) -> Any:
@@ -146,12 +164,13 @@ def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
             stdout_file=sys.stdout, stderr_file=sys.stderr,  # a line for each epoch, and warnings, while one waits
             config=Config(KernelManager={"transport_encryption": "auto"}),  # ipykernel warns without it
         )  # fmt: skip
+        _tidy(temporary)
+        os.replace(temporary, executed)
     except Exception as error:  # of a cell; or the kernel died, or is not installed
-        temporary.unlink(missing_ok=True)
         click.echo(f"{name}: failed\n{type(error).__name__}: {error}", err=True)
         return False
-    _tidy(temporary)
-    os.replace(temporary, executed)
+    finally:
+        temporary.unlink(missing_ok=True)
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(wanted)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

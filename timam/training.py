@@ -142,8 +142,8 @@ class _Training:
         wanted = (recipe.max_steps or 0) * recipe.epochs
         if self.show and steps < (train.max_steps or 0) and steps * train.epochs < wanted:
             tqdm.write(
-                f"warning: there are few pictures: {steps * train.epochs} steps in all. The preset is made for "
-                f"{wanted}; train.epochs={math.ceil(wanted / steps)} gives as many. --init may help, too"
+                f"warning: few pictures give {steps * train.epochs} steps in all. The preset is made for {wanted}, "
+                f"which train.epochs={math.ceil(wanted / steps)} gives, in as many times the time. --init may help, too"
             )
         return _Data(dataset, stored[0], stored[1], stored[2], steps)
 

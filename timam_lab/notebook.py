@@ -48,10 +48,13 @@ Number = TypeVar("Number", int, float)
 def folder(given: str, default: str) -> Path:
     """The folder that a parameter names, as on the command line (~, ORG/NAME); if it is empty, `default` in the clone.
 
+    A relative one that is not in the working directory, but in the clone, is the clone's: commands are given there.
     Without a clone around the package (installed from a wheel), the default is below the working directory.
     """
     clone = REPOSITORY if (REPOSITORY / "notebooks").is_dir() else Path.cwd()
-    return arguments.ROOT.convert(given, None, None) if given else Path(os.path.relpath(clone / default))
+    if not given or (not Path(given).expanduser().exists() and (clone / given).exists()):
+        return Path(os.path.relpath(clone / (given or default)))
+    return arguments.ROOT.convert(given, None, None)
 
 
 def folders(root: str, runs: str, output: str, study: str = "") -> tuple[Path, Path, Path]:

@@ -64,12 +64,14 @@ function render({ model, el }) {
   picture.onchange = async () => {
     const [file] = picture.files;
     if (file) model.send({ picture: file.name }, undefined, [await file.arrayBuffer()]);
+    sentence.value = "";
     picture.value = ""; // so that the same file, chosen again, is a change
   };
   slider.oninput = () => {
     model.set("threshold", Number(slider.value));
     model.save_changes();
   };
+  list.onclick = () => { sentence.value = ""; }; // pictures like one that was found
   sentence.value = model.get("sentence");
   for (const name of ["answers", "busy", "status", "threshold"]) model.on(`change:${name}`, draw);
   draw();

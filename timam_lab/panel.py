@@ -53,7 +53,7 @@ class SearchPanel(anywidget.AnyWidget):
             self._show(path, f"pictures like {path.name}")
         elif name := request.get("picture"):
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "picture")
+                path = Path(folder, Path(name).name)
                 path.write_bytes(buffers[0])
                 self._show(path, f"pictures like {name}")
 
@@ -64,7 +64,8 @@ class SearchPanel(anywidget.AnyWidget):
             self.answers = [{"name": path.name, "score": score, "source": _thumbnail(path)} for path, score in found]
             self._found, self.status = [path for path, _ in found], title
         except Exception as error:  # of whatever `search` calls; a widget's traceback is shown nowhere
-            self.status = f"The search failed. {type(error).__name__}: {error}"
+            folder = f"{request.parent}/" if isinstance(request, Path) else ""  # of this machine, or temporary
+            self.answers, self.status = [], f"The search failed. {type(error).__name__}: {error}".replace(folder, "")
         finally:
             self.busy = False
 

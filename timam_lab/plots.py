@@ -634,5 +634,7 @@ def heat_maps(
         axis.set(xticks=[], yticks=[])
         axis.set_title(textwrap.fill(title, 26), fontsize=10, parse_math=False)
         axis.set_xlabel(textwrap.fill(sentence, 30), fontsize=9, parse_math=False)
-    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="cosine similarity lost without the region")
+    bar = figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7)
+    bar.set_label("cosine similarity lost without the region")
+    bar.ax.set_facecolor("white")  # the colours are translucent, and a page may be dark
     return figure

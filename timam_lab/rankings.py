@@ -75,7 +75,8 @@ def rankings(
 
 
 def _below(axis: Axes, score: float | str) -> None:
-    axis.set_xlabel(score if isinstance(score, str) else f"{score:.2f}", fontsize=9.5, parse_math=False)
+    text = score if isinstance(score, str) else f"{round(score, 2) + 0.0:.2f}"  # + 0.0: no -0.00
+    axis.set_xlabel(text, fontsize=9.5, parse_math=False)
 
 
 def _answer(axis: Axes, answer: Item, title: str, hit: bool | None) -> None:
