@@ -50,7 +50,11 @@ SHOWS_RUNS = {"05_modality_gap": ("study", "../runs/studies"), "07_results": ("r
 def main(
     names: tuple[str, ...], report: str | None, data_only: bool, output: Path | None, pairs: tuple[tuple[str, str], ...]
 ) -> None:
-    """Executes NAMES (notebooks beside this file, without the suffix), or a report, in the order given."""
+    """Executes NAMES (notebooks beside this file, without the suffix), or a report, in the order given.
+
+    For example: --output reports/mine -p dataset csv -p root ROOT 01_data_exploration 02_training. The first cell of a
+    notebook lists its parameters.
+    """
     given = _given(pairs)
     try:
         with interruptible():  # SIGTERM reaches the kernel as Ctrl-C does: a training run in it saves its step

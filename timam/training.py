@@ -203,10 +203,11 @@ class _Training:
             self.run.save_epoch(learner)
         if self.show:
             best = " (best)" if progress.best_epoch == progress.epoch else ""
+            game = f", discriminator accuracy {row['discriminator_accuracy']:.2f}"
             tqdm.write(
                 f"epoch {progress.epoch}/{config.train.epochs}: loss {row['total']:.3f}, validation text-to-image "
-                f"rank-1 {row['val_text_to_image_rank_1']:.3f}{best}, discriminator accuracy "
-                f"{row['discriminator_accuracy']:.2f}, {row['seconds']:.0f} s"
+                f"rank-1 {row['val_text_to_image_rank_1']:.3f}{best}{game * (config.loss.adversarial_weight > 0)}, "
+                f"{row['seconds']:.0f} s"
             )
             for warning in training_warnings(row, config.loss.gradient_penalty):
                 tqdm.write(f"warning: {warning}")

@@ -75,7 +75,7 @@ def tuned_baseline(config: ModelConfig, data: Dataset) -> tuple[Callable[[Split]
 
     tried = embedded(val, product(sizes, PENALTIES))
     chosen = max(tried, key=lambda choice: evaluate(tried[choice])["text_to_image"]["mAP"])
-    end = ", an end of the grid" if chosen[1] in (PENALTIES[0], PENALTIES[-1]) else ""
+    end = ", the end of what was tried" if chosen[1] in (PENALTIES[0], PENALTIES[-1]) else ""
     told = f"Chosen on validation: {chosen[0]} components, ridge penalty {chosen[1]:g}{end}."
     return lambda split: embedded(split, [chosen])[chosen], told
 

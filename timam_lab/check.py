@@ -16,7 +16,7 @@ from timam.embedded import container, open_picture
 from timam.images import find_unreadable
 
 MAX_WORDS = 120  # most benchmarks have at most 100; UFine6926 has 81 on average, and captions by models are as long
-FEW = 10  # identities of a split; with fewer, one query moves rank-1 by several percent
+FEW = 10  # identities of a split; with fewer, one of them moves rank-1 by more than a tenth
 MAX_LOST = 0.05  # share of the captions that may be cut, and of tokens that may be unknown, without a warning
 _COUNTS = ("images", "captions", "identities")
 
@@ -72,9 +72,7 @@ def check_dataset(
         share, line = _tokens(dataset, tokenizer, max_tokens)
         (remarks if share > MAX_LOST else notes).append(line)
     for split, counts in splits.items():
-        if split != "train" and (n := counts["identities"]) < FEW:
-            line = f"the {split} split has {n} identities: too few for rank-1 to mean anything"
-            (warnings if n == 1 else notes).append(line)
+        (warnings if counts["identities"] == 1 else notes).extend(too_few(split, counts["identities"]))
     folds = f"; also on {dataset.folds} folds of the test split" if dataset.folds > 1 else ""
     return {
         "dataset": name,
@@ -87,6 +85,12 @@ def check_dataset(
         "remarks": [plain(r) for r in remarks],
         "notes": notes,
     }
+
+
+def too_few(split: str, identities: int) -> list[str]:
+    """A line for a validation or test split with fewer identities than `FEW`, else none."""
+    small = split != "train" and identities < FEW
+    return [f"the {split} split has {identities} identities: too few for rank-1 to mean anything"] * small
 
 
 def found_beside_published(report: dict[str, Any]) -> list[dict[str, Any]]:

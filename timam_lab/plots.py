@@ -189,7 +189,7 @@ def histograms(columns: dict[str, pd.DataFrame]) -> Figure:
             frame, x="value", hue="split", stat="proportion", common_norm=False, element="step", fill=False,
             discrete=True, palette=colours(frame["split"]), ax=axis,
         )  # fmt: skip
-        axis.set(xlabel=label, ylabel="share of the split")
+        axis.set(xlabel=label, ylabel="share of the split", ylim=(0, None))
         axis.get_legend().set(title="", frame_on=False)
         for text in axis.get_legend().get_texts():
             text.set_text(f"{text.get_text()}, n = {(frame['split'] == text.get_text()).sum():,}")
@@ -235,7 +235,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None, chance: float
         scores.plot(epochs, values, marker=marker, color=colour, label=label, **style)
     if "train_text_to_image_rank_1" in history:  # histories of older versions have none
         known = 100 * history["train_text_to_image_rank_1"]
-        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, as many people of training")
+        scores.plot(epochs, known, linestyle="--", color="dimgrey", label="text to image, on as many training people")
     scores.axhline(100 * chance, color="grey", linestyle=":", label="chance, text to image, validation")
     if best_epoch is not None:
         scores.axvline(best_epoch, color="grey", linewidth=1, label=f"chosen epoch ({best_epoch})")
@@ -316,12 +316,14 @@ def variants(frame: pd.DataFrame) -> Figure:
     for axis, (metric, title) in zip(axes.flat, metrics.items(), strict=True):
         mean, low, high = (100 * frame[f"{metric}{end}"].to_numpy() for end in ("", "_low", "_high"))
         axis.errorbar(mean, range(len(frame)), xerr=[mean - low, high - mean], fmt="o", capsize=4, color=MAIN)
-        axis.set(title=title, xlabel="percent", ylim=(len(frame) - 0.4, -0.6))
-        axis.set_xlim(left=0)
+        axis.set(title=title, xlabel="percent", xlim=(0, min(100, 1.05 * np.nanmax([mean, high, mean + 1]))),
+                 ylim=(len(frame) - 0.4, -0.6))  # fmt: skip
+    if frame["chance"].notna().all():
+        axes.flat[0].axvline(100 * frame["chance"].max(), linestyle=":", color="grey")
     counts = frame["seeds"].str.count(",") + 1
     names = [f"{textwrap.fill(name, 40)} (n = {n})" for name, n in zip(frame["variant"], counts, strict=True)]
     axes.flat[0].set_yticks(range(len(frame)), names)
-    figure.supxlabel("mean over n seeds with its 95 % interval (none for one seed)", fontsize=9)
+    figure.supxlabel("mean over n seeds with its 95 % interval (none for one seed); dotted: chance", fontsize=9)
     return figure
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +37,7 @@ from timam.files import write_text
 from timam.interruption import Interrupted, interruptible
 from timam.run import BusyError, Run
 from timam.training import fit
-from timam_lab.statistics import mean_intervals, plus_minus
+from timam_lab.statistics import mean_intervals
 
 ENGINES = ("local", "ray")
 POLL_SECONDS = 1.0
@@ -396,9 +397,9 @@ def table(runs: Path | str) -> pd.DataFrame:
 
     Returns:
         variant; seeds, for example "0, 1, 2"; of each of `TABLE_METRICS` NAME, NAME_low and NAME_high (mean and 95 %
-        interval over the seeds, fractions; NaN ends for one seed); chance (of rank-1 of text to image; NaN for runs
-        that are older than it); commit and data_fingerprint. A run that stands there twice, with the same results, is
-        counted once.
+        interval over the seeds, fractions, within [0, 1]; NaN ends for one seed); chance (of rank-1 of text to image;
+        NaN for runs that are older than it); commit and data_fingerprint. A run that stands there twice, with the
+        same results, is counted once, and a warning names the copy.
 
     Raises:
         StudyError: no finished run; a damaged one; a variant with runs on different data, or with a seed twice.
@@ -434,22 +435,32 @@ def _names(variants: Sequence[tuple[tuple[str, Any], ...]]) -> dict[tuple[tuple[
 
 def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
     """The row of one variant. Raises StudyError for runs that do not belong in one row."""
-    part = part.sort_values("seed").drop_duplicates(["seed", "data_fingerprint", *TABLE_METRICS])
+    part = part.sort_values("seed")
+    copies = part.duplicated(["seed", "data_fingerprint", *TABLE_METRICS])
+    for folder in part["folder"][copies]:
+        warnings.warn(f"{folder} repeats another run of {name}, and is not counted", stacklevel=2)
+    part = part[~copies]
     lines = "".join(f"\n  {r.folder}: seed {r.seed}, data {r.data_fingerprint}" for r in part.itertuples())
     if part["data_fingerprint"].nunique(dropna=False) > 1:
         raise StudyError(f"{name}: runs on different data; remove those on other data than the rest:{lines}")
     if part["seed"].duplicated().any():
         raise StudyError(f"{name}: a seed twice; remove one of the runs:{lines}")
     commits = ", ".join(dict.fromkeys(str(commit)[:12] for commit in part["commit"]))
-    return {"variant": name, "seeds": ", ".join(map(str, part["seed"])), **mean_intervals(part, TABLE_METRICS),
+    intervals = {k: float(np.clip(value, 0, 1)) for k, value in mean_intervals(part, TABLE_METRICS).items()}
+    return {"variant": name, "seeds": ", ".join(map(str, part["seed"])), **intervals,
             "chance": part.get("text_to_image_chance", pd.Series([np.nan])).iloc[0],
             "commit": commits, "data_fingerprint": part["data_fingerprint"].iloc[0]}  # fmt: skip
 
 
 def table_text(frame: pd.DataFrame) -> str:
-    """`table` for a terminal: percent, the mean and half of its interval."""
+    """`table` for a terminal, in percent."""
     shown = frame[["variant", "seeds"]].copy()
     for metric in TABLE_METRICS:
-        shown[metric.replace("_", " ")] = [plus_minus(row, metric) for _, row in frame.iterrows()]
+        ends = (100 * frame[f"{metric}{end}"] for end in ("", "_low", "_high"))
+        shown[metric.replace("_", " ")] = [
+            f"{mean:.1f}" + (f" ({low:.1f} to {high:.1f})" if np.isfinite(low) else "")
+            for mean, low, high in zip(*ends, strict=True)
+        ]
     shown["chance of rank-1"] = [f"{100 * value:.2f}" for value in frame["chance"]]
-    return shown.join(frame["commit"]).to_string(index=False)
+    told = "percent; in brackets the 95 % interval of the mean over the seeds (Student's t)"
+    return f"{shown.join(frame['commit']).to_string(index=False)}\n{told}"
