@@ -11,6 +11,7 @@
 # make env         the environment alone (.venv)
 # make data        the rendered pedestrians of `make reproduce` alone
 # make lock        renew requirements/lock.txt from pyproject.toml
+# make help        these lines
 # make clean       remove what the others made; the environment and runs and data of your own stay
 #
 # notebooks/reports.yaml says what each report is made of.
@@ -32,7 +33,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # where runs or tests share the cores. A step of 0.13 s on 2 cores, given priority, took 0.38 s with this count.
 studies adversary check test: export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: env data reproduce studies adversary performance gpu lint check test test-browser docs coverage lock clean
+.PHONY: help env data reproduce studies adversary performance gpu lint check test test-browser docs coverage lock clean
 .DELETE_ON_ERROR:
 
 env: .venv/.installed
@@ -96,6 +97,9 @@ coverage: env
 lock: env
 	$(PY) -m uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header --upgrade \
 		--quiet --output-file requirements/lock.txt pyproject.toml
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 clean:
 	rm -rf data/pedestrians* data/smoke .cache docs/api docs/jupyter_execute docs/site reports/*/.stamps

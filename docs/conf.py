@@ -9,14 +9,15 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = ["reports/local/**", "reports/mine*/**"]  # what the reader executed
 # Of several copies the first folder's: 05 of the README's run is in quick.
-REPORTS = sorted(ROOT.glob("reports/*/*.ipynb"), reverse=True)
+REPORTS = sorted({*ROOT.glob("reports/*/*.ipynb")}.difference(*map(ROOT.glob, OWN)), reverse=True)
 EXECUTED = {path.name: path.relative_to(ROOT).as_posix() for path in REPORTS}
 
 project = html_title = "TIMAM"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "reports/*/*.ipynb", "reports/*/*.md"]
-exclude_patterns = ["docs/site", "docs/jupyter_execute"]  # what an earlier build left
+exclude_patterns = ["docs/site", "docs/jupyter_execute", *OWN]  # the first two: what an earlier build left
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 

@@ -55,7 +55,7 @@ def check(dataset: str, root: Path, columns: str | None, max_words: int, preset:
     warnings = [line for line in report["warnings"] if line not in remarks]
     messages = {"problem": report["problems"], "warning": warnings, "remark": remarks}
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         click.echo(_report_text(report))
         for kind, lines in messages.items():

@@ -96,9 +96,9 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
         if not as_json:
             click.echo("\n".join(_text(answer, not (sentence or like)) for answer in answers))
         elif queries is None:
-            click.echo(json.dumps(answers[0]))
+            click.echo(json.dumps(answers[0], ensure_ascii=False))
         else:
-            click.echo(json.dumps(answers if file else rankings[0], indent=2))
+            click.echo(json.dumps(answers if file else rankings[0], indent=2, ensure_ascii=False))
         if figure is not None:
             draw_answers(answers, figure)
 

@@ -237,6 +237,13 @@ class _Work:
     def bar(self, total: int) -> Any:
         return tqdm(total=total, desc="runs", unit="run", disable=not self.progress)
 
+    def advance(self, bar: Any, runs: int = 1) -> None:
+        """Moves the bar. A widget is not seen where a notebook is executed headless: each tenth is a line, too."""
+        tenths = 10 * bar.n // (bar.total or 1)
+        bar.update(runs)
+        if self.progress and 10 * bar.n // (bar.total or 1) > tenths and time.time() - self.started > 30:
+            tqdm.write(f"{bar.n} of {bar.total} runs are done")
+
     def here(self, experiments: Sequence[Experiment], threads: int = 0) -> None:
         """Goes through the grid until every run is settled, by this process or by another."""
         if threads:
@@ -249,7 +256,7 @@ class _Work:
                     try:
                         if not self.settled(experiment):
                             self.train(experiment)
-                        bar.update()
+                        self.advance(bar)
                     except BusyError:
                         busy.append(experiment)
                 if len(busy) == len(left):
@@ -268,7 +275,7 @@ class _Work:
             with self.bar(len(experiments)) as bar:
                 while any(process.is_alive() for process in pool):
                     time.sleep(POLL_SECONDS)
-                    bar.update(sum(map(self.settled, experiments)) - bar.n)
+                    self.advance(bar, sum(map(self.settled, experiments)) - bar.n)
         finally:  # on an interrupt each worker finishes and saves its step
             for process in pool:
                 process.terminate()
@@ -297,7 +304,7 @@ class _Work:
                     ray.get(done[0])
                 except ray.exceptions.RayError as error:
                     self.fail(experiment, error)
-                bar.update()
+                self.advance(bar)
 
 
 def _worker(work: _Work, experiments: Sequence[Experiment], threads: int) -> None:
@@ -399,14 +406,17 @@ def table(runs: Path | str) -> pd.DataFrame:
         variant; seeds, for example "0, 1, 2"; of each of `TABLE_METRICS` NAME, NAME_low and NAME_high (mean and 95 %
         interval over the seeds, fractions, within [0, 1]; NaN ends for one seed); chance (of rank-1 of text to image;
         NaN for runs that are older than it); commit and data_fingerprint. A run that stands there twice, with the
-        same results, is counted once, and a warning names the copy.
+        same results, is counted once. Warnings name such copies, and unfinished runs.
 
     Raises:
         StudyError: no finished run; a damaged one; a variant with runs on different data, or with a seed twice.
     """
-    folders = sorted(path for path in Path(runs).expanduser().glob("*") if Run(path).finished)
+    below = sorted(Path(runs).expanduser().glob("*"))
+    folders = [path for path in below if Run(path).finished]
     if not folders:
         raise StudyError(f"{runs}: no finished run in this folder")
+    if unfinished := [path.name for path in below if path not in folders and Run(path).last.exists()]:
+        warnings.warn(f"not finished, and not counted: {', '.join(unfinished)}", stacklevel=2)
     roots: dict[str, str] = {}  # fingerprint -> the first folder with these data
     rows = []
     for folder in folders:
