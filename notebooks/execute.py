@@ -69,7 +69,9 @@ def main(
                 raise click.UsageError("expected --report NAME, or --output FOLDER and the names of notebooks")
             output.mkdir(parents=True, exist_ok=True)
             place = {"output": os.path.relpath(output, HERE)}
-            failed = [name for name, texts in jobs if not _execute(name, output.resolve(), place | texts)]
+            # Mistakes in all of them are told before the first one starts.
+            typed = [(name, _parameters(name, place | texts)) for name, texts in jobs]
+            failed = [name for name, parameters in typed if not _execute(name, output.resolve(), parameters)]
     except Interrupted as error:
         click.echo("interrupted; the same command goes on from the finished notebooks and the saved step", err=True)
         sys.exit(error.exit_code)
@@ -144,15 +146,21 @@ def _typed(name: str, text: str, declared: str) -> Any:
     sys.exit(f"parameter {name} = {text!r}: expected {declared}")
 
 
-def _execute(name: str, output: Path, texts: dict[str, str]) -> bool:
-    """Executes one notebook; False where it failed."""
-    source, executed, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
+def _parameters(name: str, texts: dict[str, str]) -> dict[str, Any]:
+    """The parameters of one notebook with their types. Exits where it has no such parameter, or is not there."""
+    source = HERE / f"{name}.ipynb"
+    if not source.exists():
+        sys.exit(f"{name}: no such notebook; there are {', '.join(sorted(file.stem for file in HERE.glob('*.ipynb')))}")
     known = papermill.inspect_notebook(str(source))
     if unknown := sorted(set(texts) - set(known)):  # papermill only warns, and the notebook would run with its default
         sys.exit(f"{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
-    parameters = {key: _typed(key, text, known[key]["inferred_type_name"]) for key, text in texts.items()}
-    default = known["root"]["default"].strip("'\"") if "root" in known else ""
-    root = parameters.get("root") or default or "../data/pedestrians"  # what the notebooks take an empty one for
+    return {key: _typed(key, text, known[key]["inferred_type_name"]) for key, text in texts.items()}
+
+
+def _execute(name: str, output: Path, parameters: dict[str, Any]) -> bool:
+    """Executes one notebook; False where it failed."""
+    source, executed, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
+    root = parameters.get("root") or "../data/pedestrians"  # what the notebooks take an empty one for
     wanted = _fingerprint(source, parameters, HERE / root)
     if name in SHOWS_RUNS:
         key, runs = SHOWS_RUNS[name]

@@ -5,30 +5,35 @@ from __future__ import annotations
 import ast
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython.display import Markdown
 
-from timam.data import load_dataset
+from timam.config import PRESETS
+from timam.data import DATASETS, load_dataset
 from timam.provenance import commit, provenance
-from timam_lab.notebook import REPOSITORY, configure
+from timam_lab.notebook import REPOSITORY, configure, folder
 
 # `check` is called first: these are of the notebook's start, whose code it runs.
 STARTED, COMMIT = time.monotonic(), commit(*(REPOSITORY / part for part in ("notebooks", "timam", "timam_lab")))
-ACCEPTED: dict[type, tuple[type, ...]] = {float: (float, int)}  # the other types accept themselves
+# The other types accept themselves. Later cells make paths of folders' names, and the first ones may be executed again.
+ACCEPTED: dict[type, tuple[type, ...]] = {float: (float, int), str: (str, Path)}
+CHOICES: dict[str, Collection[str]] = {"dataset": DATASETS, "preset": PRESETS}
+READ = ("root", "collection", "study", "trained", "images", "instances")  # folders that must be there, if given
 
 
 def check(namespace: Mapping[str, Any]) -> None:
-    """Refuses what papermill has set and the notebook does not declare, of which papermill only warns.
+    """Refuses parameters with wrong values at once, and unknown ones of papermill, which only warns of them.
 
     Args:
         namespace: `globals()` of the notebook. The cell of parameters annotates each with its type.
 
     Raises:
-        ValueError: an unknown parameter, or one of another type; it names the parameters that there are.
+        ValueError: an unknown parameter, one of another type, or an unknown data set or preset; it names those known.
+        FileNotFoundError: a folder to read that is not there.
     """
     declared = namespace.get("__annotations__", {})
     injected = next((cell for cell in reversed(namespace.get("In", [])) if cell.startswith("# Parameters")), "")
@@ -37,9 +42,14 @@ def check(namespace: Mapping[str, Any]) -> None:
             name = ast.unparse(target)
             if name not in declared:
                 raise ValueError(f"unknown parameter {name}; this notebook has {', '.join(declared)}")
-            value, wanted = namespace[name], declared[name]
-            if type(value) not in ACCEPTED.get(wanted, (wanted,)):
-                raise ValueError(f"parameter {name} = {value!r}: expected {wanted.__name__}")
+    for name, wanted in declared.items():
+        value = namespace[name]
+        if type(value) not in ACCEPTED.get(wanted, (wanted,)):
+            raise ValueError(f"parameter {name} = {value!r}: expected {wanted.__name__}")
+        if value and value not in CHOICES.get(name, (value,)):
+            raise ValueError(f"parameter {name} = {value!r}: expected {', '.join(CHOICES[name])}")
+        if value and name in READ and not (path := folder(str(value), "")).exists():
+            raise FileNotFoundError(f"parameter {name} = {value!r}: no such folder or file: {path.resolve()}")
 
 
 def produced(namespace: Mapping[str, Any]) -> Markdown:

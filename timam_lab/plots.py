@@ -483,7 +483,7 @@ def tsne(
             axis.set(xticks=[], yticks=[])
     _legend(figure, axes[0, 0], "outside upper center", 2)
     axes[0, 0].set_ylabel("by modality")
-    axes[1, 0].set_ylabel(f"{len(chosen)} identities, captions joined to their pictures")
+    axes[1, 0].set_ylabel(f"{len(chosen)} identities (colours), captions joined to their pictures")
     return figure
 
 
