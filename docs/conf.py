@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ["reports/local/**", "reports/mine*/**"]  # what the reader executed
-# Of several copies the first folder's: 05 of the README's run is in quick.
+# Of several copies the first folder's: 05 of the README's run is in gap.
 REPORTS = sorted({*ROOT.glob("reports/*/*.ipynb")}.difference(*map(ROOT.glob, OWN)), reverse=True)
 EXECUTED = {path.name: path.relative_to(ROOT).as_posix() for path in REPORTS}
 
