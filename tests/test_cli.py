@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -22,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity, normalize
 
 from timam import cli, training
-from timam.config import PRESETS
+from timam.data import SPLITS
 from timam.interruption import Interrupted
 from timam.run import Run
 from timam.search import Gallery
@@ -44,11 +43,8 @@ def finished_run(people, tmp_path_factory) -> Path:
     return run
 
 
-# -- help and wrong calls ---------------------------------------------------------------------------------------
-
-
 HELP = {  # command: what its help must say of units, bounds and defaults
-    "data pedestrians": ["Pixels", "[default: 192", "[default: 3.092", "0<=x<=1]", "Share of", "Processes"],
+    "data pedestrians": ["Pixels", "[default: 192", "[default: 3.092", "1<=x<=1000]", "0<=x<=0.9]", "Processes"],
     "data check": ["[default: 120", "published"],
     "train": ["[default: quick]", "[smoke|quick|paper|modern|clip]", "[default: 0]", "KEY=VALUE", "pixels"],
     "evaluate": ["[val|test]", "[default: test]"],
@@ -58,215 +54,133 @@ HELP = {  # command: what its help must say of units, bounds and defaults
 
 
 def test_every_command_has_its_help_which_says_units_and_defaults_and_every_option_a_text(call):
-    found, left = {}, [("", cli.cli)]
-    while left:
-        path, command = left.pop()
-        found[path], context = command, click.Context(command)
-        for name in command.list_commands(context) if isinstance(command, click.Group) else ():
-            left.append((f"{path} {name}".strip(), command.get_command(context, name)))
-        result = call(*path.split(), "--help")
-        assert (result.code, result.err) == (0, "")
-        assert result.out.startswith("Usage: timam")
-        assert result.out == call(*path.split(), "-h").out
+    commands = [("", cli.cli)]
+    for path, command in commands:  # which grows by those of each group
+        for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
+            commands.append((f"{path} {name}".strip(), command.get_command(click.Context(command), name)))
+        result = call(*path.split(), "-h")
+        assert (result.code, result.err, result.out[:12]) == (0, "", "Usage: timam")
         assert [words for words in HELP.get(path, ()) if words not in " ".join(result.out.split())] == [], path
-    assert set(found) == {*HELP, "", "data", "data oracle", "push", "studies"}
-    options = [p for command in found.values() for p in command.params if p.param_type_name == "option"]
-    assert len(options) > 20
-    assert [p.name for p in options if not p.help] == []
+        assert [p.name for p in command.params if p.param_type_name == "option" and not p.help] == []
+    assert {path for path, _ in commands} == {*HELP, "", "data", "data oracle", "push", "studies"}
     assert call("--version").out.strip().endswith(cli.__version__)
 
 
-WRONG_CALLS = {
-    "unknown preset": (["train", "--preset", "big", "--dataset", "csv", "--root", ".", "--output", "x"], "'big'"),
-    "large seed": (["train", "--dataset", "csv", "--root", ".", "--output", "x", "--seed", "4294967296"], "train.seed"),
-    "k of 0": (["search", ".", "a man", "--images", ".", "-k", "0"], "0"),
-    "missing run": (["evaluate", "nowhere"], "nowhere"),
-    "neither run nor pair": (["evaluate"], "give one of RUN and --pretrained"),
-    "pair without data": (["evaluate", "--pretrained", "x/y"], "needs --dataset and --root"),
-    "dataset without root": (["evaluate", ".", "--dataset", "cuhk-pedes"], "go together"),
-    "two queries": (["search", ".", "a man", "--images", ".", "--like", __file__], "give one of SENTENCE"),
-    "measured with sentences": (
-        ["search", ".", "--images", ".", "--like", __file__, "--threshold", "auto"], "with --like give a number",
-    ),
-    "figure without suffix": (["search", ".", "a man", "--images", ".", "--figure", "f"], "ends in ."),
-    "figure of standard input": (["search", ".", "--images", ".", "--figure", "f.png"], "the sentences beforehand"),
-    "large figure": (["search", ".", "a man", "--images", ".", "-k", "201", "--figure", "f.png"], "at most 200"),
-    "threshold in percent": (["search", ".", "a man", "--images", ".", "--threshold", "30"], "30: expected auto"),
-    "calibrated otherwise": (
-        ["search", ".", "a man", "--images", ".", "--centered", "--threshold", "auto"], "not --centered",
-    ),
-    "blank sentence": (["search", ".", " \t", "--images", "."], "sentence is empty"),
-    "share above 0.9": (["data", "pedestrians", "--output", "x", "--omission", "0.95"], "0<=x<=0.9"),
-    "many pictures": (["data", "pedestrians", "--output", "x", "--images-per-identity", "1001"], "1<=x<=1000"),
-    "seed of 64 bits": (["data", "pedestrians", "--output", "x", "--seed", str(2**63)], "--seed"),
-    "millions": (["data", "pedestrians", "--output", "x", "--identities", "2000000"], "train_identities"),
-    "two identities": (["data", "pedestrians", "--output", "x", "--identities", "2"], "2"),
-    "no one to train": (
-        ["data", "pedestrians", "--output", "x", "--identities", "9", "--val-identities", "8"], "leaves none",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("arguments", "expected"), WRONG_CALLS.values(), ids=WRONG_CALLS)
-def test_wrong_call_is_exit_code_2(call, tmp_path, monkeypatch, arguments, expected):
-    monkeypatch.chdir(tmp_path)
-    result = call(*arguments)
-    assert result.code == 2
-    assert expected in result.err
-    assert "Traceback" not in result.err
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["data", "check", "--dataset", "csv", "--root", "~/x"], ["search", ".", "a man", "--images", "~/x"],
-     ["train", "--dataset", "csv", "--output", "y", "--root", "~/x"], ["studies", "table", "~/x"]],
-)  # fmt: skip
-def test_tilde_is_the_home_folder(call, tmp_path, monkeypatch, arguments):  # the shell leaves that of --root=~/x
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"{tmp_path}/x" in call(*arguments).err
-
-
-EARLY = """
-import json, sys
+MISTAKES = {  # what follows `timam`: (exit code, what is said)
+    "evaluate": (2, "give one of RUN and --pretrained"),
+    "evaluate nowhere": (2, "nowhere"),
+    "evaluate . --dataset cuhk-pedes": (2, "go together"),
+    "evaluate --pretrained x/y": (2, "needs --dataset and --root"),
+    "evaluate .": (1, ". is not a run with a finished epoch"),
+    "push . somebody/people": (1, ". is not finished"),
+    "train --dataset csv --root . --output x --seed 4294967296": (2, "train.seed"),
+    "train --dataset csv --root . --output x --set train.epochs=many": (2, "train.epochs = 'many': expected"),
+    "train --dataset csv --root ~/x --output x": (1, "/home/x: no such folder"),  # the shell leaves that of --root=~/x
+    "studies table ~/x": (2, "/home/x"),
+    "data check --dataset csv --root . --column caption": (2, "expected NAME=COLUMN"),
+    "data pedestrians --output x --identities 2000000": (2, "train_identities"),
+    "data pedestrians --output x --identities 9 --val-identities 8": (2, "leaves none"),
+    "search . 'a man' --images ~/x": (1, "/home/x: no such folder"),
+    "search . 'a man' --images .": (1, ". is not a run with a finished epoch"),
+    "search . ' \t' --images .": (2, "sentence is empty"),
+    "search . 'a man' --images . --like file": (2, "give one of SENTENCE"),
+    "search . --images . --like file --threshold auto": (2, "with --like give a number"),
+    "search . 'a man' --images . --threshold 30": (2, "30: expected auto"),
+    "search . 'a man' --images . --centered --threshold auto": (2, "not --centered"),
+    "search . 'a man' --images . --figure f": (2, "ends in ."),
+    "search . --images . --figure f.png": (2, "the sentences beforehand"),
+    "search . 'a man' --images . -k 201 --figure f.png": (2, "at most 200"),
+}
+MAKE_THEM = """
+import contextlib, io, json, shlex, sys
 from timam import cli
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["timam", *arguments]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        print(json.dumps([stop.code, [name for name in ("torch", "pandas", "pyarrow") if name in sys.modules]]))
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["timam", *shlex.split(command)]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, said.getvalue(), [m for m in ("torch", "pandas", "pyarrow") if m in sys.modules]]))
 """
 
 
-def test_mistakes_are_told_before_torch_is_imported(people, tmp_path):
+def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     """Each is told with its exit code in half a second; torch and transformers would take several."""
-    train = ["train", "--dataset", "cuhk-pedes", "--output", str(tmp_path / "run"), "--root"]
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished/config.json").write_text(json.dumps(asdict(PRESETS["smoke"])))
-    calls = {
-        (*train, str(people), "--set", "train.epochs=many"): (2, "train.epochs = 'many': expected a valid integer"),
-        (*train, str(people), "--set", "train.epochs"): (2, "expected KEY=VALUE"),
-        (*train, str(people), "--set", "train.speed=3"): (2, "unknown setting train.speed"),
-        (*train, str(people), "--set", "images_per_identity=3"): (2, "expected a divisor of 32"),
-        (*train, f"{tmp_path}/nowhere"): (1, f"{tmp_path}/nowhere: no such folder"),
-        ("evaluate", str(tmp_path)): (1, f"{tmp_path} is not a run"),
-        ("evaluate", str(tmp_path / "unfinished")): (1, "not a run with a finished epoch"),
-        ("search", str(tmp_path), "a man", "--images", str(people)): (1, f"{tmp_path} is not a run"),
-        ("search", str(tmp_path), "a man", "--images", "nowhere"): (1, "nowhere: no such folder"),
-        ("push", str(tmp_path), "somebody/people"): (1, f"{tmp_path} is not finished"),
-    }
-    command = [sys.executable, "-c", EARLY, json.dumps(list(calls))]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [json.loads(line) for line in result.stdout.splitlines()] == [[code, []] for code, _ in calls.values()]
-    errors = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
-    for error, (_, message) in zip(errors, calls.values(), strict=True):
-        assert message in error
-    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    result = subprocess.run([sys.executable, "-c", MAKE_THEM, json.dumps(list(MISTAKES))], capture_output=True,
+                            text=True, check=True, cwd=tmp_path, env=environment)  # fmt: skip
+    for (command, (code, message)), line in zip(MISTAKES.items(), result.stdout.splitlines(), strict=True):
+        found, said, imported = json.loads(line)
+        assert (found, message in said, "Traceback" in said) == (code, True, False), (command, said)
+        assert imported == [] or "--figure" in command, command  # matplotlib knows the names of figures
+    assert set(os.listdir(tmp_path)) <= {"file", "home"}  # matplotlib makes the latter
 
 
-# -- data check -------------------------------------------------------------------------------------------------
-
-
-def test_check_prints_the_statistics_of_each_split(call, tmp_path):
+def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remarks(call, tmp_path):
     records = person_search_records(train=3, val=2, test=2)
-    records[0]["captions"] = ["one two three four five", "six", "seven"]
-    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
-    assert (result.code, result.err) == (0, "")
+    for record in records[::2]:
+        record["captions"][0] = "a person"
+    records[0]["captions"] = ["a person", "one two three four five", "six"]
+    root = write_person_search(tmp_path, records)
+    command = ["data", "check", "--dataset", "cuhk-pedes", "--root", root]
+    result = call(*command)
     train, val, test, protocol, note, *few, last = result.out.splitlines()
-    numbers = (
-        r"identities +3 \(published 11,003\) +pictures +6 \(published 34,054\) +captions +13 \(published 68,126\) "
-    )
-    assert re.search("train .*" + numbers, train)
+    counts = "train identities 3 (published 11,003) pictures 6 (published 34,054) captions 13 (published 68,126) "
+    assert " ".join(train.split()).startswith(counts)
     assert "(at most 9)" in train  # a person in a red coat and blue trousers
     assert train.endswith("5 with 2, 1 with 3")
     for name, line in (("val", val), ("test", test)):
-        assert re.search(rf"{name} .*identities +2 .*pictures +4 .*captions +8 ", line)
+        assert re.match(rf"{name} .*identities +2 .*pictures +4 .*captions +8 ", line)
     assert protocol.startswith("protocol: identity: relevant is every picture (or caption) of the same identity")
     assert note.startswith("note: a part or another version of the benchmark: 6 images in train, published 34,054")
     assert len(few) == 2  # that val and test are small
-    assert "0 problem(s), 0 warning(s)" in last
-
-
-def test_check_names_every_problem_pictures_content_included(call, tmp_path):
-    records = person_search_records()
-    root = write_person_search(tmp_path, records)
-    records[1]["captions"] = []
-    (root / "reid_raw.json").write_text(json.dumps(records))
-    (root / "imgs" / records[2]["file_path"]).unlink()
-    truncated, empty = (root / "imgs" / records[i]["file_path"] for i in (6, 20))
-    truncated.write_bytes(truncated.read_bytes()[:-60])
-    empty.write_bytes(b"")
-    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", root)
-    problems = [line for line in result.err.splitlines() if line.startswith("problem: ")]
-    assert (result.code, len(problems), "4 problem(s)" in result.out) == (1, 4, True)
-    for words in ("record 1: it has no captions", "record 2: no such picture", str(truncated), str(empty)):
-        assert sum(words in p for p in problems) == 1, words
-    assert "warning: partial download: 1 of 23 pictures are missing, by folder: cam_a 1 of 23" in result.err
-
-
-def test_check_lets_pass_what_may_be_meant_so(call, tmp_path):
-    records = person_search_records()
-    for record in records[::2]:
-        record["captions"] = ["a person"]
-    result = call("data", "check", "--dataset", "cuhk-pedes", "--root", write_person_search(tmp_path, records))
-    assert (result.code, "0 problem(s), 0 warning(s), 1 remark(s)" in result.out) == (0, True)
+    assert (result.code, "0 problem(s), 0 warning(s), 1 remark(s)" in last) == (0, True)
     assert result.err.startswith("remark: 1 captions stand under three or more identities")
-
-
-# -- train ------------------------------------------------------------------------------------------------------
+    missing, truncated = (root / "imgs" / records[i]["file_path"] for i in (2, 6))
+    missing.unlink()
+    truncated.write_bytes(truncated.read_bytes()[:-60])
+    result = call(*command)
+    assert (result.code, "2 problem(s), 1 warning(s), 1 remark(s)" in result.out) == (1, True)
+    assert "record 2: no such picture" in result.err
+    assert str(truncated) in result.err
+    assert "warning: partial download: 1 of 14 pictures are missing, by folder: cam_a 1 of 14" in result.err
 
 
 def test_run_directory_is_complete(finished_run, people):
-    config = json.loads((finished_run / "config.json").read_text())
-    assert config["preset"] == "smoke"
-    assert config["data"]["root"] == str(people)
-    assert config["train"]["epochs"] == 2
+    config, metrics = (json.loads((finished_run / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    assert (config["preset"], config["data"]["root"], config["train"]["epochs"]) == ("smoke", str(people), 2)
     history = pd.read_csv(finished_run / "history.csv")
-    assert history["epoch"].tolist() == [1, 2]
-    assert {"total", "matching", "identification_image", "identification_text", "adversarial", "discriminator",
-            "discriminator_accuracy", "image_lr", "text_lr", "discriminator_lr", "seconds",
-            "val_text_to_image_rank_1", "val_image_to_text_mAP"} <= set(history)  # fmt: skip
-    assert history.notna().all().all()
-    for name in ("last", "best"):
-        found = {p.name for p in (finished_run / "checkpoints" / name).iterdir()}
-        assert {"config.json", "model.safetensors", "tokenizer"} <= found
+    assert (history["epoch"].tolist(), history.notna().all().all()) == ([1, 2], True)
     assert sorted(p.name for p in (finished_run / "checkpoints").iterdir()) == ["best", "last"]
     suffixes = {p.suffix for p in finished_run.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
     assert suffixes <= {".json", ".safetensors", ".csv", ".md"}  # nothing pickled
-
-
-def test_metrics_have_the_agreed_form(finished_run):
-    metrics = json.loads((finished_run / "metrics.json").read_text())
-    assert (metrics["dataset"], metrics["split"]) == ("cuhk-pedes", "test")
-    assert metrics["best_epoch"] in (1, 2)
-    assert metrics["seconds"] > 0
+    assert (metrics["dataset"], metrics["split"], metrics["best_epoch"] in (1, 2)) == ("cuhk-pedes", "test", True)
     for direction, sizes in (("text_to_image", (12, 6)), ("image_to_text", (6, 12))):  # 3 identities x 2 x 2 captions
-        found = metrics[direction]
-        assert (found["queries"], found["gallery"]) == sizes
-        assert all(0 <= found[key] <= 1 for key in ("rank_1", "rank_5", "rank_10", "mAP", "mINP"))
-    assert {"centroid_distance", "probe_accuracy"} <= set(metrics["modality_gap"])
-    provenance = metrics["provenance"]
-    assert {"commit", "python", "torch", "transformers", "device"} <= set(provenance)
-    assert re.fullmatch("[0-9a-f]{16}", provenance["data_fingerprint"])
+        assert (metrics[direction]["queries"], metrics[direction]["gallery"]) == sizes
+    assert {"commit", "python", "torch", "transformers", "device"} <= set(metrics["provenance"])
+    assert re.fullmatch("[0-9a-f]{16}", metrics["provenance"]["data_fingerprint"])
 
 
 def content_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def assert_failed(result: SimpleNamespace, expected: str) -> None:
+    assert (result.code, expected in result.err, "Traceback" in result.err) == (1, True, False), result.err
+
+
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_finished_run_is_left_as_it_is(call, finished_run, people, tmp_path, monkeypatch, more):
     before = content_of(finished_run)
     monkeypatch.setattr(training._Training, "open_data", lambda *_: pytest.fail("started again"))
-    result = call(*train_arguments(write_person_search(tmp_path, train=3), finished_run, *more))
-    assert (result.code, "was begun on other data" in result.err) == (1, True)
+    other = write_person_search(tmp_path, train=3)
+    assert_failed(call(*train_arguments(other, finished_run, *more)), "was begun on other data")
+    another_seed = call(*train_arguments(people, finished_run, "--seed", "7", *more))
+    assert_failed(another_seed, "train.seed: 0 there, 7 asked for")
     result = call(*train_arguments(people, finished_run, *more))
     assert (result.code, "complete already; nothing to do" in result.out, "text_to_image" in result.out) == (0, 1, 1)
-    for other, said in ((["--set", "train.epochs=3"], "train.epochs: 2 there, 3 asked for"),
-                        (["--seed", "7"], "train.seed: 0 there, 7 asked for")):  # fmt: skip
-        result = call(*train_arguments(people, finished_run, *other, *more))
-        assert (result.code, "another config" in result.err, said in result.err) == (1, True, True)
     assert content_of(finished_run) == before
 
 
@@ -278,32 +192,25 @@ def test_folder_that_cannot_be_trained_in_is_refused_and_an_interrupted_run_resu
     (run / "metrics.json").unlink()
     for folder, expected in ((tmp_path / "mine", "not empty and holds no run"), (run, "--resume")):
         before = content_of(folder)
-        result = call(*train_arguments(people, folder))
-        assert (result.code, expected in result.err) == (1, True)
+        assert_failed(call(*train_arguments(people, folder)), expected)
         assert content_of(folder) == before
     assert call(*train_arguments(people, run, "--resume")).code == 0
-    old, new = (json.loads((r / "metrics.json").read_text()) for r in (finished_run, run))
-    assert new["text_to_image"] == old["text_to_image"]
+    assert Run(run).metrics()["text_to_image"] == Run(finished_run).metrics()["text_to_image"]
     monkeypatch.setattr(training, "fit", Mock(side_effect=Interrupted))
     result = call(*train_arguments(people, tmp_path / "other"))
     assert (result.code, "--resume" in result.err) == (130, True)
 
 
-@pytest.mark.parametrize(("broken", "settings"), [(["train", "val", "test"], []), ([], ["--set", "backbone=resnet7"])])
-def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path, broken, settings):
+def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path):
     records = person_search_records(train=3, val=1, test=1)
     root = write_person_search(tmp_path / "data", records)
-    paths = [next(r["file_path"] for r in records if r["split"] == split) for split in broken]
+    assert_failed(call(*train_arguments(root, tmp_path / "run", "--set", "backbone=resnet7")), "resnet7")
+    paths = {record["split"]: record["file_path"] for record in records}.values()  # one of each split
     for path in paths:
         (root / "imgs" / path).write_bytes(b"\x89PNG")
-    result = call(*train_arguments(root, tmp_path / "run", *settings))
-    assert (result.code, "error: " in result.err, "Traceback" in result.err) == (1, True, False)
-    expected = [f"{path}: not a readable picture" for path in paths] or ["resnet7"]
-    assert all(words in result.err for words in expected)
+    for path in paths:
+        assert_failed(call(*train_arguments(root, tmp_path / "run")), f"{path}: not a readable picture")
     assert not (tmp_path / "run").exists()
-
-
-# -- evaluate ---------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_data(call, finished_run, tmp_path):
@@ -324,14 +231,9 @@ def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_
 
 
 @pytest.mark.slow
-def test_parquet_of_the_hubs_cache_with_renamed_columns_is_checked_trained_on_and_evaluated(
-    call, tmp_path, monkeypatch
-):
+def test_renamed_columns_of_the_hubs_cache_are_checked_trained_on_and_evaluated(call, tmp_path, monkeypatch):
     hub = tmp_path / "datasets--org--people"
-    rows = {
-        s: [{"said": [f"a man {i}", "in red"]} for i in range(n)] for s, n in (("train", 4), ("val", 2), ("test", 2))
-    }
-    write_parquet(hub / "snapshots/abc", rows)
+    write_parquet(hub / "snapshots/abc", {s: [{"said": [f"a man {s} {i}"]} for i in range(3)] for s in SPLITS})
     (hub / "refs").mkdir()
     (hub / "refs/main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -339,8 +241,7 @@ def test_parquet_of_the_hubs_cache_with_renamed_columns_is_checked_trained_on_an
     report = json.loads(call("data", "check", *data, "--preset", "quick", "--json").out)
     assert report["problems"] == []
     assert any("0.0% of the captions have more than 48 tokens" in note for note in report["notes"])
-    assert "no column caption" in call("data", "check", *data[:4]).err
-    assert "expected NAME=COLUMN" in call("data", "check", *data[:4], "--column", "caption").err
+    assert_failed(call("data", "check", *data[:4]), "no column caption")
     run = tmp_path / "run"
     assert call("train", "--preset", "smoke", *data, "--output", run, *SETTINGS).code == 0
     kept = json.loads((run / "config.json").read_text())["data"]
@@ -349,10 +250,7 @@ def test_parquet_of_the_hubs_cache_with_renamed_columns_is_checked_trained_on_an
         found = json.loads(call("evaluate", run, *more, "--json").out)
         assert found["text_to_image"] == json.loads((run / "metrics.json").read_text())["text_to_image"]
     other = call("train", "--dataset", "parquet", "--root", "org/nothing", "--output", tmp_path / "other")
-    assert (other.code, "`hf download --repo-type dataset" in other.err) == (1, True)
-
-
-# -- search -----------------------------------------------------------------------------------------------------
+    assert_failed(other, "`hf download --repo-type dataset")
 
 
 @pytest.fixture
@@ -360,9 +258,7 @@ def album(tmp_path) -> Path:
     folder = tmp_path / "album"
     for i, colour in enumerate(["red", "green", "blue", "yellow"]):
         write_picture(folder / "sub" / f"{i}.png", colour, "black", i)
-    write_picture(folder / "UPPER.PNG", "white", "white")
     (folder / "sub" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    (folder / "notes.txt").write_text("no picture")
     return folder
 
 
@@ -389,12 +285,10 @@ def close(answers):  # a batch of one is multiplied by other kernels than a batc
 def test_search_ranks_passes_over_what_it_cannot_read_and_keeps_what_it_encoded(call, find, finished_run, album):
     result = call("search", finished_run, RED, "--images", album, "--json")
     answers = json.loads(result.out)
-    assert sorted(Path(a["path"]).name for a in answers) == ["0.png", "1.png", "2.png", "3.png", "UPPER.PNG"]
+    assert sorted(Path(a["path"]).name for a in answers) == ["0.png", "1.png", "2.png", "3.png"]
     scores = [a["score"] for a in answers]
     assert scores == sorted(scores, reverse=True)
-    assert all(-1.0001 <= s <= 1.0001 for s in scores)
-    assert "warning: " in result.err
-    assert "broken.jpg: not a readable picture" in result.err
+    assert re.search(r"^warning: .*broken\.jpg: not a readable picture", result.err)
     kept = Run(finished_run).gallery(album) / "embeddings.npy"
     written = kept.stat().st_mtime_ns
     again = call("search", finished_run, RED, "--images", album, "-k", "2")
@@ -442,7 +336,7 @@ def test_search_in_several_folders_in_a_parquet_of_embeddings_and_approximately(
     assert find("a man", album, *more, "--images", album / "sub") == expected  # a picture of two folders once
     assert find("a man", album, *more, "-k", "3") == expected[:3]
     gallery = Gallery.build(Run(finished_run).best_model(), album)
-    rows = [{"path": path, "embedding": row} for path, row in zip(gallery.paths, gallery.embeddings, strict=True)]
+    rows = [{"path": path, "embedding": 3 * row} for path, row in zip(gallery.paths, gallery.embeddings, strict=True)]
     pq.write_table(pa.Table.from_pylist(rows), album / "embeddings.parquet")
     assert find("a man", album / "embeddings.parquet") == close(alone)
     pytest.importorskip("faiss")
@@ -456,7 +350,7 @@ def test_search_scores_by_the_cosine_with_and_without_the_means(find, finished_r
     model, validation = run.best_model(), run.val_embeddings("best")
     query = ["", album, "--like", picture] if like else ["a man", album]
     answers = find(*query, "--figure", sheet, *["--centered"] * centered)
-    assert (len(answers), sheet.stat().st_size > 1000) == (5, True)
+    assert (len(answers), sheet.stat().st_size > 1000) == (4, True)
     images = normalize(model.encode_images([a["path"] for a in answers]), dim=1)
     wanted = normalize(model.encode_images([picture]) if like else model.encode_texts(["a man"]), dim=1)
     if centered:
@@ -485,22 +379,15 @@ def test_search_says_that_nothing_fits(call, find, finished_run, album, tmp_path
     assert not (tmp_path / "sheet.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("more", "expected", "lines"),
-    [
-        (["a man", "--threshold", "auto"], "or test split has fewer than 10 identities", 0),  # they have three
-        (["--like", "sub/broken.jpg"], "broken.jpg: not a readable picture", 0),
-        (["a man", "--figure", "f.png", "-k", "2"], "no such font", 2),  # answers are printed before
-        (["a man", "--images", "empty"], "empty", 0),
-    ],
-    ids=["threshold", "picture", "figure", "folder"],
-)
-def test_search_that_fails_is_exit_code_1(call, finished_run, album, monkeypatch, more, expected, lines):
-    monkeypatch.chdir(album)
-    (album / "empty").mkdir()
+def test_search_that_fails_is_exit_code_1(call, finished_run, album, monkeypatch):
+    search = ["search", finished_run, "--images", album]
+    no_threshold = "or test split has fewer than 10 identities"  # they have three
+    assert_failed(call(*search, "a man", "--threshold", "auto"), no_threshold)
+    assert_failed(call(*search, "--like", album / "sub/broken.jpg"), "broken.jpg: not a readable picture")
     monkeypatch.setattr("timam_lab.rankings.rankings", Mock(side_effect=ValueError("no such font")))
-    result = call("search", finished_run, "--images", album, *more)
-    assert (result.code, len(result.out.splitlines()), expected in result.err) == (1, lines, True)
+    result = call(*search, "a man", "--figure", album / "sheet.png", "-k", "2")
+    assert_failed(result, "no such font")
+    assert len(result.out.splitlines()) == 2  # answers are printed before
 
 
 def test_search_prints_names_that_no_terminal_can_show(call, find, finished_run, tmp_path, monkeypatch):
