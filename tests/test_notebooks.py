@@ -12,14 +12,7 @@ import nbformat
 import papermill
 import pytest
 from click.testing import CliRunner
-from layouts import (
-    karpathy_images,
-    write_karpathy,
-    write_language_model,
-    write_person_search,
-    write_reed,
-    write_table,
-)
+from layouts import karpathy_images, write_karpathy, write_language_model, write_person_search, write_reed, write_table
 
 from timam.data import DATASETS
 
@@ -38,10 +31,11 @@ execute = load_runner(ROOT / "notebooks/execute.py")
 REPORTS = execute.read_reports()
 
 
-def run_notebooks(names, output, parameters):
+def run_notebook(name, output, parameters):
     """The runner's own command line in this process, each parameter given by -p."""
     pairs = [part for key, value in parameters.items() for part in ("-p", key, value)]
-    return CliRunner().invoke(execute.main, list(map(str, ["--output", output, *pairs, *names])))
+    result = CliRunner().invoke(execute.main, list(map(str, ["--output", output, *pairs, name])))
+    assert result.exit_code == 0, result.output[-3000:]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -50,8 +44,7 @@ def test_sources_are_without_outputs_and_say_their_question_and_parameters(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert not any("load_dataset(dataset, root)" in cell.source for cell in code)  # a table's columns have other names
-    assert "**Question.**" in notebook.cells[0].source
-    assert "**Runtime.**" in notebook.cells[0].source
+    assert all(part in notebook.cells[0].source for part in ("**Question.**", "**Runtime.**"))
     assert notebook.cells[-3].source.startswith("## Reading")
     assert "parameters.check(globals())" in notebook.cells[2].source
     assert notebook.cells[-1].source == "parameters.produced(globals())"
@@ -59,16 +52,16 @@ def test_sources_are_without_outputs_and_say_their_question_and_parameters(path)
     assert {"dataset", "preset", "output"} <= set(parameters)
     assert {"root", "seed"} <= set(parameters) or path.stem.startswith("07")  # which reads finished runs alone
     assert all(parameter["help"] for parameter in parameters.values())
+    if path.stem in execute.SHOWS_RUNS:
+        folder, default = execute.SHOWS_RUNS[path.stem]
+        assert f"empty: {default.removeprefix('../')}" in parameters[folder]["help"]
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     assert len(parameters) == len(cell.source.splitlines())  # papermill passes over a line that it cannot parse
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_report_is_made_of_notebooks_and_parameters_that_exist(name):
-    report = REPORTS[name]
-    assert set(report) == {"output", "data", "parameters", "notebooks"}
-    assert set(report["data"]) == {"output", "identities", "val-identities", "test-identities"}
-    used = set()
+    report, used = REPORTS[name], set()
     for notebook, texts in execute.plan(report, {}):
         known = papermill.inspect_notebook(str(ROOT / f"notebooks/{notebook}.ipynb"))
         assert set(texts) <= set(known), notebook
@@ -80,29 +73,22 @@ def test_report_is_made_of_notebooks_and_parameters_that_exist(name):
 
 def test_smoke_report_has_every_notebook_and_the_callers_parameters_win_and_must_exist():
     assert set(REPORTS["smoke"]["notebooks"]) == {path.stem for path in NOTEBOOKS}
-    plan = dict(execute.plan(REPORTS["studies"], {"workers": "3", "preset": "smoke"}, ("03_ablation_modules",)))
-    assert [*plan] == ["03_ablation_modules"]
-    chosen = {"workers": "3", "preset": "smoke", "seeds": "5", "root": "../data/pedestrians"}
-    assert chosen.items() <= plan["03_ablation_modules"].items()
+    ((name, parameters),) = execute.plan(REPORTS["studies"], {"preset": "smoke"}, ("03_ablation_modules",))
+    chosen = {"preset": "smoke", "seeds": "5", "root": "../data/pedestrians"}
+    assert (name, chosen.items() <= parameters.items()) == ("03_ablation_modules", True)
     with pytest.raises(SystemExit, match="not in this report: levle"):
         execute.plan(REPORTS["studies"], {"levle": "3"})
 
 
 # Classes, a tenth of the trainval ones held out by the reader for validation: two, for the probes' sake.
 FLOWERS = {"trainval": [f"class_{i:05d}" for i in range(1, 21)], "test": ["class_00021", "class_00022"]}
-
-
-def write_own(root):
-    """Three pictures, no identities, no splits: fewer than a notebook would like to show. Columns of other names."""
-    rows = [["Bild", "Satz"], *([f"p/{i}.png", f"a person in a red coat number {i}"] for i in range(3))]
-    return write_table(root, rows)
-
-
+# Three pictures, no identities, no splits: fewer than a notebook would like to show. Columns of other names.
+OWN = [["Bild", "Satz"], *([f"p/{i}.png", f"a person in a red coat number {i}"] for i in range(3))]
 # data: (how to write them, notebooks that treat them in a way of their own, of which 02, 05, 06 and 07 share a run)
 KINDS = {
     "coco": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco"), "02 06"),
     "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 07"),
-    "csv": (write_own, "01"),
+    "csv": (lambda root: write_table(root, OWN), "01"),
 }
 
 
@@ -116,8 +102,7 @@ def test_notebooks_run_on_data_of_the_other_kinds(name, tmp_path):
     for path in [path for path in NOTEBOOKS if path.stem[:2] in numbers.split()]:
         known = papermill.inspect_notebook(str(path)).keys() - ({"dataset"} if "results" in path.stem else set())
         parameters = {key: value for key, value in chosen.items() if key in known}
-        result = run_notebooks([path.stem], tmp_path / "reports", parameters)
-        assert result.exit_code == 0, result.output[-3000:]
+        run_notebook(path.stem, tmp_path / "reports", parameters)
         executed = nbformat.read(tmp_path / "reports" / path.name, as_version=4)
         assert (tmp_path / "reports" / path.name).stat().st_size < 1_000_000  # more, and a code host draws nothing
         streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
@@ -159,34 +144,28 @@ def test_ablations_of_the_paper_preset(name, tmp_path):
         settings += " backbone=resnet18"
     chosen = {"preset": "paper", "dataset": name, "root": write(tmp_path / "data"), "runs": tmp_path / "runs",
               "variants": variants, "settings": settings}  # fmt: skip
-    result = run_notebooks([notebook], tmp_path / "reports", chosen)
-    assert result.exit_code == 0, result.output[-3000:]
+    run_notebook(notebook, tmp_path / "reports", chosen)
     finished = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/config.json")]
     assert [c["preset"] for c in finished] == ["paper"] * len(variants.split(";"))
 
 
-def test_data_that_is_not_there_is_one_line_in_the_exploration(tmp_path):
-    parameters, _, start = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"][:3]
-    exec(parameters, names := {})
-    with pytest.raises(SystemExit, match=r"cub: .*/none/text_c10: no such folder of captions \(get it here: "):
-        exec(start, names | {"dataset": "cub", "root": str(tmp_path / "none")})
-
-
-def test_the_exploration_passes_over_incomplete_data_sets_beside_its_own(tmp_path):
+def test_the_exploration_names_data_that_are_not_there_and_passes_over_incomplete_ones_beside_its_own(tmp_path):
     write_person_search(tmp_path / "cuhk-pedes", train=0, val=2, test=0)
     (tmp_path / "sidecar").mkdir()
     cells = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"]
     parameters, _, start, inventory, *_ = cells
     exec(parameters, names := {})
+    with pytest.raises(SystemExit, match=r"cub: .*/none/text_c10: no such folder of captions \(get it here: "):
+        exec(start, names | {"dataset": "cub", "root": str(tmp_path / "none")})
+    with pytest.raises(SystemExit) as stop:
+        exec(start, names | {"dataset": "sidecar", "root": str(tmp_path / "sidecar")})
+    assert "your own" not in str(stop.value)
     own = {"dataset": "flowers", "root": str(write_reed(tmp_path / "own", FLOWERS, flat=True)), "preset": "smoke"}
     exec(start, names := names | own | {"collection": str(tmp_path)})
     exec(inventory, names)
     found = names["inventory"].set_index("data set")["found here"]
     assert found["cuhk-pedes"] == "not usable: cuhk-pedes has no pictures in its train split"
     assert found["flowers"].startswith("train ")
-    with pytest.raises(SystemExit) as stop:
-        exec(start, names | {"dataset": "sidecar", "root": str(tmp_path / "sidecar")})
-    assert "your own" not in str(stop.value)
 
 
 @pytest.mark.slow
@@ -279,9 +258,3 @@ def test_up_to_date_report_is_not_made_again_until_something_changes(trial, tmp_
         assert (tmp_path / "count").read_text() == "x" * max(1, times)
     assert trial(code, "-p", "level", "2").exit_code == 0
     assert (tmp_path / "count").read_text() == "x" * 6
-
-
-def test_notebooks_that_show_runs_have_the_parameter_that_names_their_folder():
-    for name, (key, default) in execute.SHOWS_RUNS.items():
-        known = papermill.inspect_notebook(str(ROOT / f"notebooks/{name}.ipynb"))
-        assert f"empty: {default.removeprefix('../')}" in known[key]["help"]
