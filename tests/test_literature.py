@@ -40,9 +40,8 @@ def test_a_gain_and_its_absence():
             (ALONE, "standardised"): {"probe_accuracy": 0.5, "nonlinear_probe_accuracy": 0.5, "centroid_distance": 0.1},
             (GAME, "none"): {"text_to_image_mAP": 0.6, "centroid_distance": 0.2}}  # fmt: skip
     found = verdicts(findings(ours))
-    assert [found[w] for w in ("Liang e", "Schrodi", "Yaras e", "I0T, AC", "GR-CLIP", "2601.18", "Chowers")] == [
-        AGREES
-    ] * 7
+    works = ("Liang e", "Schrodi", "Yaras e", "I0T, AC", "GR-CLIP", "2601.18", "Chowers")
+    assert [found[work] for work in works] == [AGREES] * 7
     ours[ALONE, "none"]["centroid_distance"] = 0.3  # less than half of the first 0.8
     assert verdicts(findings(ours))["Liang e"] == "in part"
     ours[ALONE, "mean subtracted"] = {"mixed_right_picture": 0.4, "clusters": 0.4, "text_to_image_mAP": 0.7}

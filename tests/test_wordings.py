@@ -24,15 +24,10 @@ def test_a_model_that_hears_a_hat_and_not_the_no_is_found_out():
     assert all(map(math.isnan, wordings.heard("headwear", pictures[1:], images[1:], torch.stack([hat, bare]))))
 
 
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "people"
+def test_test_captions_are_read_again_before_the_model_goes(tmp_path):
+    root = tmp_path / "people"
     spec = PedestrianSpec(train_identities=4, val_identities=2, test_identities=6, height=64, width=32)
-    render_pedestrians(folder, spec, 1, progress=False)
-    return folder
-
-
-def test_test_captions_are_read_again_before_the_model_goes(root, tmp_path):
+    render_pedestrians(root, spec, 1, progress=False)
     experiment = Experiment("one", tiny_config(root))
     run = experiment.run(tmp_path)
 
