@@ -151,9 +151,7 @@ def test_update_encodes_only_what_is_new_or_changed(model, album, encoded):
 
 
 @pytest.mark.parametrize("build", [Gallery.build, KeptGallery.update])
-def test_build_encodes_every_kind_of_picture_also_in_linked_folders_and_names_what_is_unreadable(
-    model, album, tmp_path, build
-):
+def test_build_encodes_all_pictures_also_in_linked_folders_and_names_unreadable_ones(model, album, tmp_path, build):
     (album / "broken.jpg").write_bytes(b"no picture")
     (album / "dangling.png").symlink_to(album / "nowhere.png")
     for name in ("phone.HEIC", "deep/2.heic", "._phone.jpg"):  # the last one is a file of macOS
