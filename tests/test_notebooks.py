@@ -31,13 +31,6 @@ execute = load_runner(ROOT / "notebooks/execute.py")
 REPORTS = execute.read_reports()
 
 
-def run_notebook(name, output, parameters):
-    """The runner's own command line in this process, each parameter given by -p."""
-    pairs = [part for key, value in parameters.items() for part in ("-p", key, value)]
-    result = CliRunner().invoke(execute.main, list(map(str, ["--output", output, *pairs, name])))
-    assert result.exit_code == 0, result.output[-3000:]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_sources_are_without_outputs_and_say_their_question_and_parameters(path):
     notebook = nbformat.read(path, as_version=4)
@@ -84,25 +77,40 @@ def test_smoke_report_has_every_notebook_and_the_callers_parameters_win_and_must
 FLOWERS = {"trainval": [f"class_{i:05d}" for i in range(1, 21)], "test": ["class_00021", "class_00022"]}
 # Three pictures, no identities, no splits: fewer than a notebook would like to show. Columns of other names.
 OWN = [["Bild", "Satz"], *([f"p/{i}.png", f"a person in a red coat number {i}"] for i in range(3))]
-# data: (how to write them, notebooks that treat them in a way of their own, of which 02, 05, 06 and 07 share a run)
+# The paper's architecture at the size of a thumbnail and with random weights. Clipped: four thumbnails send gradients
+# of 1e15 through a hundred random batch-normalised layers.
+SMALL = (
+    "backbone_weights=none image_height=32 image_width=32 max_tokens=16 lstm_hidden=8 embedding_dim=16 batch_size=4 "
+    "epochs=1 max_steps=1 gradient_clip=1"
+)
+# data: (how to write them, notebooks that treat them in a way of their own, of which 02, 05, 06 and 07 share a run,
+# and their parameters; variants are some of each kind that the smoke report leaves out)
 KINDS = {
-    "coco": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco"), "02 06"),
-    "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 07"),
-    "csv": (lambda root: write_table(root, OWN), "01"),
-}
+    "coco": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=6), ".", "coco"), "02 06", {}),
+    "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 07", {}),
+    "csv": (lambda root: write_table(root, OWN), "01", {"settings": "columns=image_path=Bild;caption=Satz"}),
+    "cuhk-pedes": (write_person_search, "03", {"preset": "paper", "settings": f"{SMALL} backbone=resnet18", "variants":
+                   "matching; matching + identification; adversarial, learned words; gradient reversal; triplet"}),
+    "flickr30k": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=4)), "04",
+                  {"preset": "paper", "settings": SMALL, "variants": "ResNet-50; ResNet-101"}),
+}  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_notebooks_run_on_data_of_the_other_kinds(name, tmp_path):
-    write, numbers = KINDS[name]
-    settings = "columns=image_path=Bild;caption=Satz" if name == "csv" else "epochs=2 max_steps=2"
-    chosen = {"dataset": name, "root": write(tmp_path / "data"), "preset": "smoke", "runs": tmp_path / "runs",
+def test_notebooks_run_on_data_of_the_other_kinds_and_with_the_paper_preset(name, tmp_path):
+    write, numbers, parameters = KINDS[name]
+    runs, settings = tmp_path / "runs", parameters.get("settings", "epochs=2 max_steps=2")
+    if "preset" in parameters:
+        settings += f" language_model={write_language_model(tmp_path / 'bert')}"
+    chosen = {"dataset": name, "root": write(tmp_path / "data"), "preset": "smoke", "runs": runs, **parameters,
               "settings": settings}  # fmt: skip
     for path in [path for path in NOTEBOOKS if path.stem[:2] in numbers.split()]:
         known = papermill.inspect_notebook(str(path)).keys() - ({"dataset"} if "results" in path.stem else set())
-        parameters = {key: value for key, value in chosen.items() if key in known}
-        run_notebook(path.stem, tmp_path / "reports", parameters)
+        pairs = [part for key, value in chosen.items() if key in known for part in ("-p", key, value)]
+        command = ["--output", tmp_path / "reports", *pairs, path.stem]
+        result = CliRunner().invoke(execute.main, list(map(str, command)))
+        assert result.exit_code == 0, result.output[-3000:]
         executed = nbformat.read(tmp_path / "reports" / path.name, as_version=4)
         assert (tmp_path / "reports" / path.name).stat().st_size < 1_000_000  # more, and a code host draws nothing
         streams = [o for cell in executed.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
@@ -112,41 +120,15 @@ def test_notebooks_run_on_data_of_the_other_kinds(name, tmp_path):
         if "training" in path.stem:  # what the literature reports for this kind of data
             assert ("text_to_image_ap_50" in printed) == (name == "flowers")
         if "results" in path.stem:  # a row of ours links to its run; the others say that there is none
-            runs = [p.parent.name for p in (tmp_path / "runs").glob("*/metrics.json")]
-            assert runs
-            assert all(f'<a href="../runs/{run}">' in printed for run in runs)
+            finished = [file.parent.name for file in runs.glob("*/metrics.json")]
+            assert finished
+            assert all(f'<a href="../runs/{run}">' in printed for run in finished)
             nothing = re.search(r"Neither a run of ours nor a published number: ([\w, -]+)\.", printed)[1].split(", ")
             assert printed.count("No run of ours.") == len(DATASETS) - len(nothing) - 1
     assert {p.suffix for p in (tmp_path / "reports/figures").iterdir()} == {".png", ".pdf", ".csv"}
-
-
-# data of the paper preset: (how to write them, notebook, variants: some of each kind that the smoke report leaves out)
-ABLATIONS = {
-    "cuhk-pedes": (write_person_search, "03_ablation_modules",
-                   "matching; matching + identification; adversarial, learned words; gradient reversal; triplet"),
-    "flickr30k": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=4)), "04_ablation_backbone",
-                  "ResNet-50; ResNet-101"),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_of_the_paper_preset(name, tmp_path):
-    """The paper's architecture on the paper's layouts, at the size of a thumbnail and with random weights."""
-    write, notebook, variants = ABLATIONS[name]
-    bert = write_language_model(tmp_path / "bert")
-    # Clipped: four thumbnails send gradients of 1e15 through a hundred random batch-normalised layers.
-    settings = (
-        f"language_model={bert} backbone_weights=none image_height=32 image_width=32 max_tokens=16 lstm_hidden=8 "
-        f"embedding_dim=16 batch_size=4 epochs=1 max_steps=1 gradient_clip=1"
-    )
-    if name == "cuhk-pedes":
-        settings += " backbone=resnet18"
-    chosen = {"preset": "paper", "dataset": name, "root": write(tmp_path / "data"), "runs": tmp_path / "runs",
-              "variants": variants, "settings": settings}  # fmt: skip
-    run_notebook(notebook, tmp_path / "reports", chosen)
-    finished = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/config.json")]
-    assert [c["preset"] for c in finished] == ["paper"] * len(variants.split(";"))
+    if "variants" in parameters:
+        presets = [json.loads(file.read_text())["preset"] for file in runs.glob("*/config.json")]
+        assert presets == ["paper"] * len(parameters["variants"].split(";"))
 
 
 def test_the_exploration_names_data_that_are_not_there_and_passes_over_incomplete_ones_beside_its_own(tmp_path):
