@@ -2,9 +2,7 @@
 
 import json
 import shutil
-from unittest.mock import Mock
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +12,6 @@ from layouts import TINY_SETTINGS, write_person_search
 from timam.config import PRESETS, LossConfig, override
 from timam.data import Dataset, Record, load_dataset
 from timam.evaluation import Embeddings, evaluate_model
-from timam.objective import TERMS
 from timam.run import Run
 from timam.training import fit
 from timam_lab import notebook, panel, results, variations
@@ -125,21 +122,6 @@ def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it
     embeddings = Embeddings(torch.eye(n), torch.eye(n)[[0] * m], *labels)
     below = notebook.ranked(split, embeddings, [2], k=1).axes[1].get_xlabel()
     assert " ".join(below.split()) == "1.00 ≠ second colour of the top, hair colour, bag and 1 more"
-
-
-def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
-    handle = Mock()
-    monkeypatch.setattr(notebook, "display", lambda *_, **__: handle)
-    draw = notebook.live_curves(chance=0.01)
-    row = {"epoch": 1, "language_model_frozen": True, "discriminator_accuracy": 0.5, "discriminator": 1.4,
-           "val_text_to_image_rank_1": 0.1, "val_image_to_text_rank_1": 0.2, "total": 5.0,
-           **{term.name: 2.0 for term in TERMS}}  # fmt: skip
-    draw([row])
-    figure = draw(pd.DataFrame([row, row | {"epoch": 2}]), 2)
-    _, ((data,), options) = handle.update.call_args_list
-    assert data["text/plain"].startswith("Rank-1 on validation in percent, by epoch: 1 = 10, 2 = 10. ")
-    assert options["metadata"]["image/png"]["alt"] == data["text/plain"]
-    assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 
 
 def test_variations_keep_people_and_pictures(people):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from timam.objective import TERMS
-from timam_lab import plots
+from timam_lab import notebook, plots
 
 
 @pytest.fixture(autouse=True)
@@ -120,17 +121,31 @@ def test_of_many_values_the_label_has_both_ends_and_the_threshold_says_its_rate(
     assert plots.open_set(curve, "half is absent").axes[0].get_legend() is None
 
 
+HISTORY = pd.DataFrame({"epoch": [1, 2], "language_model_frozen": [True, False], "discriminator_accuracy": 0.5,
+                        "val_text_to_image_rank_1": [0.1, 0.2], "val_image_to_text_rank_1": [0.2, 0.3],
+                        **{term.name: [2.0, 1.0] for term in TERMS}, "total": [5.0, 3.0],
+                        "discriminator": 1.4})  # fmt: skip
+
+
 def test_training_curves_name_every_loss_term():
-    history = pd.DataFrame({"epoch": [1, 2], "language_model_frozen": [True, False], "discriminator_accuracy": 0.5,
-                            "val_text_to_image_rank_1": [0.1, 0.2], "val_image_to_text_rank_1": [0.2, 0.3],
-                            **{term.name: [2.0, 1.0] for term in TERMS}, "total": [5.0, 3.0],
-                            "discriminator": 1.4})  # fmt: skip
-    losses, scores, _ = plots.training_curves(history, 2, 0.01).axes
+    losses, scores, _ = plots.training_curves(HISTORY, 2, 0.01).axes
     named = {term.label for term in TERMS} | {"discriminator", "language model trains"}
     assert named <= set(words(losses.get_legend().get_texts()))
     assert "chosen epoch (2)" in words(scores.get_legend().get_texts())
-    older = plots.training_curves(history.drop(columns="discrepancy"), 2, 0.01).axes[0]  # of before there was one
+    older = plots.training_curves(HISTORY.drop(columns="discrepancy"), 2, 0.01).axes[0]  # of before there was one
     assert "discrepancy of the modalities" not in words(older.get_legend().get_texts())
+
+
+def test_live_curves_are_one_output_that_is_renewed(monkeypatch):
+    handle = Mock()
+    monkeypatch.setattr(notebook, "display", lambda *_, **__: handle)
+    draw = notebook.live_curves(chance=0.01)
+    draw(HISTORY.head(1).to_dict("records"))
+    figure = draw(HISTORY, 2)
+    _, ((data,), options) = handle.update.call_args_list
+    assert data["text/plain"].startswith("Rank-1 on validation in percent, by epoch: 1 = 10, 2 = 20. ")
+    assert options["metadata"]["image/png"]["alt"] == data["text/plain"]
+    assert not plt.fignum_exists(figure.number)  # else a notebook would show it a second time
 
 
 def test_the_same_thing_has_the_same_colour_in_every_figure_and_markers_tell_lines_apart_in_grey():
