@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from running import wait_until
 from test_notebooks import load_runner
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -22,14 +22,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 def workplace(tmp_path_factory) -> Path:
     """A copy of the notebooks with the parameters of the smoke report, and its data beside them."""
     root = tmp_path_factory.mktemp("lab")
-    (root / "notebooks").mkdir()
-    for name in ("execute.py", "reports.yaml"):
-        shutil.copy(NOTEBOOKS / name, root / "notebooks")
+    shutil.copytree(NOTEBOOKS, root / "notebooks")
     execute = load_runner(root / "notebooks/execute.py")
     report = execute.read_reports()["smoke"]
     execute._render(report["data"])
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        shutil.copy(path, root / "notebooks")
     for name, values in execute.plan(report, {}):
         path = root / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
@@ -51,14 +47,10 @@ def lab(workplace):
     log = workplace / "lab.log"
     with log.open("w") as stream:
         server = subprocess.Popen(command, stderr=stream, stdout=stream, env={**os.environ, "HOME": str(workplace)})
+    address = re.compile(r"http://(?:localhost|127\.0\.0\.1):\d+/lab")
     try:
-        for _ in range(600):
-            if found := re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text()):
-                break
-            time.sleep(1)
-        else:
-            pytest.fail(log.read_text()[-2000:])
-        yield found[0]
+        wait_until(lambda: address.search(log.read_text()), server, seconds=600)
+        yield address.search(log.read_text())[0]
     finally:
         server.terminate()
         server.wait(30)
