@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
 from dataclasses import replace
@@ -30,7 +29,6 @@ from layouts import (
 )
 
 from timam.data import DATASETS, SPLITS, DataError, Dataset, load_dataset, read_dataset
-from timam.data.parsing import by_hash
 from timam_lab.check import PROTOCOLS, check_dataset
 
 
@@ -44,19 +42,10 @@ def identities(dataset: Dataset) -> dict[str, set[int]]:
     return {s: {r.identity for r in dataset.records if r.split == s} for s in SPLITS}
 
 
-def small(root: Path, records: list | None = None) -> Path:
-    """Ten records of CUHK-PEDES; the annotation holds the given ones instead."""
-    write_person_search(root, train=3, val=1, test=1)
-    if records is not None:
-        (root / "reid_raw.json").write_text(json.dumps(records))
-    return root
-
-
 # -- person search ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pedestrians", "cuhk-pedes"])
-def test_person_search_layout(tmp_path, name):
+def test_person_search_layout(tmp_path):
     """What the real file holds: ids from 1, ragged captions, an id with one picture, an extra key.
 
     Labels follow the identities, which need not ascend in the file.
@@ -65,11 +54,10 @@ def test_person_search_layout(tmp_path, name):
     records[0]["captions"] = ["first caption", "second caption", "third caption", "fourth caption"]
     records[3]["captions"] = ["the only caption"]
     del records[7]  # identity 4 keeps one picture
-    for record in records[4:7]:  # 30, which comes before 4
-        record["id"] = {3: 30, 4: 4}[record["id"]]
-    for record in records:
-        record["processed_tokens"] = [caption.split() for caption in record["captions"]]
-    dataset = load_dataset(name, write_person_search(tmp_path, records))
+    for record in records[4:6]:
+        record["id"] = 30  # which comes before 4
+        record["processed_tokens"] = []
+    dataset = load_dataset("cuhk-pedes", write_person_search(tmp_path, records))
     assert dataset.kind == "identity"
     train, val, test = (dataset.split(s) for s in SPLITS)
     assert train.image_labels.tolist() == [0, 0, 1, 1, 3, 3, 2]
@@ -91,24 +79,20 @@ def test_icfg_counts_from_zero_and_a_tenth_of_training_becomes_validation(tmp_pa
     records = person_search_records(train=20, val=0, test=4, captions=1)
     for record in records:
         record["id"] -= 1
-    dataset = load_dataset("icfg-pedes", write_person_search(tmp_path / "a", records, "ICFG-PEDES.json"))
+    root = write_person_search(tmp_path, records, "ICFG-PEDES.json")
+    dataset = load_dataset("icfg-pedes", root)
     found = identities(dataset)
-    assert found["test"] == {20, 21, 22, 23}
-    assert found["train"] | found["val"] == set(range(20))
-    assert len(found["val"]) == 2
-    assert not found["train"] & found["val"]
+    assert (found["test"], len(found["val"])) == ({20, 21, 22, 23}, 2)
+    assert sorted([*found["train"], *found["val"]]) == list(range(20))
     assert "2 of 20 training identities are held out" in dataset.notes[0]
-    # whatever the order of the file
-    other = load_dataset(
-        "icfg-pedes", write_person_search(tmp_path / "b", records[::-1], "ICFG_PEDES.json")
-    )  # also named so
-    assert identities(other) == found
+    (root / "ICFG-PEDES.json").unlink()
+    (root / "ICFG_PEDES.json").write_text(json.dumps(records[::-1]))  # also named so; the order does not matter
+    assert identities(load_dataset("icfg-pedes", root)) == found
 
 
-@pytest.mark.parametrize("empty", SPLITS)
-def test_empty_split_of_a_benchmark_is_an_error_where_it_is_asked_for(tmp_path, empty):
-    dataset = load_dataset("cuhk-pedes", write_person_search(tmp_path, **{empty: 0}))
-    for name in (empty, "dev"):
+def test_empty_or_unknown_split_is_an_error_where_it_is_asked_for(tmp_path):
+    dataset = load_dataset("cuhk-pedes", write_person_search(tmp_path, val=0))
+    for name in ("val", "dev"):
         with pytest.raises(ValueError, match=f"no pictures in its {name} split"):
             dataset.split(name)
 
@@ -118,9 +102,8 @@ def test_empty_split_of_a_benchmark_is_an_error_where_it_is_asked_for(tmp_path, 
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("flickr30k", "flickr30k-images"), ("flickr30k", "images"), ("flickr8k", "Flicker8k_Dataset"),
-     ("flickr8k", "Flickr8k_Dataset"), ("flickr8k", "images")],
-)  # fmt: skip
+    [("flickr30k", "flickr30k-images"), ("flickr8k", "Flicker8k_Dataset"), ("flickr8k", "Flickr8k_Dataset")],
+)
 def test_karpathy_layout(tmp_path, name, folder):
     images = karpathy_images()
     images[3]["sentences"] = images[0]["sentences"]  # two pictures may share sentences
@@ -167,10 +150,10 @@ def test_cub_reads_text_files_only_and_numbers_classes(tmp_path):
 def test_folder_of_features_alone_says_where_the_pictures_are_published(tmp_path):
     root = write_reed(tmp_path, CLASSES, images=1)  # Reed's archive has a folder images/, too
     shutil.rmtree(root / "CUB_200_2011")
-    found = problems_of("cub", root)
-    assert found[0].startswith(f"{root / 'images'}: none of the 4 pictures; cub is published here: ")
-    assert DATASETS["cub"].layout in found[0]
-    assert len(found) == 5  # each picture still has its line
+    where, *pictures = problems_of("cub", root)
+    assert where.startswith(f"{root / 'images'}: none of the 4 pictures; cub is published here: ")
+    assert DATASETS["cub"].layout in where
+    assert len(pictures) == 4
 
 
 def test_flowers_hold_out_classes_unless_validation_classes_are_published(tmp_path):
@@ -185,30 +168,29 @@ def test_flowers_hold_out_classes_unless_validation_classes_are_published(tmp_pa
     assert dataset.notes == ()
 
 
-def test_odd_classes(tmp_path):
-    """Without captions, in no list, in two lists, and of one number."""
+def test_odd_classes_and_caption_files(tmp_path):
+    """Classes in two lists, in no list, without captions, of one number; captions with empty lines, not in UTF-8."""
     classes = {**CLASSES, "val": ["003.C", "005.E"], "test": ["004.D", "04.E", "002.B"]}
-    root = write_reed(tmp_path, classes, images=1, captions=2)
+    root = write_reed(tmp_path, classes, captions=3)
     shutil.rmtree(root / "text_c10/005.E")
     (root / "text_c10/099.F").mkdir()
-    dataset, (twice, none, alike, *_) = read_dataset("cub", root)
-    assert "testclasses.txt: 002.B also stands in the train split" in twice
-    assert alike == "class 04.E (test split): its number, 04, is that of 004.D"
-    assert none == "class 005.E (val split): expected captions (*.txt) in text_c10"
-    assert dataset.warnings == ("1 classes stand in no list and are not used: 099.F",)
-
-
-def test_odd_caption_files(tmp_path):
-    root = write_reed(tmp_path, CLASSES, captions=3)
     one, two, three = sorted((root / "text_c10/002.B").glob("*.txt"))
     one.write_bytes(b"a gull\r\n\r\nwhite\xff wings\n\n")
     two.write_text(" \n\n")
     three.write_bytes("\ufeffone\x0cbird\r\ntwo\x85birds\u2028sing\n".encode())  # lines end only at line ends
     dataset, problems = read_dataset("cub", root)
     name, captions = "text_c10/002.B/B_0000.txt", {r.source: r.captions for r in dataset.records}
-    assert f"{name}: line 2: an empty caption, left out" in dataset.warnings
-    assert f"{name}: not valid UTF-8 throughout; the invalid bytes were replaced" in dataset.warnings
-    assert problems == ["text_c10/002.B/B_0001.txt: it has no captions"]
+    assert problems[0].startswith("testclasses.txt: 002.B also stands in the train split")
+    assert problems[1:] == [
+        "text_c10/002.B/B_0001.txt: it has no captions",
+        "class 005.E (val split): expected captions (*.txt) in text_c10",
+        "class 04.E (test split): its number, 04, is that of 004.D",
+    ]
+    assert dataset.warnings == (
+        f"{name}: not valid UTF-8 throughout; the invalid bytes were replaced",
+        f"{name}: line 2: an empty caption, left out",
+        "1 classes stand in no list and are not used: 099.F",
+    )
     assert captions[name] == ("a gull", "white\ufffd wings")
     assert captions["text_c10/002.B/B_0002.txt"] == ("one\x0cbird", "two\x85birds\u2028sing")
 
@@ -226,31 +208,33 @@ def test_table_becomes_records_by_picture(tmp_path, file):
     assert dataset.records[1].captions == ("sentence 0 of 1", "sentence 1 of 1")
     assert dataset.records[1].source == f"{file} row 3"
     assert identities(dataset) == {"train": {0, 1}, "val": {2, 3}, "test": {4, 5}}
+    (tmp_path / "other.parquet").write_bytes(b"")
+    alone = load_dataset("csv", tmp_path / file)  # the root may be the table itself
+    assert (alone.records, alone.image_root) == (dataset.records, tmp_path)
+    assert problems_of("sidecar", tmp_path / file)
 
 
-@pytest.mark.parametrize("other", ["07", "7.0"])
-def test_identities_that_are_one_number_in_two_forms_stay_apart_with_a_warning(tmp_path, other):
-    rows = [[f"p/{i}.png", "a man", "7" if i < 3 else other, "train"] for i in range(6)]
+def test_identities_that_are_one_number_in_several_forms_stay_apart_with_a_warning(tmp_path):
+    rows = [[f"p/{i}.png", "a man", name, "train"] for i, name in enumerate(["7", "7", "7", "07", "7.0", "7.0"])]
     dataset = load_dataset("csv", write_table(tmp_path, [HEADER, *rows]))
-    assert len({r.identity for r in dataset.records}) == 2
+    assert len({r.identity for r in dataset.records}) == 3
     assert "identities are one number in several spellings" in dataset.warnings[0]
 
 
 def test_table_without_splits_is_split_by_identity_reproducibly(tmp_path):
-    rows, names = [[f"p/{i}.png", f"person {i}", f"id-{i}"] for i in range(20)], [f"id-{i}" for i in range(20)]
-    for folder, order in (("a", rows), ("b", rows[::-1])):
-        for i in range(20):
-            write_picture(tmp_path / folder / f"p/{i}.png", seed=i)
-        dataset = load_dataset("csv", write_table(tmp_path / folder, [HEADER[:3], *order]))
+    names = [f"id-{i}" for i in range(20)]
+    # From the definition: by SHA-256 of the name, the first tenth is val, the second test.
+    expected = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    for order in (names, names[::-1]):
+        rows = [[f"p/{name}.png", name, name] for name in order]
+        dataset, _ = read_dataset("csv", write_table(tmp_path, [HEADER[:3], *rows]))  # the pictures are missing
         assert "16/2/2 identities were made train/val/test" in dataset.notes[0]
-        # From the definition: by SHA-256 of the name, the first tenth is val, the second test.
-        expected = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
-        split = {r.captions[0].replace("person ", "id-"): r.split for r in dataset.records}
+        split = {r.captions[0]: r.split for r in dataset.records}
         assert [split[name] for name in expected] == ["val"] * 2 + ["test"] * 2 + ["train"] * 16
-    assert by_hash(reversed(expected)) == expected
 
 
-def test_folder_with_several_or_no_tables_is_named(tmp_path):
+def test_absent_files_and_several_tables_are_named(tmp_path):
+    assert "reid_raw.json: no such annotation file" in problems_of("cuhk-pedes", tmp_path)[0]
     assert "expected one table, captions.csv or captions.parquet; found none" in problems_of("csv", tmp_path)[0]
     for name in ("a.csv", "b.csv", "._a.csv"):
         (tmp_path / name).write_text("x")
@@ -262,14 +246,11 @@ def test_folder_with_several_or_no_tables_is_named(tmp_path):
 # -- faults -----------------------------------------------------------------------------------------------------
 
 
-def edit(*, sentence: bool = False, **values):
-    """Changes record 2, or its sentence 2; a value of ... removes the key."""
+def edit(**values):
+    """Changes record 2; a value of ... removes the key."""
 
     def change(records: list) -> None:
-        entry = records[2]["sentences"][2] if sentence else records[2]
-        kept = {k: v for k, v in (entry | values).items() if v is not ...}
-        entry.clear()
-        entry.update(kept)
+        records[2] = {k: v for k, v in (records[2] | values).items() if v is not ...}
 
     return change
 
@@ -294,7 +275,6 @@ FAULTS = {
         "id large": (edit(id=2**63), "id = 9223372036854775808: expected int"),
         "captions string": (edit(captions="a man"), "captions = 'a man': expected list"),
         "no captions": (edit(captions=[]), "no captions"),
-        "blank caption": (edit(captions=[" \n\t"]), "caption 0 = ' \\n\\t'"),
         "caption number": (edit(captions=["fine", 3]), "caption 1 = 3"),
         "caption long": (edit(captions=["a " * 60_000]), "caption 0 has 120,000 characters; expected at most 100,"),
         "caption a long blank": (edit(captions=[" " * 10_000_000]), "caption 0 = '     "),  # and the message is short
@@ -304,59 +284,45 @@ FAULTS = {
         "missing picture": (edit(file_path="cam_a/none.png"), "no such picture: "),
         "path upwards": (edit(file_path="../outside.png"), "path '../outside.png' leaves the data root"),
         "path absolute": (edit(file_path="/etc/hostname"), "path '/etc/hostname' leaves the data root"),
-        "NUL in path": (edit(file_path="a\0b.png"), "a\\x00b.png"),
         "control characters": (edit(file_path="\x1b]0;title\x07\x1b[2J.png"), r"\x1b]0;title\x07\x1b[2J.png"),
-        "long path": (edit(file_path=LONG), LONG),
-        "listed twice": (edit(file_path="cam_a/p1_0.png", id=1), "also stands in reid_raw.json record 0"),
-        "listed twice in another spelling": (edit(file_path="./cam_a/../cam_a//p1_0.png", id=1), "record 0"),
-        "missing": (None, "no such annotation file"),
+        "long path": (edit(file_path="x" * 300 + ".png"), "xxx.png"),  # beyond the 255 bytes of a file name
+        "listed twice": (edit(file_path="./cam_a/../cam_a//p1_0.png", id=1), "also stands in reid_raw.json record 0"),
         "empty": (b"", "not readable as JSON"),
         "deep": (b"[" * 100_000, "not readable as JSON"),
-        "digits": (b"[1" + b"1" * 5000 + b"]", "not readable as JSON"),  # Python reads at most 4,300
         "key twice": (b'[{"a": 1, "b": 2, "a": 3}]', "key 'a' stands twice"),  # parsers read it differently
-        "key twice of many": (json.dumps(dict.fromkeys(range(200_000)))[:-1] + ', "7": 1}', "'7' stands twice"),
         "NaN": (b"[NaN]", "NaN is no finite number"),
+        "infinite": (b"[1e999]", "1e999 is no finite number"),
         "no records": (b"[]", "holds no records"),
         "object": (b"{}", "expected a list, found dict"),
     },
     "rstp-reid": {"path of another": (edit(file_path="a.png", img_path=...), "no key 'img_path'")},
     "flickr30k": {
-        "missing filename": (edit(filename=...), "no key 'filename'"),
-        "sentences string": (edit(sentences="a dog"), "sentences = 'a dog'"),
-        "missing raw": (edit(sentence=True, raw=...), "no key 'raw'"),
-        "filepath upwards": (edit(filepath="../.."), "leaves the data root"),
-        "a list": (b"[]", "dataset_flickr30k.json: expected an object, found list"),
+        "missing raw": (lambda images: images[2]["sentences"][2].pop("raw"), "no key 'raw'"),
         "no images": (b"{}", "dataset_flickr30k.json: no key 'images'"),
     },
     "csv": {
-        "no caption column": ("image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
-        "empty caption": ("image_path,caption\np/0.png, \n", "row 1: caption 0 = ''"),
-        "empty path": ("image_path,caption\n,a man\n", "row 1: image_path = '': expected a path"),
-        "empty identity": ("image_path,caption,identity\np/0.png,a man,\n", "row 1: identity is empty"),
-        "unknown split": ("image_path,caption,split\np/0.png,a man,rest\n", "row 1: unknown split 'rest'"),
-        "two identities": ("image_path,caption,identity\np/0.png,a,x\np/0.png,b,y\n",
+        "no caption column": (b"image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
+        "empty caption": (b"image_path,caption\np/0.png, \n", "row 1: caption 0 = ''"),
+        "empty path": (b"image_path,caption\n,a man\n", "row 1: image_path = '': expected a path"),
+        "empty identity": (b"image_path,caption,identity\np/0.png,a man,\n", "row 1: identity is empty"),
+        "unknown split": (b"image_path,caption,split\np/0.png,a man,rest\n", "row 1: unknown split 'rest'"),
+        "two identities": (b"image_path,caption,identity\np/0.png,a,x\np/0.png,b,y\n",
                            "row 2: identity 'y' of p/0.png: captions.csv row 1 says 'x'"),
-        "identity in two splits": ("image_path,caption,identity,split\np/0.png,a,0,train\np/1.png,b,0,val\n",
+        "identity in two splits": (b"image_path,caption,identity,split\np/0.png,a,0,train\np/1.png,b,0,val\n",
                                    "identity 0: stands in the splits train, val; expected one"),
-        "path leaves the root": ("image_path,caption\n../x.png,a man\n", "row 1: picture path '../x.png' leaves the"),
         # A reader that takes the first column for an index shifts all values by one.
-        "comma": ("image_path,caption\np/0.png,a man, in red\n", "row 1: expected 2 values, as in the header"),
-        "column twice": ("image_path,caption, caption\np/0.png,a,b\n", "two columns caption"),
-        "rounded": ("image_path,caption,identity\np/0.png,a,1.23457E+11\n", "row 1: identity = '1.23457E+11': a"),
-        "NA": ("image_path,caption,identity\np/0.png,a,NA\n", "row 1: identity = 'NA'"),  # as R writes it
-        "quotes": ('image_path,caption\np/0.png,"a" b\n', "line 2: "),
-        "never closed": ('image_path,caption\na.png,"never closed', "not readable as a table"),
-        "field limit": ("image_path,caption\np/0.png," + "a" * 200_000 + "\n", "field larger than field limit"),
-        "empty": ("", "no column caption, image_path"),
+        "comma": (b"image_path,caption\np/0.png,a man, in red\n", "row 1: expected 2 values, as in the header"),
+        "column twice": (b"image_path,caption, caption\np/0.png,a,b\n", "two columns caption"),
+        "rounded": (b"image_path,caption,identity\np/0.png,a,1.23457E+11\n", "row 1: identity = '1.23457E+11': a"),
+        "NA": (b"image_path,caption,identity\np/0.png,a,NA\n", "row 1: identity = 'NA'"),  # as R writes it
+        "quotes": (b'image_path,caption\np/0.png,"a" b\n', "not readable as a table (ValueError: line 2: "),
+        "empty": (b"", "no column caption, image_path"),
     },
     "csv parquet": {
         "missing identity": (parquet(identity=[0.0, None, 2.0, 3.0, 4.0, 5.0]), "row 2: identity is empty"),
         "fraction": (parquet(identity=[0.0, 1.5, 2.0, 3.0, 4.0, 5.0]), "row 2: identity = 1.5"),
         "bytes": (parquet(caption=[b"a man"] * 6), "row 1: caption 0 = b'a man'"),
         "path a number": (parquet(image_path=list(range(6))), "row 1: image_path = 0: expected a path"),
-        "no path": (parquet(image_path=[None] * 6), "row 1: image_path = None: expected a path"),
-        "no rows": (parquet(**dict.fromkeys(("image_path", "caption", "identity", "split"), pa.array([], pa.string()))),
-                    "no records"),
     },
     "webdataset": {"no archive": (b"x" * 1000, "not readable as a tar archive")},
     "coco-captions": {"no list": (b'{"images": []}', "captions_val2014.json: no key 'annotations'")},
@@ -374,17 +340,14 @@ def test_fault_is_named_with_its_place(layouts, layout, fault):
         change(content["images"] if images else content)
         (problem,) = read_hostile(layout, root, json.dumps(content).encode())[1]  # one cause, one line
         assert problem.startswith(f"{file} {'image' if images else 'record'} 2: ")
-    elif change is None:
-        (root / file).unlink()
-        problem = read_dataset(LAYOUTS[layout][0], root)[1][0]
     else:
-        problem = read_hostile(layout, root, change if isinstance(change, bytes) else change.encode())[1][0]
+        problem = read_hostile(layout, root, change)[1][0]
     assert expected in DataError("data", [problem]).problems[0]
     assert problem.startswith("identity ") or Path(file).name in problem
 
 
 def test_parquet_of_whole_floats_is_read(layouts):
-    content = parquet(identity=[float(i) for i in range(6)])
+    content = parquet(identity=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     dataset, problems = read_hostile("csv parquet", layouts("csv parquet"), content)
     assert (problems, [r.identity for r in dataset.records]) == ([], list(range(6)))
 
@@ -443,7 +406,7 @@ def read_hostile(name: str, root: Path, content: bytes) -> tuple[Dataset, list[s
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
     | st.sampled_from(["train", "test", "cam_a/p1_0.png", "../x.png", "a\0b", "\ud800", 2**63, -(2**63), 1, 1.0, "1"]),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=4), children, max_size=4),
     max_leaves=8,
@@ -457,22 +420,13 @@ def test_a_record_with_any_value_in_any_place_is_taken_or_named(layouts, name, d
     root, file = layouts(name), LAYOUTS[name][2]
     content = json.loads((root / file).read_text())
     entries = content["images"] if isinstance(content, dict) else content
-    value = entries[1][data.draw(st.sampled_from(sorted(entries[1])))] = data.draw(values)
+    entries[1][data.draw(st.sampled_from(sorted(entries[1])))] = data.draw(values)
     dataset, problems = read_hostile(name, root, json.dumps(content).encode())
     what = "image" if isinstance(content, dict) else "record"
-    if finite(value):
-        # Nothing but the changed record is lost, and what is wrong is said of it, or of its identity's splits.
-        assert len(dataset.records) >= len(entries) - 1
-        assert all(p.startswith((f"{file} {what} 1", "identity ")) for p in problems)
-        assert problems or any(r.source == f"{file} {what} 1" for r in dataset.records)
-    else:
-        assert "finite" in problems[0]
-
-
-def finite(value) -> bool:
-    if isinstance(value, (list, tuple, dict)):
-        return all(map(finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
+    # Nothing but the changed record is lost, and what is wrong is said of it, or of its identity's splits.
+    assert len(dataset.records) >= len(entries) - 1
+    assert all(p.startswith((f"{file} {what} 1", "identity ")) for p in problems)
+    assert problems or any(r.source == f"{file} {what} 1" for r in dataset.records)
 
 
 @pytest.mark.parametrize("name", FORMS.values())
@@ -512,13 +466,6 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(layouts, tmp_pa
     reader, _, file = LAYOUTS[name]
     root = shutil.copytree(layouts(name), tmp_path / "root")
     (root / file).unlink()
-    (root / file).mkdir()
-    dataset, problems = read_dataset(reader, root)
-    if reader in ("parquet", "imagefolder", "webdataset"):  # which list files, not folders
-        assert not any(r.source.startswith(file) for r in dataset.records)
-    else:
-        assert Path(file).name in problems[0]
-    (root / file).rmdir()
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):  # reading it never ends
         make(root / file)
         assert Path(file).name in read_dataset(reader, root)[1][0]
@@ -529,22 +476,23 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(layouts, tmp_pa
 
 
 def test_linked_root_picture_folder_and_folders_in_it_are_followed(tmp_path):
-    store, root = small(tmp_path / "store"), tmp_path / "root"
+    store, root = write_person_search(tmp_path / "store"), tmp_path / "root"
     root.mkdir()
     shutil.copy(store / "reid_raw.json", root)
     (tmp_path / "link").symlink_to(root)
     (root / "imgs").symlink_to(store / "imgs")
-    assert len(load_dataset("cuhk-pedes", tmp_path / "link").records) == 10
+    assert len(load_dataset("cuhk-pedes", tmp_path / "link").records) == 24
     (root / "imgs").unlink()
     (root / "imgs").mkdir()
     (root / "imgs/cam_a").symlink_to(store / "imgs/cam_a")
-    assert len(load_dataset("cuhk-pedes", root).records) == 10
+    assert len(load_dataset("cuhk-pedes", root).records) == 24
 
 
 def test_single_link_is_followed_only_inside_and_no_way_leads_up_through_a_linked_folder(tmp_path):
-    records = person_search_records(train=3, val=1, test=1)
+    records = person_search_records()
+    root, outside = write_person_search(tmp_path / "root", records), tmp_path / "elsewhere/private.png"
     records[4]["file_path"] = "market/../private.png"  # by its text inside imgs, by the links not
-    root, outside = small(tmp_path / "root", records), tmp_path / "elsewhere/private.png"
+    (root / "reid_raw.json").write_text(json.dumps(records))
     (tmp_path / "elsewhere/market").mkdir(parents=True)
     write_picture(outside)
     (root / "imgs/market").symlink_to(tmp_path / "elsewhere/market")
@@ -562,8 +510,7 @@ def test_single_link_is_followed_only_inside_and_no_way_leads_up_through_a_linke
     assert circle.startswith("reid_raw.json record 2: ")
     assert up.startswith("reid_raw.json record 4: picture path 'market/../private.png' leaves the data root")
     used = {r.source.split()[-1] for r in dataset.records}
-    assert "0" in used
-    assert not {"1", "4"} & used  # nothing opens them
+    assert used & {"0", "1", "4"} == {"0"}  # nothing opens the others
 
 
 def test_classes_and_captions_outside_the_root_are_not_read(tmp_path):
@@ -601,7 +548,7 @@ def test_no_path_of_an_annotation_leaves_the_root(layouts, name):
 
 
 def test_fingerprint_depends_on_content_only(tmp_path):
-    first, again = (load_dataset("cuhk-pedes", small(tmp_path / folder)) for folder in "ab")
+    first, again = (load_dataset("cuhk-pedes", write_person_search(tmp_path / folder)) for folder in "ab")
     before = first.fingerprint()
     assert before == again.fingerprint()
     changed = replace(first.records[0], captions=("other words",))
