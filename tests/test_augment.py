@@ -1,7 +1,5 @@
 """timam.data.augment: whole batches against single-picture operations."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -79,25 +77,21 @@ def test_erase_equals_torchvision_picture_by_picture(height, width, probability)
 
 
 ALL = DataConfig(color_jitter=0.4, horizontal_flip=True, pad_crop=2, random_erasing=0.7)
-OPERATIONS = {
-    "color_jitter": partial(color_jitter, strength=0.4),
-    "flip": flip,
-    "pad_crop": partial(pad_crop, padding=2),
-    "erase": partial(erase, probability=0.9),
-    "augment": partial(augment, config=ALL),
-}
-every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+every_operation = pytest.mark.parametrize(
+    "operation",
+    [partial(color_jitter, strength=0.4), flip, partial(pad_crop, padding=2), partial(erase, probability=0.9)],
+    ids=["color_jitter", "flip", "pad_crop", "erase"],
+)
 
 
 @every_operation
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_shape_dtype_and_input_are_kept(operation, memory, dtype):
     images = pictures(16).to(dtype).contiguous(memory_format=memory)
     before = images.clone()
     result = operation(images)
     assert (result.shape, result.dtype, result.device) == (images.shape, dtype, images.device)
-    assert torch.equal(images, before)
     result.zero_()  # where nothing was drawn, the result must not be the input's own memory
     assert torch.equal(images, before)
 

@@ -1,7 +1,5 @@
 """timam.data.batches: order, captions and length of an epoch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 
@@ -27,19 +25,20 @@ def numbered_pixels(count: int) -> np.ndarray:
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 2, 2)).copy()
 
 
+def shown(batch) -> list[int]:
+    """The indices of its pictures."""
+    return batch.pixels[:, 0, 0, 0].tolist()
+
+
 def run_epoch(split: Split, batch_size: int, images_per_identity: int = 0, seed: int = 0, epoch: int = 1):
     config = DataConfig(batch_size=batch_size, images_per_identity=images_per_identity)
     return list(epoch_batches(split, numbered_pixels(len(split.image_paths)), config, seed, epoch))
 
 
-def pictures(batches) -> list[int]:
-    return [int(p) for batch in batches for p in batch.pixels[:, 0, 0, 0]]
-
-
 RAGGED = [1, 4, 2, 7, 3, 1]  # 18 pictures of 6 identities
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 9])
+@pytest.mark.parametrize("k", [0, 1, 3, 9])
 def test_order_visits_every_picture_once_in_groups_of_an_identity(k):
     """An identity of n pictures makes n // K groups of K and one of the rest, read off runs of equal labels."""
     labels = make_split(RAGGED).image_labels
@@ -64,12 +63,8 @@ def test_groups_of_an_identity_are_apart():
 
 
 def test_identity_aware_groups_change_their_members():
-    split = make_split([4] * 4)
-    members = set()
-    for epoch in range(20):
-        order = pictures(run_epoch(split, 2, 2, epoch=epoch))
-        members |= {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)}
-    assert len(members) == 4 * 6  # every pair of each identity's four pictures: C(4, 2) = 6
+    batches = [batch for epoch in range(20) for batch in run_epoch(make_split([4] * 4), 2, 2, epoch=epoch)]
+    assert len({frozenset(shown(batch)) for batch in batches}) == 4 * 6  # every pair of an identity's four pictures
 
 
 @pytest.mark.parametrize("k", [0, 4])
@@ -77,9 +72,8 @@ def test_labels_and_captions_are_those_of_the_pictures_and_every_caption_is_draw
     split, drawn = make_split(RAGGED), set()
     for epoch in range(60):
         for batch in run_epoch(split, batch_size=4, images_per_identity=k, epoch=epoch):
-            shown = batch.pixels[:, 0, 0, 0].numpy()
-            assert batch.identity_labels.tolist() == split.image_labels[shown].tolist()
-            assert split.caption_image[batch.captions].tolist() == shown.tolist()
+            assert batch.identity_labels.tolist() == split.image_labels[shown(batch)].tolist()
+            assert split.caption_image[batch.captions].tolist() == shown(batch)
             drawn |= set(batch.captions.tolist())
     assert drawn == set(range(len(split.captions)))  # missed with probability below 1e-7: (1 - 16/18 / 3)^60 * 36
 
@@ -91,7 +85,7 @@ def test_epoch_depends_on_seed_and_epoch_only(k):
     def trace(seed: int, epoch: int) -> list:
         np.random.seed(epoch + 7)  # noqa: NPY002 - the global generators must not matter
         torch.manual_seed(epoch + 7)
-        return [(b.captions.tolist(), b.pixels[:, 0, 0, 0].tolist()) for b in run_epoch(split, 4, k, seed, epoch)]
+        return [(batch.captions.tolist(), shown(batch)) for batch in run_epoch(split, 4, k, seed, epoch)]
 
     assert trace(0, 1) == trace(0, 1)
     traces = [trace(seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
@@ -100,13 +94,13 @@ def test_epoch_depends_on_seed_and_epoch_only(k):
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "sizes"),
-    [(18, 4, [4] * 4), (18, 9, [9, 9]), (18, 17, [17]), (18, 19, [18]), (1, 4, [1]), (5, 4, [4])],
+    [(18, 4, [4] * 4), (18, 9, [9, 9]), (18, 19, [18]), (1, 4, [1])],
 )
 def test_last_batch_is_dropped_unless_it_is_the_only_one(images, batch_size, sizes):
     batches = run_epoch(make_split([images]), batch_size)
     assert [len(b.captions) for b in batches] == sizes
     assert steps_per_epoch(images, batch_size) == len(sizes)  # the announced length is what comes
-    assert len(set(pictures(batches))) == sum(sizes)
+    assert len({picture for batch in batches for picture in shown(batch)}) == sum(sizes)
 
 
 def test_batch_is_a_writable_copy_of_a_read_only_store(tmp_path):

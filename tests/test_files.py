@@ -9,19 +9,7 @@ from pathlib import Path
 import pytest
 
 from timam import files
-from timam.files import (
-    cache_folder,
-    check_sums,
-    recover_folder,
-    replacing_file,
-    replacing_folder,
-    write_sums,
-    write_text,
-)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: what runs after it is taken out by the test."""
+from timam.files import cache_folder, recover_folder, replacing_file, replacing_folder, write_text
 
 
 def fail_inside(replacing, error: BaseException) -> None:
@@ -29,6 +17,18 @@ def fail_inside(replacing, error: BaseException) -> None:
     with replacing as new:
         (new / "model" if new.is_dir() else new).write_text("half")
         raise error
+
+
+def fill(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model").write_text(content)
+    (folder / f"only_{content}").write_text(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{path: text} of the files below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_file_is_replaced_at_the_end_as_a_whole(tmp_path):
@@ -41,51 +41,26 @@ def test_file_is_replaced_at_the_end_as_a_whole(tmp_path):
         assert temporary.parent == path.parent  # one file system: os.replace is one step
     with pytest.raises(FileNotFoundError), replacing_file(path):
         pass  # writing nothing is an error, not a loss
-    assert path.read_text() == "newer"
-    assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def fill(folder: Path, content: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model").write_text(content)
-    (folder / f"only_{content}").write_text(content)
-    return folder
-
-
-def content_of(folder: Path) -> str | None:
-    """ "old" or "new" when the folder holds exactly one of them; fails on a mixture."""
-    if not folder.exists():
-        return None
-    content = (folder / "model").read_text()
-    assert sorted(os.listdir(folder)) == ["model", f"only_{content}"]
-    return content
-
-
-@pytest.mark.parametrize("old", ["old", None])
-def test_folder_is_replaced_as_a_whole(tmp_path, old):
-    target = tmp_path / "run" / "last"
-    if old:
-        fill(target, old)
-        recover_folder(target)  # nothing to repair
-    with replacing_folder(target) as new:
-        fill(new, "new")
-        assert content_of(target) == old
-    assert content_of(target) == "new"
-    assert os.listdir(target.parent) == ["last"]
+    assert contents(tmp_path) == {"a.txt": "newer"}
 
 
 @pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])
-@pytest.mark.parametrize("old", ["old", None])
+@pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOENT, "x"), Exception("os error")])
 def test_exception_is_passed_on_and_leaves_everything_as_it_was(tmp_path, replacing, old, error):
     target = tmp_path / "target"
     if old:
-        fill(target, old) if replacing is replacing_folder else target.write_text(old)
+        fill(target, "old") if replacing is replacing_folder else target.write_text("old")
+    before = contents(tmp_path)
     with pytest.raises(type(error)) as caught:
         fail_inside(replacing(target), error)
     assert caught.value is error
+    assert contents(tmp_path) == before
     assert os.listdir(tmp_path) == (["target"] if old else [])
-    assert (content_of(target) if replacing is replacing_folder else target.read_text() if old else None) == old
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: what runs after it is taken out by the test."""
 
 
 def kill_at(monkeypatch, name: str, nth: int) -> None:
@@ -117,29 +92,22 @@ def test_kill_at_any_point_leaves_old_or_new_after_recovery(tmp_path, monkeypatc
     with pytest.raises(RuntimeError):  # trying again without recovery loses nothing
         fail_inside(replacing_folder(target), RuntimeError())
     recover_folder(target)
-    assert content_of(target) == expected
-    assert not (tmp_path / ".last.old").exists()
+    assert contents(tmp_path) == {"last/model": expected, f"last/only_{expected}": expected}
     with replacing_folder(target) as new:  # and the next replacement works
         fill(new, "newer")
-    assert content_of(target) == "newer"
+    assert contents(tmp_path) == {"last/model": "newer", "last/only_newer": "newer"}
     assert os.listdir(tmp_path) == ["last"]
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"TIMAM_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, Path("/a/b")),
-        ({"TIMAM_CACHE": "~/a"}, Path.home() / "a"),
-        ({"TIMAM_CACHE": "", "XDG_CACHE_HOME": "/x"}, Path("/x/timam")),
-        ({"HOME": "/home/me"}, Path("/home/me/.cache/timam")),
-    ],
-)
-def test_cache_folder(monkeypatch, variables, expected):
-    for name in ("TIMAM_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder() == expected
+def test_cache_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("TIMAM_CACHE", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path("/home/me/.cache/timam")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder() == Path("/x/timam")
+    monkeypatch.setenv("TIMAM_CACHE", "~/a")
+    assert cache_folder() == Path("/home/me/a")
 
 
 # -- on the disk, and undamaged ---------------------------------------------------------------------------------
@@ -161,36 +129,34 @@ def test_content_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, mon
         monkeypatch.setattr(owner, name, lambda *a, f=original: events.append("rename") or f(*a))
     write_text(tmp_path / "a.txt", "new")
     assert events == [f".a.txt.{os.getpid()}.tmp", "rename", tmp_path.name]
-    events.clear()
-    with replacing_folder(tmp_path / "last") as new:
-        (new / "model").write_text("new")
-    assert events == ["model", ".last.new", "rename", tmp_path.name]
-    events.clear()
-    with replacing_folder(tmp_path / "store", durable=False) as new:
-        (new / "model").write_text("new")
-    assert events == ["rename"]
+    renamed = ["model", ".last.new", "rename", tmp_path.name]
+    for durable, expected in ((True, renamed), (False, ["rename"] * 2)):  # the second time the old one goes first
+        events.clear()
+        with replacing_folder(tmp_path / "last", durable) as new:
+            (new / "model").write_text("new")
+        assert events == expected
 
 
-@pytest.mark.parametrize("writing", [replacing_file, replacing_folder])
+@pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), Exception("I/O error: no room (os error 28)")])
-def test_full_disk_is_said_with_the_name(tmp_path, writing, error):
+def test_full_disk_is_said_with_the_name(tmp_path, replacing, error):
     with pytest.raises(OSError, match=r"No space left on device; what was there before is kept.*target") as caught:
-        fail_inside(writing(tmp_path / "target"), error)
+        fail_inside(replacing(tmp_path / "target"), error)
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == []
 
 
 def test_sums_find_every_damage_and_are_those_of_sha256sum(tmp_path):
-    fill(tmp_path / "run", "old")
-    fill(tmp_path / "run" / "deep", "old")
-    check_sums(tmp_path / "run")  # no sums to compare with
-    write_sums(tmp_path / "run")
-    check_sums(tmp_path / "run")
+    fill(tmp_path / "deep", "old")
+    fill(tmp_path, "old")
+    files.check_sums(tmp_path)  # no sums to compare with
+    files.write_sums(tmp_path)
+    files.check_sums(tmp_path)
     if shutil.which("sha256sum"):
-        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "run", check=True)
-    (tmp_path / "run" / "model").write_text("olt")
-    (tmp_path / "run" / "deep" / "only_old").unlink()
-    with pytest.raises(ValueError, match=r"deep/only_old is absent; .*run/model is damaged"):
-        check_sums(tmp_path / "run")
-    write_sums(tmp_path / "run", [tmp_path / "run" / "only_old"])  # of one file: the others are free
-    check_sums(tmp_path / "run")
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
+    (tmp_path / "model").write_text("olt")
+    (tmp_path / "deep" / "only_old").unlink()
+    with pytest.raises(ValueError, match=r"deep/only_old is absent; .*/model is damaged"):
+        files.check_sums(tmp_path)
+    files.write_sums(tmp_path, [tmp_path / "only_old"])  # of one file: the others are free
+    files.check_sums(tmp_path)
