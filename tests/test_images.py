@@ -1,15 +1,23 @@
-"""Decoding, resizing and normalising pictures of every mode, and damaged files."""
+"""Decoding and resizing pictures of every mode, also inside Parquet files; batches that are loaded ahead."""
 
+import os
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import layouts
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from timam.images import any_to_pixels, find_unreadable, normalize, read_image, to_pixels
+from timam.data import load_dataset, read_dataset
+from timam.embedded import container, open_picture
+from timam.images import ImageError, any_to_pixels, read_image, to_pixels
 from timam.models.batching import encode_batches
+from timam_lab.check import check_dataset
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -35,7 +43,6 @@ NOISE = np.random.default_rng(0).integers(0, 256, (20, 10, 3), dtype=np.uint8)
         ("LA", [(100, 255), (0, 0)], {}, [(100,) * 3, WHITE]),
         ("P", [0, 1, 2], {}, [RED, GREEN, BLUE]),
         ("P", [0, 1, 2], {"transparency": 1}, [RED, WHITE, BLUE]),
-        ("L", [77, 0], {}, [(77,) * 3, (0,) * 3]),
         ("1", [1, 0], {}, [WHITE, (0,) * 3]),
     ],
 )
@@ -80,21 +87,6 @@ def test_malformed_exif_tag_does_not_cost_the_picture(tmp_path):
     assert saved(Image.new("RGB", (40, 60)), tmp_path / "a.jpg", exif=exif).size == (60, 40)
 
 
-def test_damaged_files_are_named_in_order(tmp_path):
-    Image.fromarray(NOISE).save(tmp_path / "good.jpg")
-    whole = (tmp_path / "good.jpg").read_bytes()
-    damaged = {"truncated.jpg": whole[: len(whole) // 2], "text.jpg": b"a man in a red hat\n", "empty.jpg": b""}
-    for name, content in damaged.items():
-        (tmp_path / name).write_bytes(content)
-    paths = [*(tmp_path / name for name in damaged), tmp_path]
-    nobody, *problems = find_unreadable([tmp_path / "nobody.jpg", tmp_path / "good.jpg", *paths])
-    assert nobody == f"{tmp_path}/nobody.jpg: no such file"
-    assert [line.partition(": not a readable picture")[0] for line in problems] == [str(path) for path in paths]
-
-
-# -- resizing --------------------------------------------------------------------------------------------------------
-
-
 def test_resizing_is_antialiased():
     # A checkerboard of single pixels, 8 times too fine: the mean of each block, 127.5. Bilinear sampling without
     # antialiasing would give values between 0 and 255 that depend on where the samples fall.
@@ -116,13 +108,6 @@ def test_every_kind_of_input_gives_the_same_pixels_and_its_own_size_every_pixel(
             any_to_pixels(other, 4, 4)
 
 
-def test_normalize_constants():
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
-    black, white = normalize(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2)[None])[0, :, 0].T
-    torch.testing.assert_close(black, -mean / std, rtol=1e-6, atol=0)
-    torch.testing.assert_close(white, (1 - mean) / std)
-
-
 def test_batches_are_loaded_one_ahead_and_no_more_and_raise_in_their_turn():
     begun, model = [threading.Event() for _ in range(5)], torch.nn.Identity()
     model.device = torch.device("cpu")
@@ -139,3 +124,57 @@ def test_batches_are_loaded_one_ahead_and_no_more_and_raise_in_their_turn():
     with pytest.raises(ZeroDivisionError):
         next(items)
     assert list(encode_batches(model, [], load, lambda first: first)) == []
+
+
+def test_embedded_pictures_in_any_order_are_their_own_and_a_changed_shard_is_read_anew(tmp_path):
+    """In groups of 180 rows, more than are kept of a group; the name in capitals."""
+    shard, pictures = tmp_path / "TRAIN.PARQUET", [layouts.picture_bytes(i) for i in range(200)]
+    layouts.write_shard(shard, pictures, group=180)
+
+    def found(row: int) -> bytes:
+        return open_picture(Path(f"{shard}#image:{row}")).getvalue()
+
+    assert load_dataset("parquet", tmp_path).records[199].image == "TRAIN.PARQUET#image:199"
+    for row in [0, 199, 3, 2, 1, 181, 180, 179, 0, *np.random.default_rng(0).permutation(200).tolist()]:
+        assert found(row) == pictures[row]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(found, range(200))) == pictures
+    layouts.write_shard(shard, pictures[:50][::-1])
+    os.utime(shard, ns=(1, 1))
+    assert found(3) == pictures[46]
+
+
+def test_what_is_no_embedded_picture_is_named(tmp_path):
+    shard = tmp_path / "train.parquet"
+    layouts.write_shard(shard, [{"bytes": None, "path": "0.png"}, {"bytes": b"no picture", "path": "1.png"}])
+    for name, words in (
+        ("train.parquet#image:0", "no bytes"),
+        ("train.parquet#image:1", "UnidentifiedImageError"),
+        ("train.parquet#image:2", "no row 2; it has 2"),
+        ("train.parquet#image:-1", "no row -1"),
+        ("train.parquet#photo:0", "photo"),
+        ("other.parquet#image:0", "no such file"),
+    ):
+        with pytest.raises(ImageError, match=words) as caught:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+    assert len(check_dataset("parquet", shard)["problems"]) == 3  # and no training split
+    plain = tmp_path / "a.tar#b.png"  # a file of this name is a file
+    layouts.write_picture(plain)
+    assert container(plain) == plain
+
+
+def test_one_group_of_rows_of_any_size_is_read_in_bounded_memory(tmp_path):
+    """100 MB in one group of rows, at most 16 MB of it at once. (A page, compressed as a whole, is read as a whole.)"""
+    rng = np.random.default_rng(0)
+    pictures = [{"bytes": rng.bytes(1 << 18), "path": None} for _ in range(400)]
+    layouts.write_shard(tmp_path / "test.parquet", pictures, group=400)
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    dataset, problems = read_dataset("parquet", tmp_path)
+    most = pool.bytes_allocated() - before
+    for i, record in enumerate(dataset.records):
+        assert open_picture(tmp_path / record.image).getvalue() == pictures[i]["bytes"]
+        most = max(most, pool.bytes_allocated() - before)
+    assert problems == []
+    assert most < 16 << 20
