@@ -8,7 +8,6 @@ A target fails on an exception that it must not raise, on an input that takes 20
 test_hostile.py.
 """
 
-import io
 import sys
 import tempfile
 from pathlib import Path
@@ -27,9 +26,9 @@ with atheris.instrument_imports(include=["timam.data", "timam.embedded", "timam.
 
 
 def reader(layout: str, folder: Path):
-    """Any content of a layout's file, and the good content as a seed."""
+    """Reads any content of a layout's file; the good content is a seed."""
     name, write, file = LAYOUTS[layout]
-    root = write(folder / "root")
+    root = write(folder)
 
     def target(content: bytes) -> None:
         (root / file).write_bytes(content)
@@ -41,9 +40,10 @@ def reader(layout: str, folder: Path):
 
 
 def picture(folder: Path):
-    path, seeds = folder / "a.jpg", [io.BytesIO() for _ in FORMATS]
-    for seed, name in zip(seeds, FORMATS, strict=True):
-        Image.new("RGB", (9, 7), (200, 10, 60)).save(seed, name)
+    path, seeds = folder / "a.jpg", []
+    for name in FORMATS:
+        Image.new("RGB", (9, 7), (200, 10, 60)).save(path, name)
+        seeds.append(path.read_bytes())
 
     def target(content: bytes) -> None:
         path.write_bytes(content)
@@ -53,16 +53,13 @@ def picture(folder: Path):
             if str(path) not in str(error):
                 raise
 
-    return target, [seed.getvalue() for seed in seeds]
+    return target, seeds
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / "data").mkdir()
-        (folder / "corpus").mkdir()
-        target, seeds = picture(folder / "data") if sys.argv[1] == "picture" else reader(sys.argv[1], folder / "data")
+    with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as corpus:
+        target, seeds = picture(Path(data)) if sys.argv[1] == "picture" else reader(sys.argv[1], Path(data))
         for i, content in enumerate(seeds):
-            (folder / "corpus" / str(i)).write_bytes(content)
-        atheris.Setup([sys.argv[0], str(folder / "corpus"), "-timeout=20", *sys.argv[2:]], target)
+            Path(corpus, str(i)).write_bytes(content)
+        atheris.Setup([sys.argv[0], corpus, "-timeout=20", *sys.argv[2:]], target)
         atheris.Fuzz()

@@ -12,20 +12,15 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
-import torch
 from conftest import bounded, build_tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from layouts import LAYOUTS, write_person_search, write_picture
+from layouts import LAYOUTS, write_picture
 from PIL import Image
-from running import cut
 from safetensors.torch import load_file, save_file
 from test_notebooks import execute
 
@@ -35,7 +30,6 @@ from timam.images import ImageError, read_image, to_pixels
 from timam_lab.galleries import open_gallery
 
 REPOSITORY = Path(__file__).parents[1]
-# -- nothing that runs code -------------------------------------------------------------------------------------
 
 # What ruff has no rule for (pyproject.toml selects those against eval, exec, pickle, yaml.load and shells).
 UNSAFE = re.compile(
@@ -50,8 +44,7 @@ def test_no_file_is_loaded_in_a_way_that_runs_code():
     code = {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix in (".py", ".ipynb")}
     assert len(code) > 45
     assert {name: found[0] for name, text in code.items() if (found := UNSAFE.search(text))} == {}
-    for line in ("torch.load(f)", "torch.load(f, weights_only=False)", "import pickle", "np.load(f, allow_pickle=True)",
-                 "load(name, trust_remote_code=asked)", "from joblib import load"):  # fmt: skip
+    for line in ("torch.load(f, weights_only=False)", "from joblib import load", "load(name, trust_remote_code=asked)"):
         assert UNSAFE.search(line)
 
 
@@ -59,11 +52,11 @@ def test_no_file_is_loaded_in_a_way_that_runs_code():
 
 
 def test_picture_between_pillows_limits_is_read_with_its_warning_and_beyond_is_refused(tmp_path, monkeypatch):
-    for size in ((70_000, 1), (1, 70_000)):  # before it is decoded
-        Image.new("1", size).save(tmp_path / "row.png")
-        with pytest.raises(ImageError, match=r"row\.png.*expected at most 65,535 a side"):
-            read_image(tmp_path / "row.png")
     path = tmp_path / "large.png"
+    for size in ((70_000, 1), (1, 70_000)):  # before it is decoded
+        Image.new("1", size).save(path)
+        with pytest.raises(ImageError, match=r"large\.png.*expected at most 65,535 a side"):
+            read_image(path)
     Image.new("1", (40, 30)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # a phone's 108 megapixels lie between the real ones
     with pytest.warns(Image.DecompressionBombWarning):
@@ -109,32 +102,19 @@ def saved_model(tmp_path_factory) -> Path:
 
 
 def json_edit(file: str, *keys: str, **values):
-    """Changes an object inside a JSON file; a value of ... removes the key."""
+    """Changes an object inside a JSON file."""
 
     def change(folder: Path) -> None:
         content = json.loads((folder / file).read_text())
-        part = functools.reduce(dict.__getitem__, keys, content)
-        part |= values
-        for key in [key for key in values if values[key] is ...]:
-            del part[key]
+        functools.reduce(dict.__getitem__, keys, content).update(values)
         (folder / file).write_text(json.dumps(content))
 
     return change
 
 
-def tensor_edit(change):
-    """Replaces the tensor class_bias by those that `change` makes of it."""
-
-    def edit(folder: Path) -> None:
-        state = load_file(folder / "model.safetensors")
-        save_file(state | change(state.pop("class_bias")), folder / "model.safetensors")
-
-    return edit
-
-
-def weights_folder(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").mkdir()
+def not_a_number(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"class_bias": state["class_bias"] * math.nan}, folder / "model.safetensors")
 
 
 TOKENIZER, LANGUAGE = "tokenizer/tokenizer_config.json", "language_model_config"
@@ -144,11 +124,8 @@ KERNEL = {"_attn_implementation": "kernels-community/flash-attn"}
 
 # what would fetch, run or allocate something, or fail in a library later: (change of a saved model, what is said)
 HOSTILE_MODELS = {
-    "foreign code": (json_edit(TOKENIZER, auto_map=FOREIGN_CODE, tokenizer_class="Evil"), "is damaged"),
-    "padding token a number": (json_edit(TOKENIZER, pad_token=5), "tokenizer is damaged"),
-    "no padding token": (json_edit(TOKENIZER, pad_token=...), "no padding token"),
-    "tokenizer a list": (lambda f: (f / "tokenizer/tokenizer.json").write_text("[]"), "tokenizer is damaged"),
-    "negative word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=-1), "tokenizer is damaged"),
+    "foreign code": (json_edit(TOKENIZER, auto_map=FOREIGN_CODE, tokenizer_class="Evil"), "tokenizer is damaged"),
+    "no padding token": (json_edit(TOKENIZER, pad_token=None), "no padding token"),
     "unknown word": (json_edit("tokenizer/tokenizer.json", "model", "vocab", red=10**6), "up to 1000000"),
     "backbone fetches": (json_edit("config.json", "model", backbone="fasterrcnn_resnet50_fpn"), "not a class"),
     "language model fetches": (json_edit("config.json", language_model_config=RESNET), "asks for backbone"),
@@ -158,20 +135,9 @@ HOSTILE_MODELS = {
     "a billion labels": (json_edit("config.json", LANGUAGE, num_labels=10**9, hidden_size=10), "not fit config.json"),
     "terabytes of states": (json_edit("config.json", LANGUAGE, hidden_size=10**7), "does not fit config.json"),
     "identities a float": (json_edit("config.json", num_identities=4.0), "gives no model: TypeError"),
-    "key twice": (lambda f: (f / "config.json").write_text('{"model": {}, "model": {}}'), "stands twice"),
-    "NaN": (tensor_edit(lambda t: {"class_bias": t * math.nan}), "class_bias holds other"),
-    "means of another width": (
-        tensor_edit(lambda t: {"class_bias": t, "modality_means": t[:, :2].clone()}), "modality_means",
-    ),
-    "a tensor missing": (tensor_edit(lambda t: {}), "model.safetensors does not fit config.json"),
-    "weights no file": (weights_folder, "it has"),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "half the weights": (lambda f: cut(f / "model.safetensors", np.random.default_rng(0)), "model.safetensors"),
-    "another config": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "config.json"),
-    "other size": (json_edit("config.json", "model", embedding_dim=17), "does not fit config.json"),
-    "other words": (json_edit("config.json", language_model_config=None), "does not fit"),
-    "unknown setting": (json_edit("config.json", "model", colour="red"), "config.json"),
-    "no architecture": (json_edit("config.json", language_model_config={"a": 1}), "config.json"),
+    "NaN": (not_a_number, "class_bias holds other"),
+    "half the weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors"),
+    "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
 }  # fmt: skip
 
 
@@ -222,26 +188,18 @@ def test_damaged_file_of_a_model_is_refused_by_name_or_does_no_harm(saved_model,
         assert model.encode_texts(["a man in a red hat"]).isfinite().all()
 
 
-@functools.cache
-def embedding_model(folder: Path) -> TIMAM:
-    return TIMAM.from_pretrained(folder)
+@pytest.fixture(scope="module")
+def model(saved_model) -> TIMAM:
+    return TIMAM.from_pretrained(saved_model)
 
 
 @bounded
 @given(text=st.text(max_size=30))
-def test_any_text_is_embedded_or_refused(saved_model, text):
+def test_any_text_is_embedded_or_refused(model, text):
     try:
-        assert embedding_model(saved_model).encode_texts([text]).isfinite().all()
+        assert model.encode_texts([text]).isfinite().all()
     except ValueError:
         assert not text.strip() or re.search(r"[\ud800-\udfff]", text)
-
-
-def test_ten_megabytes_of_query_are_refused(saved_model):
-    model = embedding_model(saved_model)
-    with pytest.raises(ValueError, match=r"texts\[0\] has 10,000,000 characters; expected at most 100,000"):
-        model.encode_texts(["red hat " * 1_250_000])
-    short = model.encode_texts(["red hat " * 100])
-    torch.testing.assert_close(model.encode_texts(["red hat " * 12_500]), short)  # both are cut to the same pieces
 
 
 # -- command line and notebooks ---------------------------------------------------------------------------------
@@ -258,20 +216,10 @@ def test_command_line_refuses_what_is_not_utf8(saved_model, tmp_path, call):
     assert (said.code, "sentences.txt: 'utf-8' codec" in said.err) == (2, True)
 
 
-@pytest.mark.slow  # a new interpreter
-def test_root_that_is_not_utf8_is_checked_and_named(tmp_path):
-    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
-    write_person_search(root)
-    arguments = [sys.executable, "-m", "timam", "data", "check", "--dataset", "cuhk-pedes", "--root", root]
-    result = subprocess.run(arguments, capture_output=True, cwd=REPOSITORY, check=False)
-    assert result.returncode == 0, result.stderr
-    assert rb"caf\udce9: 0 problem(s)" in result.stdout  # the byte, escaped for a terminal
-
-
 @pytest.mark.parametrize(
     ("declared", "text"),
-    [("int", "three"), ("int", "3.5"), ("int", "true"), ("float", "1e999"), ("float", "NaN"), ("int", "1e3"),
-     ("int", "[" * 10_000), ("int", ""), ("int", "1" * 5000), ("bool", "1"), ("str", "a\0b"), ("str", "\udcff")],
+    [("int", "three"), ("int", "3.5"), ("int", "true"), ("bool", "1"), ("float", "1e999"), ("int", "1" * 4000),
+     ("int", "[" * 10_000), ("str", "a\0b")],
 )  # fmt: skip
 def test_notebook_parameter_of_the_wrong_type_is_refused(declared, text):
     with pytest.raises(SystemExit, match=r"parameter level = .*: expected"):
@@ -281,9 +229,6 @@ def test_notebook_parameter_of_the_wrong_type_is_refused(declared, text):
 def test_notebook_parameter_given_twice_is_refused():
     with pytest.raises(click.UsageError, match="parameter seed is given twice"):
         execute._given((("seed", "1"), ("seed", "2")))
-
-
-# -- no network -------------------------------------------------------------------------------------------------
 
 
 def test_data_model_and_search_ask_for_no_network(saved_model, tmp_path, no_network):
