@@ -63,20 +63,6 @@ class Killed(BaseException):
     """Stands for SIGKILL: what runs after it is taken out by the test."""
 
 
-def kill_at(monkeypatch, name: str, nth: int) -> None:
-    """The nth call of Path.rename or shutil.rmtree on is the moment of the kill: neither it nor any later one runs."""
-    owner = Path if name == "rename" else files.shutil
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*args, **kwargs):
-        calls.append(args)
-        if len(calls) >= nth:
-            raise Killed
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, wrapped)
-
-
 # In order, replacing an old folder: rmtree of remains of .new (1), [the caller writes], rmtree in recover_folder (2),
 # rename old away (1), rename new in (2), rmtree of the old (3).
 @pytest.mark.parametrize(
@@ -84,9 +70,17 @@ def kill_at(monkeypatch, name: str, nth: int) -> None:
     [("rmtree", 1, "old"), ("rmtree", 2, "old"), ("rename", 1, "old"), ("rename", 2, "old"), ("rmtree", 3, "new")],
 )
 def test_kill_at_any_point_leaves_old_or_new_after_recovery(tmp_path, monkeypatch, name, nth, expected):
-    target = fill(tmp_path / "last", "old")
+    target, owner, calls = fill(tmp_path / "last", "old"), Path if name == "rename" else files.shutil, []
+    original = getattr(owner, name)
+
+    def killed(*args, **kwargs):
+        calls.append(args)
+        if len(calls) >= nth:  # neither this call nor any later one runs
+            raise Killed
+        return original(*args, **kwargs)
+
     with monkeypatch.context() as patched:
-        kill_at(patched, name, nth)
+        patched.setattr(owner, name, killed)
         with pytest.raises(Killed), replacing_folder(target) as new:
             fill(new, "new")
     with pytest.raises(RuntimeError):  # trying again without recovery loses nothing
@@ -108,9 +102,6 @@ def test_cache_folder(monkeypatch):
     assert cache_folder() == Path("/x/timam")
     monkeypatch.setenv("TIMAM_CACHE", "~/a")
     assert cache_folder() == Path("/home/me/a")
-
-
-# -- on the disk, and undamaged ---------------------------------------------------------------------------------
 
 
 def test_content_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
