@@ -1,16 +1,33 @@
-"""timam_lab.speed: the usual way of computing metrics gives the same values, and every report is written."""
+"""timam_lab.speed: what is timed agrees; of its gpu, what fails or is stopped costs only itself, and all of it runs."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 
+from timam.config import MINILM, PRESETS, override
+from timam.interruption import Interrupted
 from timam.metrics import two_way_metrics
+from timam.models.weights import load_backbone, load_language_model, load_tokenizer
+from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 from timam_lab.speed import growth, search
+from timam_lab.speed.gpu import NAMES, OWN_DATA, SMALLEST, STAGES, Item, Lab, Part, carry, learns, parts, schedule
+from timam_lab.speed.gpu.lab import run_part
 from timam_lab.speed.metrics import embeddings, usual_two_way
 from timam_lab.speed.timing import medians, turns
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("loops", [True, False])
@@ -39,13 +56,193 @@ def test_peak_memory_counts_what_is_held_at_one_time():
     assert 2 * 1_024_000 <= growth.peak_memory(work, torch.device("cpu")) < 3 * 1_024_000
 
 
-def test_a_report_names_its_command_and_commit(tmp_path: Path):
+def test_a_report_names_its_command_and_commit(tmp_path):
     output = tmp_path / "reports" / "search.md"
     arguments = ["--output", str(output), "--count", "4000", "--width", "8", "--rounds", "1"]
-    result = CliRunner().invoke(search.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
+    assert CliRunner().invoke(search.main, arguments, catch_exceptions=False).exit_code == 0
     text = output.read_text()
-    assert text.startswith("# Search\n\n`python -m timam_lab.speed.search")
-    assert "at commit" in text
+    assert re.match(r"# Search\n\n`python -m timam_lab.speed.search.*` at commit", text)
     recall = re.search(r"^\| recall@10 .* \| ([01].\d+) \|$", text, re.MULTILINE)
     assert 0.5 < float(recall[1]) <= 1
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path, tmp_path, rehearsal=True)
+
+
+def part_of(calls, **works):
+    """A part with an item for each work, which notes that it was called, and an error behind the last one."""
+
+    def noted(name, work):
+        calls.append(name)
+        yield from work()
+
+    def items(lab):
+        for name, work in works.items():
+            yield Item("Table", name, partial(noted, name, work))
+        raise OSError("no data")
+
+    return Part("Title", "Text.", items)
+
+
+def fails():
+    yield {"value": 7}
+    raise RuntimeError("out of luck")
+
+
+def is_stopped():
+    yield {"value": 8}
+    raise Interrupted
+
+
+def read(lab, name="some"):
+    items = json.loads((lab.output / f"{name}.json").read_text())["items"]
+    return {key.removeprefix("Table: "): (entry["rows"], entry["error"]) for key, entry in items.items()}
+
+
+def test_what_fails_is_named_and_the_next_goes_on_and_a_second_call_measures_only_what_is_missing(lab):
+    calls, seen = [], []
+    works = {"first": lambda: [{"value": 1.23456}], "second": fails, "third": lambda: seen.append(read(lab)) or []}
+    run_part("some", part_of(calls, **works, fourth=is_stopped, fifth=fails), lab)
+    first, second = ([{"value": 1.23456}], None), ([{"value": 7}], "RuntimeError: out of luck")
+    stopped = "stopped: its time was over"
+    assert seen == [{"first": first, "second": second, "third": ([], stopped)}]  # as if it is killed here
+    assert read(lab) == {"first": first, "second": second, "third": ([], None), "fourth": ([{"value": 8}], stopped)}
+    text = (lab.output / "some.md").read_text()
+    assert "| value |\n| --- |\n| 1.235 |\n| 7 |\n| 8 |" in text
+    assert "- Table: second: RuntimeError: out of luck" in text
+    assert f"torch {torch.__version__}" in text
+    assert "its numbers mean nothing" in text
+    measured = {"second": lambda: [{"other": 2}], "fourth": list, "fifth": list}
+    run_part("some", part_of(calls, first=fails, third=fails, **measured), lab)
+    assert calls == ["first", "second", "third", "fourth", "second", "fourth", "fifth"]
+    assert [error for _, error in read(lab).values()] == [None] * 5 + ["OSError: no data"]
+    assert "| value | other |\n| --- | --- |\n| 1.235 |  |\n|  | 2 |" in (lab.output / "some.md").read_text()
+    content = json.loads((lab.output / "some.json").read_text())
+    made = content["made"] | {"device": "another"}  # or another commit
+    (lab.output / "some.json").write_text(json.dumps(content | {"made": made}))
+    run_part("some", part_of(calls, first=list), lab)
+    assert calls[-1] == "first"
+
+
+STUBS = """
+import json, os, signal, sys, time, types
+from pathlib import Path
+import timam_lab.speed.gpu.schedule
+
+timam_lab.speed.gpu.schedule.GRACE = 0.1
+
+def run_part(name, work, lab):
+    entry = {"table": "", "rows": [], "error": "stopped", "seconds": 0}
+    for outcome in (work, None):
+        (lab.output / f"{name}.json").write_text(json.dumps({"made": {}, "items": {"item": entry}}))
+        outcome and outcome()
+        entry["error"] = None
+
+def render(folder, *arguments, **options):
+    time.sleep(1)
+    folder.with_name("rendered").touch()
+
+def rendered():
+    if not Path(__file__).with_name("rendered").exists():
+        os._exit(3)
+
+def stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.fork()
+    time.sleep(90)  # both hold the pipe to the test
+
+works = {"step": rendered, "evaluation": stubborn, "learning": lambda: os._exit(3), "tests": lambda: 0}
+made = {"timam_lab.speed.gpu.lab": {"run_part": run_part}, "timam_lab.speed.gpu.parts": {"PARTS": works},
+        "timam_lab.pedestrians": {"PedestrianSpec": dict, "render_pedestrians": render},
+        "torch": {"cuda": types.SimpleNamespace(is_available=lambda: False)}}
+for name, values in made.items():
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(values)
+"""  # parts that need no torch, so that the processes start in no time
+
+
+def test_a_part_that_takes_too_long_or_dies_ends_alone_within_the_time_and_timings_wait_for_the_rendering(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STUBS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "timam_lab.speed.gpu", "--work", str(tmp_path), "--minutes", "0.5"]
+    refused = subprocess.run([*command, "step"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "torch sees no GPU here" in refused.stderr
+    archive, started = tmp_path / "tables.tar.gz", time.monotonic()
+    command += ["--rehearse", "--archive", str(archive), "step", "evaluation", "learning", "tests"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 60
+    for row in ("step](step.md) | 1 | 0", "evaluation.md) | 0 | 1", "learning.md) | 0 | 1", "tests.md) | 1 | 0"):
+        assert row in done.stdout
+    with tarfile.open(archive) as file:
+        assert {"tables/summary.md", "tables/tests.json"} < set(file.getnames())
+
+
+def test_every_part_has_a_stage_of_the_eight_minutes_and_the_summary_a_line(lab):
+    assert sorted(parts.PARTS) == sorted(NAMES)
+    assert sum(STAGES.values()) == pytest.approx(8)
+    run_part("runs", part_of([], first=list, second=list), lab)
+    text = schedule.summary(lab.output, ["runs", "step"])
+    assert "| [runs](runs.md) | 2 | 1 | 0 |\n| step | none: see the log | | |" in text
+
+
+def test_the_study_is_that_of_the_notebook_seed_after_seed_with_the_rates_that_were_chosen(lab):
+    study = learns.study(replace(lab, rehearsal=False))
+    names = list(dict.fromkeys(e.variant for e in study))
+    assert names[0] == "matching"
+    assert set(learns.RATES) < set(names)
+    assert [e.config.train.seed for e in study] == [seed for seed in range(5) for _ in names]
+    rates = {e.variant: e.config.train.image_lr for e in study}
+    assert rates["CMPM"] == pytest.approx(0.5 * rates["SDM"], rel=1e-5)  # six digits
+    quick, train = PRESETS["quick"].train, study[0].config.train
+    assert train.warmup_epochs * train.max_steps == pytest.approx(quick.warmup_epochs * quick.max_steps)
+
+
+def test_the_recipe_has_as_many_steps_with_any_number_of_people_that_is_not_small(lab):
+    quick = PRESETS["quick"].train
+    for people, steps in ((750, 40 * 35), (3_000, 10 * 140), (6_250, 5 * 280)):
+        settings = learns.learning_settings(replace(lab, rehearsal=False), people)
+        train = override(PRESETS["quick"], settings).train
+        assert train.epochs * train.max_steps == steps
+        assert train.warmup_epochs * train.max_steps == pytest.approx(quick.warmup_epochs * quick.max_steps)
+        assert train.text_lr == pytest.approx(2**0.5 * quick.text_lr)
+
+
+def test_what_travels_is_counted_and_too_much_refused(tmp_path):
+    (tmp_path / "carried").mkdir()
+    for name, size in ((".gitignore", 0), ("code.py", 1000), ("ignored.bin", 10_000), ("carried/wheel.whl", 2000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / ".gitignore").write_text("/carried/\n*.bin\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    found = carry.sizes(tmp_path, tmp_path / "carried")
+    assert found == {"code.py": 1000, "carried": 2000, ".gitignore": 16}
+    assert carry.check_size(tmp_path, tmp_path / "carried", 3016).startswith("0.0 of 0 MiB: carried")
+    with pytest.raises(click.ClickException, match="sparse-checkout"):
+        carry.check_size(tmp_path, tmp_path / "carried", 3015)
+
+
+@pytest.mark.slow
+def test_carried_weights_are_those_of_quick_in_half_precision(tmp_path):
+    carry.pack_weights(tmp_path)
+    backbones = [load_backbone("mobilenet_v2", w) for w in (f"{tmp_path}/mobilenet_v2.safetensors", "IMAGENET1K_V1")]
+    language_models = [load_language_model(name, True) for name in (f"{tmp_path}/MiniLM", MINILM)]
+    for carried, packaged in ([b.features for b in backbones], language_models):
+        # Half precision has 11 bits: half a unit in the last place is 2**-12 of the value, 2**-25 below 2**-14.
+        torch.testing.assert_close(carried.state_dict(), packaged.state_dict(), rtol=2**-11, atol=2**-24)
+    ours, theirs = (load_tokenizer(name)(["A man in a red coat."]) for name in (str(tmp_path / "MiniLM"), MINILM))
+    assert ours["input_ids"] == theirs["input_ids"]
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*")) < 50 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["runs", "step", "abreast", "learning", "evaluation", "processes"])
+def test_a_part_rehearses_without_an_error(lab, name):
+    """The others start pytest, papermill or pools of processes; `--rehearse` runs them all."""
+    if name not in OWN_DATA:
+        render_pedestrians(lab.work / "people", PedestrianSpec(**SMALLEST), 1, progress=False)
+    run_part(name, parts.PARTS[name], lab)
+    items = read(lab, name)
+    assert items
+    assert {key: error for key, (rows, error) in items.items() if error or not rows} == {}
