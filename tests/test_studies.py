@@ -1,14 +1,15 @@
-"""timam_lab.studies: each run once, failures listed at the end, processes, resumed after a kill, Ray, tables."""
+"""timam_lab.studies: each run once, failures listed at the end, processes, resumed after a kill, tables.
+
+And studies and galleries on a Ray cluster of two machines, one of which is lost in the middle.
+"""
 
 import json
 import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import threading
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,19 +18,20 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import build_tiny
 from filelock import FileLock
-from layouts import person_search_records, tiny_config, write_person_search
-from running import interrupted, started, wait_until
+from layouts import tiny_config, write_person_search, write_picture
+from running import forked, wait_until
 
 from timam.cli import cli
-from timam.config import Config
 from timam.evaluation import Embeddings
-from timam.files import write_sums
 from timam.images import read_image
 from timam.provenance import code_fingerprint
-from timam.run import BusyError, Run, RunError
+from timam.run import BusyError, Run
+from timam.search import Gallery
 from timam.training import fit
-from timam_lab import studies
+from timam_lab import galleries, studies
+from timam_lab.galleries import KeptGallery, build_in_shards, encode_on_ray
 from timam_lab.studies import Experiment, StudyError, grid, hits, results, run_grid, table, versions
 
 VARIANTS = {"full": "", "alone": "loss.adversarial_weight=0"}
@@ -41,27 +43,21 @@ def experiments(people) -> list[Experiment]:
 
 
 @pytest.fixture
-def fake_fit(monkeypatch):
-    """Stands in for training: notes who was asked for, fails where `fails` says so."""
-    calls: list[tuple[float, int]] = []
-    fails: dict[tuple[float, int], Exception] = {}
+def fake_fit(monkeypatch) -> SimpleNamespace:
+    """Stands in for training: notes (adversarial weight, seed) of its `calls`, and raises what `fails` has for them."""
+    seen = SimpleNamespace(calls=[], fails={})
 
-    def fake(config, output, resume, progress):
-        key = config.loss.adversarial_weight, config.train.seed
+    def fit(config, output, resume, progress):
         if (output / "metrics.json").exists():
             return
-        calls.append(key)
-        if key in fails:
-            raise fails[key]
+        seen.calls.append((config.loss.adversarial_weight, config.train.seed))
+        if error := seen.fails.get(seen.calls[-1]):
+            raise error
         (output / "checkpoints").mkdir(parents=True)
         (output / "metrics.json").write_text("{}")
 
-    monkeypatch.setattr(studies, "fit", fake)
-    fake.calls, fake.fails = calls, fails
-    return fake
-
-
-# -- grids ------------------------------------------------------------------------------------------------------
+    monkeypatch.setattr(studies, "fit", fit)
+    return seen
 
 
 def test_grid_is_variants_by_seeds_in_balanced_order_and_no_run_has_two_names(experiments, people):
@@ -71,6 +67,8 @@ def test_grid_is_variants_by_seeds_in_balanced_order_and_no_run_has_two_names(ex
         grid(tiny_config(people), {"a": "", "b": ["loss.adversarial_weight=1"]}, [0])
     with pytest.raises(ValueError, match="unknown setting"):
         grid(tiny_config(people), {"a": "loss.adverserial_weight=1"}, [0])
+    with pytest.raises(ValueError, match="expected one of local, ray"):
+        run_grid(experiments, "runs", engine="slurm")
 
 
 def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, tmp_path):
@@ -79,27 +77,19 @@ def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, 
     lr = base.train.text_lr
     assert [(e.variant, e.config.train.text_lr) for e in trials] == [(v, f * lr) for f in (0.5, 1) for v in VARIANTS]
     assert trials[2:] == grid(base, VARIANTS, [7])  # a factor of 1 is the grid's own run
-    for e, scores in zip(trials, ([0.2, 0.6], [0.3], [0.5], [0.4]), strict=True):
-        e.folder(tmp_path).mkdir()
-        history = pd.DataFrame({"epoch": range(1, 1 + len(scores)), "val_text_to_image_rank_1": scores})
-        history.to_csv(e.folder(tmp_path) / "history.csv", index=False)
     with pytest.raises(StudyError, match="not finished: "):
         studies.best_rates(trials, tmp_path, [7, 8])
-    for e in trials:
+    for e, scores in zip(trials, ([0.2, 0.6], [0.3], [0.5], [0.4]), strict=True):
+        e.folder(tmp_path).mkdir()
+        pd.DataFrame({"val_text_to_image_rank_1": scores}).to_csv(e.folder(tmp_path) / "history.csv")
         (e.folder(tmp_path) / "metrics.json").touch()
     best = studies.best_rates(trials, tmp_path, [7, 8])
     found = [(e.variant, e.config.train.seed, e.config.train.text_lr) for e in best]
     assert found == [("full", 7, lr / 2), ("alone", 7, lr), ("full", 8, lr / 2), ("alone", 8, lr)]
     assert best[0] == trials[0]  # which is trained already
-    curves = studies.curves(trials, tmp_path)
-    assert list(curves["variant"]) == ["full", "full", "alone", "full", "alone"]
-    assert list(curves["text_lr_set"]) == pytest.approx([lr / 2] * 3 + [lr] * 2)
     tried = studies.rate_table(trials, base, tmp_path)
     assert (list(tried.index), list(tried.columns)) == (list(VARIANTS), [0.5, 1])
     assert tried.to_numpy().tolist() == [[0.6, 0.5], [0.3, 0.4]]
-
-
-# -- running ----------------------------------------------------------------------------------------------------
 
 
 def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
@@ -119,36 +109,29 @@ def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
     assert len(list(tmp_path.glob("kept/*/checkpoints"))) == 1
 
 
-@pytest.mark.parametrize("error", [RunError("matching is not finite"), MemoryError()])
-def test_a_failed_run_stops_no_other_and_is_said_at_the_end(experiments, fake_fit, tmp_path, error):
-    fake_fit.fails[(1, 0)] = error
+@pytest.mark.parametrize("full", [False, True])
+def test_a_failed_run_stops_no_other_and_is_said_at_the_end(experiments, fake_fit, tmp_path, monkeypatch, full):
+    """On a full disk there is not even room for the reason."""
+    fake_fit.fails[(1, 0)], reason = MemoryError("too large"), "MemoryError: too large"
+    if full:
+        monkeypatch.setattr(studies, "write_text", Mock(side_effect=OSError(28, "No space left on device")))
+        reason = "no reason was left: its process was killed, or the disk was full"
     with pytest.raises(StudyError) as caught:
         run_grid(experiments, tmp_path, progress=False)
     assert len(list(tmp_path.glob("*/metrics.json"))) == 3
-    expected = f"full, seed 0 ({experiments[0].folder(tmp_path)}): {type(error).__name__}: {error}".strip()
+    expected = f"full, seed 0 ({experiments[0].folder(tmp_path)}): {reason}"
     assert str(caught.value) == f"1 of 4 runs did not finish:\n  {expected}"
-    fake_fit.fails.clear()
-    run_grid(experiments, tmp_path, progress=False)  # tried again, and only this one
-    assert len(fake_fit.calls) == 5
-    assert not list(tmp_path.glob("*.failed.txt"))
-
-
-def test_a_full_disk_stops_no_other_run_but_an_interrupt_does(experiments, fake_fit, tmp_path, monkeypatch):
-    fake_fit.fails[(1, 0)] = full = OSError(28, "No space left on device")
-    monkeypatch.setattr(studies, "write_text", Mock(side_effect=full))  # not even for the reason is there room
-    with pytest.raises(StudyError, match=r"1 of 4 runs did not finish:\n  full, seed 0 .*or the disk was full"):
-        run_grid(experiments, tmp_path, progress=False)
-    assert len(list(tmp_path.glob("*/metrics.json"))) == 3
     fake_fit.fails[(1, 0)] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run_grid(experiments, tmp_path, progress=False)
-    with pytest.raises(ValueError, match="expected one of local, ray"):
-        run_grid(experiments, tmp_path, engine="slurm")
+    fake_fit.fails.clear()
+    run_grid(experiments, tmp_path, progress=False)  # tried again, and only this one
+    assert len(fake_fit.calls) == 6
+    assert not list(tmp_path.glob("*.failed.txt"))
 
 
 def test_a_busy_run_is_waited_for(experiments, fake_fit, tmp_path, monkeypatch):
     """Another process is at the first run: the others are done meanwhile, and the first is left to it."""
-    monkeypatch.setattr(studies, "POLL_SECONDS", 0.01)
     fake_fit.fails[(1, 0)] = BusyError("another process")
     first = experiments[0].folder(tmp_path)
 
@@ -162,54 +145,15 @@ def test_a_busy_run_is_waited_for(experiments, fake_fit, tmp_path, monkeypatch):
     assert fake_fit.calls == [(1, 0), (0, 0), (1, 1), (0, 1), (1, 0)]
 
 
-# -- one run at a time, on the data that it was begun on ----------------------------------------------------------
-
-
 def test_a_run_that_another_process_is_at_is_refused(people, tmp_path):
     with FileLock(tmp_path / ".run.lock"), pytest.raises(BusyError, match="another process is at this run"):
         fit(tiny_config(people), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def with_another_caption(root):
-    records = person_search_records()
-    records[0]["captions"][0] += " and a hat"
-    (root / "reid_raw.json").write_text(json.dumps(records))
-
-
-@pytest.fixture
-def changing(tmp_path) -> Config:
-    """Of data that `change` gives another caption."""
-    return tiny_config(write_person_search(tmp_path / "data"))
-
-
-def change(config: Config) -> None:
-    records = person_search_records()
-    records[0]["captions"][0] += " and a hat"
-    (Path(config.data.root) / "reid_raw.json").write_text(json.dumps(records))
-
-
-def test_an_interrupted_run_does_not_go_on_with_other_data(changing, tmp_path):
-    interrupted(changing, tmp_path / "run", steps=4)
-    change(changing)
-    with pytest.raises(RunError, match="was begun on other data"):
-        fit(changing, tmp_path / "run", resume=True, progress=False)
-
-
-def test_a_run_that_two_versions_trained_says_so(people, tmp_path, monkeypatch):
-    config = tiny_config(people)
-    with monkeypatch.context() as patch:
-        patch.setattr("timam.training.code_fingerprint", lambda: "01234567")
-        interrupted(config, tmp_path / "run", steps=4)
-    metrics = fit(config, tmp_path / "run", resume=True, progress=False)
-    assert metrics["provenance"]["code"] == f"01234567+{code_fingerprint()}"
-
-
-# -- results ----------------------------------------------------------------------------------------------------
-
-
-def test_results_hold_a_row_a_run_with_its_provenance_and_refuse_data_that_have_changed(changing, tmp_path):
-    experiments, runs = grid(changing, VARIANTS, range(2)), tmp_path / "runs"
+def test_results_hold_a_row_a_run_with_its_provenance_and_refuse_data_that_have_changed(tmp_path):
+    people, runs = write_person_search(tmp_path / "data"), tmp_path / "runs"
+    experiments = grid(tiny_config(people), VARIANTS, range(2))
     run_grid(experiments[:3], runs, progress=False)
     frame = results(experiments, runs)
     assert frame[["variant", "seed"]].to_numpy().tolist() == [["full", 0], ["alone", 0], ["full", 1]]
@@ -218,47 +162,40 @@ def test_results_hold_a_row_a_run_with_its_provenance_and_refuse_data_that_have_
     assert frame.loc[1, "probe_accuracy"] == metrics["modality_gap"]["probe_accuracy"]
     assert frame["code"].unique().tolist() == [code_fingerprint()]
     assert versions(frame)["runs"].tolist() == [3]
-    change(changing)
+    write_person_search(people, captions=1)
     with pytest.raises(StudyError, match=f"runs on other data:\n  {experiments[0].folder(runs)}"):
         results(experiments, runs)
 
 
-def write_embeddings(experiment, runs, rows, labels=(0, 1)):
-    folder = experiment.folder(runs)
-    folder.mkdir(parents=True)
+def write_embeddings(folder: Path, rows, labels=(0, 1)):
+    folder.mkdir(exist_ok=True)
     images, labels = torch.eye(2), torch.tensor(labels)
     Embeddings(images, images[rows], labels, labels.clone()).save(folder / "test_embeddings.safetensors")
 
 
 def test_hits_are_those_of_each_seed_in_order(experiments, tmp_path):
     for experiment, rows in zip(experiments, ([0, 1], [1, 0], [0, 0], [1, 1]), strict=True):
-        write_embeddings(experiment, tmp_path, rows)
+        write_embeddings(experiment.folder(tmp_path), rows)
     found, identities = hits(experiments[::-1], tmp_path)
     assert identities.tolist() == [0, 1]
     assert {k: v.tolist() for k, v in found.items()} == {"alone": [[0, 0], [0, 1]], "full": [[1, 1], [1, 0]]}
     assert hits(experiments, tmp_path, k=2)[0]["alone"].all()
-    write_embeddings(experiments[1], tmp_path / "other", [0, 1], labels=(0, 0))
-    shutil.copytree(experiments[0].folder(tmp_path), experiments[0].folder(tmp_path / "other"))
+    write_embeddings(experiments[1].folder(tmp_path), [0, 1], labels=(0, 0))
     with pytest.raises(StudyError, match="its queries are not those of the other runs"):
-        hits(experiments[:2], tmp_path / "other")
+        hits(experiments[:2], tmp_path)
     with pytest.raises(StudyError, match="no experiments"):
         hits([], tmp_path)
 
 
-# -- the table of a folder of runs --------------------------------------------------------------------------------
-
-
 def finished(config, runs, rank_1, data="0123", commit="abc"):
     """A run directory with made-up results."""
-    folder = Run.named(runs, config).folder
-    folder.mkdir(parents=True)
+    run = Run.named(runs, config)
+    run.create(config)
     measures = {"chance": 0.04, "rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
-    metrics = {"dataset": "csv", "best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
+    metrics = {"best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
                "modality_gap": {}, "provenance": {"commit": commit, "data_fingerprint": data}}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    write_sums(folder)
-    return folder
+    (run.folder / "metrics.json").write_text(json.dumps(metrics))
+    return run.folder
 
 
 def test_table_by_hand(people, tmp_path):
@@ -276,7 +213,7 @@ def test_table_by_hand(people, tmp_path):
     assert CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--figure", "t"]).exit_code == 2
     assert "30.0 ± 24.8" in result.output
     assert " 4.00 " in result.output  # chance
-    frame = pd.read_csv(tmp_path / "t.csv").set_index("variant")
+    frame = pd.read_csv(tmp_path / "t.csv", index_col="variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
     base = frame.loc["base"]
     assert (base["seeds"], base["commit"], base["data_fingerprint"]) == ("0, 1, 2", "abc, def", 123)
@@ -287,11 +224,10 @@ def test_table_by_hand(people, tmp_path):
 
 
 def test_table_names_both_of_two_variants_and_follows_moved_data(people, tmp_path):
-    for settings, rank_1 in (("", 0.2), ("train.seed=1 data.root=/elsewhere", 0.2), ("train.epochs=9", 0.4)):
-        finished(tiny_config(people, *settings.split()), tmp_path, rank_1)
+    for settings in ("train.epochs=2", "train.epochs=2 train.seed=1 data.root=/elsewhere", "train.epochs=9"):
+        finished(tiny_config(people, *settings.split()), tmp_path, 0.2)
     frame = table(tmp_path)
-    epochs = tiny_config(people).train.epochs
-    assert dict(zip(frame["variant"], frame["seeds"], strict=True)) == {f"epochs={epochs}": "0, 1", "epochs=9": "0"}
+    assert dict(zip(frame["variant"], frame["seeds"], strict=True)) == {"epochs=2": "0, 1", "epochs=9": "0"}
 
 
 def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
@@ -309,51 +245,102 @@ def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
         table(tmp_path)
 
 
-# -- several processes ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_killed_worker_leaves_its_run_to_the_others(people, experiments, tmp_path, monkeypatch):
     """One of two worker processes is killed in the middle of a run; the other one resumes it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     runs, long = tmp_path / "runs", grid(tiny_config(people, "train.epochs=10"), VARIANTS, range(1))
-    killed = []
 
     def kill_one():
         wait_until(lambda: list(runs.glob("*/checkpoints/last")))
-        killed.append(multiprocessing.active_children()[0].pid)
-        os.kill(killed[0], signal.SIGKILL)
+        multiprocessing.active_children()[0].kill()
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    run_grid(long, runs, workers=2, progress=False)
-    killer.join()
-    assert killed
+    with ThreadPoolExecutor() as pool:
+        killing = pool.submit(kill_one)
+        run_grid(long, runs, workers=2, progress=False)
+        killing.result()
     assert [len(h.read_text().splitlines()) - 1 for h in runs.glob("*/history.csv")] == [10, 10]
 
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_study_and_no_run_counts_as_failed(people, tmp_path):
-    config = tiny_config(people, "train.epochs=5000", "train.early_stop=none")
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
-    (tmp_path / "study.py").write_text(
-        "import json, os, sys\n"
-        "from timam import config\n"
-        "from timam_lab.studies import grid, run_grid\n"
-        "if __name__ == '__main__':\n"
-        "    os.chdir(sys.argv[1])\n"
-        "    base = config.from_dict(json.load(open('config.json')))\n"
-        "    run_grid(grid(base, {'plain': ''}, range(2)), 'runs', workers=2)\n"
-    )
-    study = started([sys.executable, tmp_path / "study.py", tmp_path], OMP_NUM_THREADS="1")
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoints/last"))) == 2, study)
+    experiments = grid(tiny_config(people, "train.epochs=5000", "train.early_stop=none"), {"plain": ""}, range(2))
+    study = forked(run_grid, experiments, tmp_path / "runs", 2)
+    wait_until(lambda: len(list(tmp_path.glob("runs/*/checkpoints/last"))) == 2)
     workers = psutil.Process(study.pid).children(recursive=True)
     study.kill()
-    study.wait()
-    for pipe in (study.stdout, study.stderr):
-        pipe.close()  # workers that write to it get an error
+    study.join()
     _, alive = psutil.wait_procs(workers, timeout=60)
     for process in alive:
         process.kill()
     assert not alive
     assert not list(tmp_path.glob("runs/*.failed.txt"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(galleries.__file__).parents[1]))
+        patch.setenv("RAY_worker_niceness", "0")  # else any other process starves them
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+        try:
+            ray.init(address=started.address, log_to_driver=False)
+            yield started
+        finally:
+            ray.shutdown()
+            started.shutdown()
+
+
+@contextmanager
+def losing_a_node(cluster, when):
+    """Inside, the cluster has a second node, which is killed once `when()` is true."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+
+    def kill():
+        wait_until(when)
+        cluster.remove_node(node, allow_graceful=False)
+
+    with ThreadPoolExecutor() as pool:
+        killing = pool.submit(kill)
+        yield
+        killing.result()
+
+
+@pytest.mark.slow
+def test_a_lost_run_is_resumed_elsewhere_and_every_run_ends_up_in_one_folder(cluster, people, tmp_path):
+    # Before the other test: both nodes are cold. A node whose worker has imported torch finishes all runs alone.
+    runs, experiments = tmp_path / "runs", grid(tiny_config(people, "train.epochs=16"), VARIANTS, range(2))
+    # Both are in the middle of a run when one is lost.
+    with losing_a_node(cluster, lambda: len(list(runs.glob("*/checkpoints/last"))) >= 2):
+        run_grid(experiments, runs, engine="ray", progress=False)
+    assert [len(h.read_text().splitlines()) - 1 for h in runs.glob("*/history.csv")] == [16] * 4
+    plain = fit(experiments[0].config, tmp_path / "undisturbed", progress=False)
+    assert np.isclose(experiments[0].run(runs).metrics()["text_to_image"]["mAP"], plain["text_to_image"]["mAP"])
+
+
+@pytest.mark.slow
+def test_every_picture_is_encoded_and_no_finished_shard_twice(cluster, tmp_path, monkeypatch):
+    model, album, shards = build_tiny(), tmp_path / "album", tmp_path / "shards"
+    for i in range(48):
+        write_picture(album / f"{i:02}.png", seed=i)
+    (album / "broken.png").write_bytes(b"no picture")
+    monkeypatch.setattr(galleries, "SHARD", 4)
+    finished = {}
+
+    def one_is_written():
+        finished.update({path: path.stat().st_ino for path in shards.glob("[!.]*")})
+        return finished
+
+    with losing_a_node(cluster, one_is_written):
+        gallery = build_in_shards(model, album, shards, encode_parts=encode_on_ray)
+    assert 0 < len(finished) < 13
+    assert {path: path.stat().st_ino for path in finished} == finished  # those of before, not written anew
+    held = [path for shard in shards.glob("[!.]*") for path in KeptGallery.load(shard).paths]
+    assert sorted(held) == gallery.paths == [f"{i:02}.png" for i in range(48)]  # none lost, none twice
+    assert len(gallery.problems) == 1
+    np.testing.assert_allclose(gallery.embeddings, Gallery.build(model, album).embeddings, atol=1e-6)
