@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 import torch
 from layouts import TINY_SETTINGS
 from safetensors.torch import load_file
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from timam import training
 from timam.interruption import Interrupted
@@ -32,18 +33,12 @@ FOUR_EPOCHS += ("data.pad_crop=2", "data.random_erasing=0.5")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def train_command(people: Path, run: Path, *settings: str, processes: int = 1) -> list[str]:
     """`timam train ... --resume` of a tiny model. Several processes: the command of docs/gpu.md."""
     start = [sys.executable, "-m"]
     if processes > 1:  # with --cpu in place of --multi_gpu, Accelerate starts one process only
         start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-                  "--main_process_port", free_port(), "-m"]  # fmt: skip
+                  "--main_process_port", str(get_free_port()), "-m"]  # fmt: skip
     pairs = [part for setting in (*TINY_SETTINGS, *settings) for part in ("--set", setting)]
     data = ["--preset", "smoke", "--dataset", "cuhk-pedes", "--root", str(people), "--output", str(run), "--resume"]
     return [*start, "timam", "train", *data, *pairs]
@@ -55,6 +50,14 @@ def started(command: list[Any], **variables: str) -> subprocess.Popen:
     # A shell starts background jobs, of which these tests may be one, without Ctrl-C.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT | variables, preexec_fn=heed, **pipes)
+
+
+def finished(command: list[Any], **variables: str) -> str:
+    """Stdout of the command, which succeeds."""
+    process = started(command, **variables)
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return out
 
 
 def forked(target: Callable, *arguments: Any) -> multiprocessing.Process:
@@ -91,6 +94,36 @@ def signalled_step(monkeypatch: pytest.MonkeyPatch, nth: int, number: int = sign
 
     monkeypatch.setattr(training, "train_step", wrapped)
     return steps
+
+
+class Stop(BaseException):
+    """Stands for a kill: no handler of the package catches it."""
+
+
+def killed_at(config: Any, run: Path, owner: Any, name: str, nth: int) -> None:
+    """A run, begun or resumed, that ends when owner.name is called for the nth time, before that does anything."""
+    original, count = getattr(owner, name), itertools.count(1)
+
+    def wrapped(*args, **kwargs):
+        if next(count) == nth:
+            raise Stop
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
+        with pytest.raises(Stop):
+            training.fit(config, run, resume=True, progress=False)
+
+
+def scripted_scores(monkeypatch: pytest.MonkeyPatch, scores: Iterable[float]) -> None:
+    """The first validations give these values of rank-1 in turn, later ones their own."""
+    original, rest = training._validate, iter(scores)
+
+    def wrapped(model, data):
+        row = original(model, data)
+        return row | {"val_text_to_image_rank_1": next(rest, row["val_text_to_image_rank_1"])}
+
+    monkeypatch.setattr(training, "_validate", wrapped)
 
 
 def interrupted(config: Any, run: Path, steps: int) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from layouts import tiny_config
-from running import FOUR_EPOCHS, started, train_command, wait_until
+from running import FOUR_EPOCHS, finished, started, train_command, wait_until
 
 from timam.run import Run
 from timam.training import fit
@@ -38,9 +38,7 @@ def content(run: Path) -> dict[str, bytes | str]:
 def first(people, settings, tmp_path_factory) -> dict[str, bytes | str]:
     """Of `timam train` in a process of its own, with stores of its own."""
     place = tmp_path_factory.mktemp("first")
-    process = started(train_command(people, place / "run", *settings), TIMAM_CACHE=str(place / "cache"))
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    finished(train_command(people, place / "run", *settings), TIMAM_CACHE=str(place / "cache"))
     return content(place / "run")
 
 
