@@ -1,4 +1,7 @@
-"""timam.training: selection on validation, the run directory, and resuming to the same result."""
+"""timam.training, with timam.learner and timam.interruption: what a run selects, keeps, tells and goes on from.
+
+That a killed or interrupted run comes to the same result is in test_faults.py and test_determinism.py.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,19 +30,18 @@ import torch
 import transformers
 from accelerate.utils import LoggerType
 from layouts import tiny_config, write_person_search
-from running import FOUR_EPOCHS, assert_same_best, assert_same_history, assert_same_run, interrupted, signalled_step
-from safetensors.torch import load_file
+from running import assert_same_best, assert_same_history, interrupted, killed_at, scripted_scores, signalled_step
 
-from timam import config as configs
 from timam import training
 from timam.collapse import training_warnings
-from timam.config import PRESETS
+from timam.config import PRESETS, Config, LossConfig, TrainConfig, override
 from timam.data import Split, load_dataset
 from timam.evaluation import embed_split, evaluate, gap
-from timam.interruption import Interrupted
+from timam.interruption import Interrupted, interruptible
 from timam.job import Job
-from timam.learner import Learner
+from timam.learner import Learner, Progress, build_optimizers, build_schedulers
 from timam.models import TIMAM
+from timam.provenance import code_fingerprint
 from timam.run import Run, RunError
 from timam.stores import StoredSplit, open_pixels
 from timam.training import fit
@@ -45,7 +49,7 @@ from timam.training import fit
 GOLDEN = Path(__file__).with_name("golden_tiny_run.json")
 
 
-def quiet_fit(config: configs.Config, output: Path, resume: bool = False) -> dict[str, Any]:
+def quiet_fit(config: Config, output: Path, resume: bool = False) -> dict[str, Any]:
     return fit(config, output, resume=resume, progress=False)
 
 
@@ -58,8 +62,8 @@ def observed(language_model, tmp_path_factory) -> SimpleNamespace:
     """A run of three epochs, frozen, frozen and unfrozen, and what was seen while it trained; tests only read it.
 
     Its attributes: `config`, `run`, `metrics`; `events`, the name of each split that is embedded and "saved" after an
-    epoch; `modes`, whether all modules were in train mode in a step; `states` of the language model at validations;
-    `rows`, the epochs of each history that is handed over.
+    epoch; `modes`, whether all modules were in train mode in a step; `states` of the language model after an epoch;
+    `rows`, the epochs of each history that is handed over. The commit changes meanwhile.
     """
     folder = tmp_path_factory.mktemp("observed")
     root = write_person_search(folder / "data", train=12, val=10, test=11)
@@ -68,7 +72,7 @@ def observed(language_model, tmp_path_factory) -> SimpleNamespace:
         "train.weight_decay=0.1", "train.language_model_lr=1e-3", "train.early_stop=none",
     )  # fmt: skip
     seen = SimpleNamespace(config=config, run=Run(folder / "run"), events=[], modes=[], states=[], rows=[])
-    step, validate, embed, save = training.train_step, training._validate, training.embed_split, Run.save_epoch
+    step, embed, save = training.train_step, training.embed_split, Run.save_epoch
 
     def train_step(learner, *arguments):
         model = learner.model
@@ -76,22 +80,28 @@ def observed(language_model, tmp_path_factory) -> SimpleNamespace:
         seen.modes.append(all(m.training != (m in frozen) for m in model.modules()))
         return step(learner, *arguments)
 
-    def validate_and_keep(model, data):
-        seen.states.append({n: t.clone() for n, t in model.text_encoder.language_model.state_dict().items()})
-        return validate(model, data)
-
     def embed_and_leave_eval_mode(model, stored, **options):
         seen.events.append(stored.split.name)
         embeddings = embed(model, stored, **options)
         model.eval()
         return embeddings
 
+    def save_epoch(run, learner):
+        seen.events.append("saved")
+        language_model = learner.model.text_encoder.language_model
+        seen.states.append({n: t.clone() for n, t in language_model.state_dict().items()})
+        save(run, learner)
+
     with pytest.MonkeyPatch.context() as patch:
+
+        def after_epoch(rows):
+            seen.rows.append([row["epoch"] for row in rows])
+            patch.setenv("TIMAM_COMMIT", "later")
+
+        patch.setenv("TIMAM_COMMIT", "first")
         patch.setattr(training, "train_step", train_step)
-        patch.setattr(training, "_validate", validate_and_keep)
         patch.setattr(training, "embed_split", embed_and_leave_eval_mode)
-        patch.setattr(Run, "save_epoch", lambda *a: seen.events.append("saved") or save(*a))
-        after_epoch = lambda rows: seen.rows.append([row["epoch"] for row in rows])  # noqa: E731
+        patch.setattr(Run, "save_epoch", save_epoch)
         seen.metrics = fit(config, seen.run.folder, progress=False, after_epoch=after_epoch)
     return seen
 
@@ -115,9 +125,10 @@ def test_run_keeps_what_the_gap_over_training_needs(observed):
     assert not torch.allclose(kept["before"].images, kept["frozen"].images)
 
 
-def test_every_step_is_in_train_mode_and_each_epoch_is_handed_over(observed):
+def test_every_step_is_in_train_mode_each_epoch_is_handed_over_and_the_commit_is_that_of_the_start(observed):
     assert observed.modes == [True] * 3 * 6  # 24 pictures in batches of 4: also after the first evaluation
     assert observed.rows == [[1], [1, 2], [1, 2, 3]]
+    assert observed.metrics["provenance"]["commit"] == "first"
 
 
 def test_metrics_are_those_of_the_best_model_on_the_test_split(observed):
@@ -157,22 +168,6 @@ def test_test_split_is_read_only_at_the_end_and_chooses_nothing(observed, tmp_pa
     assert_same_history(observed.run.folder, tmp_path / "run")
 
 
-class Stop(BaseException):
-    """Stands for a kill: no handler of the package catches it."""
-
-
-def interrupt(monkeypatch, owner: Any, name: str, nth: int) -> None:
-    """The nth call of owner.name raises before it does anything."""
-    original, count = getattr(owner, name), itertools.count(1)
-
-    def wrapped(*args, **kwargs):
-        if next(count) == nth:
-            raise Stop
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, wrapped)
-
-
 @pytest.mark.parametrize(("term", "value"), [("matching", float("nan")), ("adversarial", float("inf"))])
 def test_non_finite_loss_stops_with_its_name_and_keeps_the_last_epoch(people, tmp_path, monkeypatch, term, value):
     original, steps = training.train_step, itertools.count(1)
@@ -180,90 +175,49 @@ def test_non_finite_loss_stops_with_its_name_and_keeps_the_last_epoch(people, tm
     def broken(*args):  # from the second step of epoch 2
         return original(*args) | ({term: torch.tensor(value)} if next(steps) >= 5 else {})
 
+    config, run = tiny_config(people, "train.epochs=3"), Run(tmp_path / "run")
     monkeypatch.setattr(training, "train_step", broken)
     with pytest.raises(RunError, match=rf"epoch 2, step 3: {term} is not finite.*learning rate"):
-        quiet_fit(tiny_config(people, "train.epochs=3"), tmp_path / "run")
-    assert len(Run(tmp_path / "run").history()) == 1
-    assert not Run(tmp_path / "run").finished
-    before = Run(tmp_path / "run").last.stat().st_ino
+        quiet_fit(config, run.folder)
+    assert (len(run.history()), run.finished) == (1, False)
+    before = run.last.stat().st_ino
     signalled_step(monkeypatch, 2)  # does not save the broken step
     with pytest.raises(RunError, match=rf"epoch 2, step 2: {term} is not finite"):
-        quiet_fit(tiny_config(people, "train.epochs=3"), tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").last.stat().st_ino == before
-
-
-def scripted_scores(monkeypatch, scores: list[float]) -> None:
-    """The first validations give these values of rank-1 in turn, later ones their own."""
-    original, rest = training._validate, iter(scores)
-
-    def wrapped(model, data):
-        row = original(model, data)
-        return row | {"val_text_to_image_rank_1": next(rest, row["val_text_to_image_rank_1"])}
-
-    monkeypatch.setattr(training, "_validate", wrapped)
+        quiet_fit(config, run.folder, resume=True)
+    assert run.last.stat().st_ino == before
 
 
 def test_training_stops_early_and_keeps_the_first_best_epoch(people, tmp_path, monkeypatch):
     """Epoch 3 is as good as epoch 2, and not better: two epochs without a better score."""
     scripted_scores(monkeypatch, [0.1, 0.5, 0.5, 0.2, 0.9])
-    weights, original = [], Learner.save
-
-    def spy(learner, folder):
-        weights.append({n: t.detach().cpu().clone() for n, t in learner.model.state_dict().items()})
-        return original(learner, folder)
-
-    monkeypatch.setattr(Learner, "save", spy)
     settings = ["train.epochs=6", "train.early_stop=2", "train.unfreeze_epoch=none", "train.unfreeze_patience=none"]
-    metrics = quiet_fit(tiny_config(people, *settings), tmp_path / "run")
-    assert (len(weights), metrics["best_epoch"]) == (4, 2)
-    kept = load_file(tmp_path / "run" / "checkpoints" / "best" / "model.safetensors")
-    assert all(torch.equal(kept[n], weights[1][n]) for n in kept.keys() - {"modality_means"})
-    assert any(not torch.equal(kept[n], weights[2][n]) for n in kept)
+    quiet_fit(tiny_config(people, *settings), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    kept = pytest.approx(gap(run.val_embeddings("best"))["centroid_distance"], rel=1e-6)
+    assert [value == kept for value in run.history()["val_centroid_distance"]] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("max_steps", [2, 5])
-def test_too_few_pictures_for_the_recipe_are_told(people, tmp_path, capsys, max_steps):
-    config = tiny_config(people, "train.epochs=1", f"train.max_steps={max_steps}")
-    fit(config, tmp_path / "run")
-    steps = len(load_dataset("cuhk-pedes", people).split("train").image_paths) // config.data.batch_size
-    assert 2 <= steps < 5
-    recipe = PRESETS["smoke"].train
-    wanted = recipe.epochs * recipe.max_steps
-    told = f"{steps} steps in all. The preset is made for {wanted}; train.epochs={math.ceil(wanted / steps)} gives"
-    assert (told in capsys.readouterr().out) == (max_steps > steps)
-    enough = configs.override(config, [f"train.epochs={math.ceil(wanted / steps)}"])
-    fit(enough, tmp_path / "long")
-    assert "few pictures" not in capsys.readouterr().out  # what was told is enough
-
-
-def test_a_run_names_the_commit_at_which_it_began(people, tmp_path, monkeypatch):
-    monkeypatch.setenv("TIMAM_COMMIT", "first")
-    later = lambda _: monkeypatch.setenv("TIMAM_COMMIT", "later")  # noqa: E731
-    metrics = fit(tiny_config(people, "train.epochs=1"), tmp_path / "run", after_epoch=later)
-    assert metrics["provenance"]["commit"] == "first"
+@pytest.mark.parametrize(("epochs", "max_steps", "told"), [(1, 2, False), (1, 5, True), (3, 5, False)])
+def test_too_few_pictures_for_the_recipe_are_told(people, tmp_path, capsys, epochs, max_steps, told):
+    """Three steps in an epoch, of 12 pictures in batches of 4; the preset `smoke` has 2 x 4, so 3 epochs are enough."""
+    fit(tiny_config(people, f"train.epochs={epochs}", f"train.max_steps={max_steps}"), tmp_path / "run")
+    printed = capsys.readouterr().out
+    advice = "few pictures: 3 steps in all. The preset is made for 8; train.epochs=3 gives as many"
+    assert (advice in printed, "few pictures" in printed) == (told, told)
 
 
 @pytest.mark.slow
-def test_collapse_is_printed_and_kept(people, tmp_path, capsys):
+@pytest.mark.parametrize(("rank_1", "told"), [(0.6, True), (0.7, False)])
+def test_collapse_and_an_end_near_chance_are_printed_and_kept(people, tmp_path, monkeypatch, capsys, rank_1, told):
+    """Two of the six validation pictures show the person of a sentence."""
+    scripted_scores(monkeypatch, [rank_1, 0.0])
     metrics = fit(tiny_config(people, "train.warmup_epochs=0", "loss.gradient_penalty=0"), tmp_path / "run")
-    row = Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
-    expected = list(training_warnings(row.to_dict(), gradient_penalty=0))
+    expected = list(training_warnings(Run(tmp_path / "run").history().iloc[0], gradient_penalty=0))
     assert any(warning.startswith("the discriminator is always right") for warning in expected)
     assert metrics["warnings"][: len(expected)] == expected
-    assert f"warning: {expected[-1]}" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank_1", "told"), [(0.4, True), (0.7, False)])
-def test_a_run_that_ends_near_chance_says_so(people, tmp_path, monkeypatch, capsys, rank_1, told):
-    val = load_dataset("cuhk-pedes", people).split("val")
-    found = [sum(val.image_labels == label) for label in val.caption_labels]
-    chance = sum(found) / len(found) / len(val.image_paths)
-    assert 0.4 < 2 * chance < 0.7
-    scripted_scores(monkeypatch, [rank_1, 0.0])
-    metrics = fit(tiny_config(people), tmp_path / "run")
-    line = f"rank-1 on validation is {rank_1:.1%} and chance {chance:.1%}"
-    assert (line in capsys.readouterr().out, any(line in w for w in metrics["warnings"])) == (told, told)
+    printed, others = capsys.readouterr().out, metrics["warnings"][len(expected) :]
+    assert [w.startswith("rank-1 on validation is 60.0% and chance 33.3%") for w in others] == [True] * told
+    assert all(f"warning: {warning}" in printed for warning in metrics["warnings"])
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -276,12 +230,11 @@ def test_frozen_blocks_are_stored_unless_pictures_are_augmented(people, tmp_path
         return original(learner, inputs, *args)
 
     monkeypatch.setattr(training, "train_step", spy)
-    metrics = quiet_fit(config, tmp_path / "run")
+    metrics, run = quiet_fit(config, tmp_path / "run"), Run(tmp_path / "run")
     assert channels == {3 if augmented else 128}  # of SqueezeNet's first fire module
-    # The finished model reads pictures: what it found of the validation split is as in the last row but for rounding.
-    run, row = Run(tmp_path / "run"), Run(tmp_path / "run").history().iloc[metrics["best_epoch"] - 1]
-    found = gap(run.val_embeddings("best"))
-    assert found["centroid_distance"] == pytest.approx(row["val_centroid_distance"], abs=1e-2)
+    # The finished model reads pictures: what it found of the validation split is as in its row but for rounding.
+    expected = run.history()["val_centroid_distance"][metrics["best_epoch"] - 1]
+    assert gap(run.val_embeddings("best"))["centroid_distance"] == pytest.approx(expected, abs=1e-2)
 
 
 def test_warm_start_takes_the_encoders_and_not_the_classifier(people, tmp_path, capsys):
@@ -298,8 +251,7 @@ def test_warm_start_takes_the_encoders_and_not_the_classifier(people, tmp_path, 
         assert torch.equal(value, trained[name] if fits else before[name]), name
     fit(config, tmp_path / "second")
     told = capsys.readouterr().out
-    assert f"started from {first.folder}" in told
-    assert "; new: class_bias, class_weights" in told
+    assert re.search(rf"started from {first.folder}: \d+ of \d+ tensors; new: class_bias, class_weights", told)
     with pytest.raises(ValueError, match="none of its tensors"):
         training.warm_start(torch.nn.Linear(1, 1), str(first.folder))
 
@@ -313,89 +265,19 @@ def test_a_run_goes_on_without_the_model_that_it_started_from_and_with_data_that
         with pytest.raises(FileNotFoundError, match="first: no such folder"):
             quiet_fit(config, run)
     quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1"), first)
-    interrupted(config, run, steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "code_fingerprint", lambda: "01234567")  # an older version
+        interrupted(config, run, steps=4)
     quiet_fit(config, tmp_path / "undisturbed")
     shutil.rmtree(first)
+    others = write_person_search(tmp_path / "others", captions=1)
+    with pytest.raises(RunError, match="was begun on other data"):
+        quiet_fit(tiny_config(others, f"train.init={first}"), run, resume=True)
     moved = shutil.copytree(people, tmp_path / "elsewhere")
-    quiet_fit(tiny_config(moved, f"train.init={first}"), run, resume=True)
+    metrics = quiet_fit(tiny_config(moved, f"train.init={first}"), run, resume=True)
+    assert metrics["provenance"]["code"] == f"01234567+{code_fingerprint()}"
     assert Run(run).config().data.root == str(moved)
     assert_same_history(tmp_path / "undisturbed", run)
-
-
-# -- resuming ---------------------------------------------------------------------------------------------------
-
-
-def resumable_fit(people: Path, language_model: Path, output: Path, resume: bool = False) -> dict[str, Any]:
-    """Every validation gives the same score, so that the fourth epoch has a tenth of the rate. Momentum, Adam's moments
-    and the patience must all come back. Other optimizers and the cosine are resumed in test_faults.py.
-    """
-    config = tiny_config(
-        people, f"model.language_model={language_model}", *FOUR_EPOCHS, "loss.adversarial_weight=0.5",
-        "train.schedule=plateau", "train.plateau_patience=1", "train.image_optimizer=sgd", "train.text_optimizer=adam",
-        "train.discriminator_optimizer=sgd",
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        scripted_scores(patch, [0.5] * 9)
-        return quiet_fit(config, output, resume)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(people, language_model, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    resumable_fit(people, language_model, output)
-    history = Run(output).history()  # or resuming it would prove little
-    assert history["language_model_frozen"].tolist() == [True, True, False, False]
-    assert history["image_lr"].tolist() == pytest.approx([5e-4, 5e-4, 5e-4, 5e-5])
-    return output
-
-
-# Event at which the process is killed: (owner, its function, the nth call of it, epochs saved by then).
-# There are 3 steps in an epoch, and epoch 1 stays the best. test_faults.py kills at random moments, too.
-KILLS = {
-    "history of epoch 1, whose model is saved": (Run, "write_history", 1, 0),
-    "step 2 of epoch 4": (training, "train_step", 11, 3),
-    "checkpoint of the last epoch": (Learner, "save", 4, 3),
-    "new checkpoint moved in": (Path, "rename", 4, 1),  # after best 1, last 2, old last away 3
-    "results": (Run, "complete", 1, 4),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("owner", "name", "nth", "saved"), KILLS.values(), ids=KILLS)
-def test_killed_and_resumed_equals_undisturbed(
-    undisturbed, people, language_model, tmp_path, monkeypatch, owner, name, nth, saved
-):
-    with monkeypatch.context() as patched:
-        interrupt(patched, owner, name, nth)
-        with pytest.raises(Stop):
-            resumable_fit(people, language_model, tmp_path / "run")
-    assert not Run(tmp_path / "run").finished
-    with monkeypatch.context() as patched:  # nothing pickled is read
-        for module, function in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
-            patched.setattr(module, function, lambda *_, **__: pytest.fail("unpickled something"))
-        steps = signalled_step(patched, 0)  # counts them, and signals in none
-        resumable_fit(people, language_model, tmp_path / "run", resume=True)
-    assert len(steps) == 3 * (4 - saved)  # what was finished is not done again
-    assert_same_run(undisturbed, tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 5])
-def test_interrupted_after_every_few_steps_equals_undisturbed(
-    undisturbed, people, language_model, tmp_path, monkeypatch, every
-):
-    """Model, optimizers, schedulers, sums and draws of an epoch that is begun all come back."""
-    for done in range(every, 13, every):  # 4 epochs of 3 steps
-        with monkeypatch.context() as patched:
-            steps = signalled_step(patched, every)
-            with pytest.raises(Interrupted) as caught:
-                resumable_fit(people, language_model, tmp_path / "run", resume=True)
-        assert len(steps) == every
-        epoch, step = divmod(done, 3)
-        moment = f"in epoch {epoch + 1} after step {step} of 3" if step else f"after epoch {epoch}"
-        assert f"run: interrupted {moment}, which is saved; go on with --resume" in str(caught.value)
-    resumable_fit(people, language_model, tmp_path / "run", resume=True)
-    assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_signal_outside_the_steps_does_not_wait(people, tmp_path, monkeypatch):
@@ -407,9 +289,7 @@ def test_signal_outside_the_steps_does_not_wait(people, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", "é" * 125])
-def test_a_run_of_one_step_and_the_largest_seed_in_the_working_folder_or_under_250_bytes(
-    people, tmp_path, monkeypatch, name
-):
+def test_one_step_and_the_largest_seed_in_the_working_folder_or_under_250_bytes(people, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     steps = signalled_step(monkeypatch, 0)  # counts them, and signals in none
     quiet_fit(tiny_config(people, "train.epochs=1", "train.max_steps=1", f"train.seed={2**32 - 1}"), Path(name))
@@ -419,15 +299,8 @@ def test_a_run_of_one_step_and_the_largest_seed_in_the_working_folder_or_under_2
     run.beside("{}.failed.txt").unlink()
 
 
-def test_surroundings_change_nothing(people, tmp_path, monkeypatch):
-    """Accelerate reads environment variables that config.json does not know of."""
-    config = tiny_config(people, "train.epochs=1", "train.image_optimizer=sgd", "train.text_optimizer=sgd")
-    quiet_fit(config, tmp_path / "plain")
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    quiet_fit(config, tmp_path / "surrounded")
-    assert_same_run(tmp_path / "plain", tmp_path / "surrounded")
-    assert Job("bf16").accelerator.mixed_precision == "bf16"  # nor does the precision of an earlier run
+def test_each_run_of_a_process_has_its_own_precision():
+    assert [Job(precision).accelerator.mixed_precision for precision in ("no", "bf16")] == ["no", "bf16"]
 
 
 def test_a_test_split_of_one_identity_has_metrics_but_no_probe(tmp_path):
@@ -445,6 +318,8 @@ def test_golden_tiny_run(tmp_path, monkeypatch):
     new ones, in a commit of its own: TIMAM_WRITE_GOLDEN=1 pytest tests/test_training.py -k golden
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # Accelerate reads them, config.json is silent
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     config = tiny_config(
         write_person_search(tmp_path / "data"), "model.backbone=squeezenet1_1", "data.batch_size=12", "train.epochs=7",
         "train.schedule=constant", "train.warmup_epochs=0", "train.image_optimizer=sgd", "train.text_optimizer=sgd",
@@ -465,10 +340,11 @@ def test_a_tracker_gets_the_settings_and_each_row_of_the_history(people, tmp_pat
     tracker = mock.Mock(requires_logging_directory=False)  # in place of a tracker's package
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType.TRACKIO])
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "trackio", tracker)
+    config = tiny_config(people, "train.epochs=2", "train.tracker=trackio")
     if stopped:
-        interrupt(monkeypatch, training, "_validate", 2)
-    with pytest.raises(Stop) if stopped else nullcontext():
-        quiet_fit(tiny_config(people, "train.epochs=2", "train.tracker=trackio"), tmp_path / "mine")
+        killed_at(config, tmp_path / "mine", training, "_validate", 2)
+    else:
+        quiet_fit(config, tmp_path / "mine")
     tracker.assert_called_once_with("timam", name="mine")
     opened, history = tracker.return_value, Run(tmp_path / "mine").history().to_dict("records")
     opened.finish.assert_called_once_with()
@@ -486,9 +362,11 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(people
     assert not (tmp_path / "run").exists()
 
 
+# CLIP has 149,620,737 parameters, one of them the learned temperature; two buffers of three change the pixels' scale.
+# Of the paper's: torchvision's and Devlin et al.'s counts, without the heads; the LSTM adds 5.3 million.
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["clip", "paper"])
-def test_preset_takes_its_first_steps_on_a_cpu_at_full_size(tmp_path, tokenizer, monkeypatch, preset):
+@pytest.mark.parametrize(("preset", "least", "most"), [("clip", 149_620_742, 149_620_742), ("paper", 156.6e6, 160e6)])
+def test_preset_takes_its_first_steps_on_a_cpu_at_full_size(tmp_path, tokenizer, monkeypatch, preset, least, most):
     """With random weights, for which no hub is needed; a folder stands in for CLIP's configuration."""
     people = write_person_search(tmp_path / "people", train=6, val=2, test=2)
     settings = ["backbone_weights=none", "language_model_weights=false", "max_steps=2", "batch_size=2"]
@@ -499,15 +377,160 @@ def test_preset_takes_its_first_steps_on_a_cpu_at_full_size(tmp_path, tokenizer,
         settings += [f"{part}={tmp_path / 'clip'}" for part in ("backbone", "language_model")]
     learners, original = [], training.train_step
     monkeypatch.setattr(training, "train_step", lambda *args: learners.append(args[0]) or original(*args))
-    interrupt(monkeypatch, training, "_validate", 1)  # before gigabytes are saved
-    with pytest.raises(Stop):
-        quiet_fit(configs.override(PRESETS[preset], settings), tmp_path / "run")
+    config = override(PRESETS[preset], settings)
+    killed_at(config, tmp_path / "run", training, "_validate", 1)  # before gigabytes are saved
     state = learners[1].model.state_dict()
     assert all(value.isfinite().all() for value in state.values())
-    encoders = sum(t.numel() for n, t in state.items() if n.startswith(("image_encoder", "text_encoder")))
-    if preset == "paper":  # torchvision's and Devlin et al.'s counts, without the heads; the LSTM adds 5.3 M
-        assert 42.5e6 + 108.9e6 + 5.2e6 < encoders < 160e6
-    else:  # 149,620,737 parameters without the learned temperature, and two buffers that change the pixels' scale
-        assert encoders == 149_620_736 + 6
-        rates = [group["initial_lr"] for group in learners[1].optimizers["text"].param_groups]
-        assert rates == pytest.approx([1e-5, 5e-5, 1e-5])  # projection, classifier, language model
+    assert least <= sum(t.numel() for n, t in state.items() if n.startswith(("image_enc", "text_enc"))) <= most
+
+
+# -- timam.learner ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "unfrozen_at", "best", "waited"),
+    [
+        ([], None, 0, 0),
+        ([0.0, 0.0], None, 1, 1),  # the first of the highest
+        ([0.1, 0.3, 0.2, 0.3], None, 2, 2),
+        ([0.1, 0.3, 0.2, 0.3], 4, 2, 1),  # waiting begins anew with unfreezing: epoch 4 is the first after it
+    ],
+)
+def test_best_epoch_and_how_long_ago_it_was(scores, unfrozen_at, best, waited):
+    progress = Progress([{"val_text_to_image_rank_1": score} for score in scores], unfrozen_at)
+    assert (progress.best_epoch, progress.waited()) == (best, waited)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "patience", "scores", "expected"),
+    [
+        (3, None, [0.1] * 5, "ffttt"),
+        (None, 1, [0.1, 0.2, 0.3, 0.3, 0.4], "fffft"),  # epoch 4 was the first without a better score
+        (None, 2, [0.3, 0.2, 0.1, 0.4, 0.4], "ffftt"),  # epochs 2 and 3 were not better than epoch 1
+        (None, 3, [0.3, 0.2, 0.1, 0.4, 0.1], "fffff"),  # epoch 4 came in time
+        (2, 3, [0.1, 0.1, 0.1], "ftt"),  # whichever comes first
+    ],
+)
+def test_unfreezing_epoch_by_epoch(epoch, patience, scores, expected):
+    """In the order of `fit`: decide, train, add the score; f: frozen, t: the language model trains."""
+    config, state, found = TrainConfig(unfreeze_epoch=epoch, unfreeze_patience=patience), Progress(), ""
+    for number, score in enumerate(scores, start=1):
+        if state.unfreezes(config):
+            state.unfrozen_at = number
+        found += "ft"[state.unfrozen_at is not None]
+        state.history.append({"val_text_to_image_rank_1": score})
+    assert found == expected
+
+
+def rates(config: TrainConfig, scores: list[float], epoch_steps: int = 1) -> list[float]:
+    """The rate of one optimizer at each step of epochs that end with the given validation scores."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizers, found = {"image": optimizer}, []
+    learner = Learner(None, optimizers, build_schedulers(optimizers, config, epoch_steps))
+    for score in scores:
+        for _ in range(epoch_steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            learner.end_step(config)
+        learner.end_epoch({"total": -score, "val_text_to_image_rank_1": score}, config)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 2.0, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        # Two steps of warm-up, then half a cosine: (1 + cos a) / 2 of 0, 30, 60, 90, 120 and 150 degrees.
+        ("cosine", 1.0, [0.5, 1.0, 1.0, (2 + math.sqrt(3)) / 4, 0.75, 0.5, 0.25, (2 - math.sqrt(3)) / 4]),
+        ("cosine", 0.0, [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]),
+    ],
+)
+def test_rates_with_warmup(schedule, warmup, expected):
+    config = TrainConfig(schedule=schedule, epochs=4, warmup_epochs=warmup)
+    assert rates(config, [0.0] * 4, epoch_steps=2) == pytest.approx(expected, abs=1e-12)
+
+
+def test_plateau_divides_by_ten_when_patience_is_over_and_stops_at_the_minimum():
+    config = TrainConfig(schedule="plateau", plateau_patience=2, minimum_lr=0.005)
+    # Epoch 1 is the best; 2, 3 and 4 are not better: more than 2, so epoch 5 has a tenth. Equal is not better.
+    # Epoch 5 is better; 6, 7, 8 are not: epoch 9 has a hundredth; 9, 10, 11 are not: 0.001 is below the minimum.
+    scores = [0.5, 0.5, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    expected = [1.0] * 4 + [0.1] * 4 + [0.01] * 3 + [0.005]
+    assert rates(config, scores) == pytest.approx(expected, rel=1e-9)
+    rising = [0.5 + 1e-6 * i for i in range(8)]  # a relative threshold would take these for a plateau
+    assert rates(config, rising) == [1.0] * 8
+
+
+def test_paper_preset_has_the_recalled_optimizers(tiny_model):
+    optimizers = build_optimizers(tiny_model(), PRESETS["paper"].train)
+    assert [type(o) for o in optimizers.values()] == [torch.optim.SGD, torch.optim.Adam, torch.optim.SGD]
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [*[(2e-4, 4e-4)] * 2, (2e-5, 4e-4), (2e-4, 4e-4)]
+    assert groups[0]["momentum"] == groups[-1]["momentum"] == 0.9
+    schedulers = build_schedulers(optimizers, PRESETS["paper"].train, 10)
+    assert {m for s in schedulers.values() for m in s.min_lrs} == {2e-6}  # of ReduceLROnPlateau
+
+
+@pytest.mark.parametrize("fields", [{}, {"text_head": "pooled"}, {"language_model": "none"}], ids=str)
+def test_every_parameter_is_in_one_optimizer_at_its_rate(tiny_model, fields):
+    model = tiny_model(**fields)
+    config = TrainConfig(image_lr=1e-3, text_lr=1e-4, language_model_lr=1e-5, new_layers_factor=5)
+    groups = [group for optimizer in build_optimizers(model, config).values() for group in optimizer.param_groups]
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    expected = {
+        "image_encoder.backbone": 1e-3, "image_encoder.projection": 5e-3, "text_encoder.language_model": 1e-5,
+        "text_encoder.lstm": 5e-4, "text_encoder.projection": 5e-4, "class": 5e-4, "discriminator": 2e-4,
+    }  # fmt: skip
+    if fields.get("language_model"):  # words that are learned start from nothing, as the text encoder's other layers
+        expected["text_encoder.language_model"] = 5e-4
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(next(v for k, v in expected.items() if name.startswith(k))), name
+
+
+def test_the_learned_temperature_begins_as_it_is_set(tiny_model):
+    learner = Learner.build(tiny_model(), Config(loss=LossConfig(matching="infonce", temperature=0.07)), epoch_steps=1)
+    assert float(learner.log_temperature.detach().exp()) == pytest.approx(0.07)
+
+
+# -- timam.interruption -----------------------------------------------------------------------------------------------
+
+
+send = partial(os.kill, os.getpid())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_raises_and_handlers_are_put_back(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        send(number)
+    assert (caught.value.exit_code, signal.getsignal(number)) == (code, before)
+
+
+def test_held_signal_waits_and_the_second_interrupt_does_not(monkeypatch):
+    monkeypatch.setattr(os, "write", mock.Mock(side_effect=BrokenPipeError))  # nobody reads the message any more
+    with interruptible() as signals:
+        signals.held = True
+        for _ in range(3):  # batch systems repeat it
+            send(signal.SIGTERM)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            send(signal.SIGINT)
+    with interruptible(several=True) as signals:  # several processes hold what their launcher passes on
+        signals.held = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert signals.number == signal.SIGINT
+
+
+def test_other_threads_change_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(interruptible().__enter__).result()  # Python's signal.signal raises there
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_interrupted_survives_pickling():
+    """As a Ray task's does."""
+    copy = pickle.loads(pickle.dumps(Interrupted("saved", signal.SIGTERM)))
+    assert (str(copy), copy.exit_code) == ("saved", 143)
