@@ -26,7 +26,7 @@ CAPTIONS = ["a man", "the woman in a red dress and a black hat and boots", "a", 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache for each test; the fixture's value is the folder."""
+    """The empty cache of each test."""
     monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -49,21 +49,24 @@ def pixels_of(paths: list[Path]) -> np.ndarray:
 
 
 def test_pixels_equal_decoding_each_picture_once(paths, monkeypatch, own_cache):
-    decoded = []
-    monkeypatch.setattr(images, "read_image", lambda path: decoded.append(path) or read_image(path))
+    events = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda _, *room: events.append(room), raising=False)
+    monkeypatch.setattr(images, "read_image", lambda path: events.append(path) or read_image(path))
     pixels = open_pixels(paths, 24, 12, progress=False)
     assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((5, 3, 24, 12), np.uint8, False)
     assert isinstance(pixels, np.memmap)
     assert torch.from_numpy(pixels[[3, 1]]).is_contiguous(memory_format=torch.channels_last)  # as `normalize` likes it
     assert np.array_equal(pixels, pixels_of(paths))
     assert np.array_equal(open_pixels(paths, 24, 12, progress=False), pixels)
-    assert len(decoded) == 5
+    # First the file gets its room: a memory-mapped page that finds the disk full ends the process without a word.
+    assert events[0] == (0, 128 + 5 * 3 * 24 * 12)
+    assert sorted(events[1:]) == paths
     assert len(files(own_cache)) == 1
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_stored_pixels_normalize_to_the_last_bit(paths, memory):
-    pixels = torch.from_numpy(open_pixels(paths, 24, 12, progress=False)[[4, 0, 2]]).contiguous(memory_format=memory)
+def test_pixels_normalize_to_the_last_bit(paths, memory):
+    pixels = torch.from_numpy(pixels_of(paths)).contiguous(memory_format=memory)
     mean, std = (torch.tensor(c).view(3, 1, 1) * 255 for c in (IMAGENET_MEAN, IMAGENET_STD))
     found, given = normalize(pixels), pixels.float()
     assert torch.equal(normalize(given), found)
@@ -94,8 +97,7 @@ def test_unreadable_pictures_are_all_reported_and_nothing_is_stored(paths, own_c
     paths[3].write_text("no picture")
     with pytest.raises(DataError) as caught:
         open_pixels(paths, 24, 12, progress=False)
-    for path, problem in zip((paths[1], paths[3]), caught.value.problems, strict=True):
-        assert str(path) in problem
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [str(paths[1]), str(paths[3])]
     assert files(own_cache) == []
     paths[2].unlink()
     with pytest.raises(OSError, match=r"2\.bmp"):
@@ -157,17 +159,6 @@ def test_damaged_store_is_named_and_made_again(paths, own_cache, tiny_model, dam
     assert [np.array_equal(a, b) for a, b in zip(first, again, strict=True)] == [True, True]
 
 
-def test_store_has_its_room_before_it_is_filled(paths, monkeypatch):
-    """A memory-mapped page that finds the disk full ends the process without a word."""
-    if not hasattr(os, "posix_fallocate"):
-        pytest.skip("this system has no posix_fallocate")
-    reserved, original = [], os.posix_fallocate
-    monkeypatch.setattr(os, "posix_fallocate", lambda *a: reserved.append(a[1:]) or original(*a))
-    monkeypatch.setattr(images, "read_image", lambda p: read_image(p) if reserved else pytest.fail("filled first"))
-    open_pixels(paths, 24, 12, progress=False)
-    assert reserved == [(0, 128 + 5 * 3 * 24 * 12)]
-
-
 def own_states(model, captions: list[str]) -> list[torch.Tensor]:
     """The language model's outputs for each caption alone, without padding."""
     model.eval()
@@ -178,7 +169,6 @@ def own_states(model, captions: list[str]) -> list[torch.Tensor]:
 def test_word_states_equal_the_models_own_output_and_are_computed_once(tiny_model, monkeypatch):
     model = tiny_model().train()  # not frozen: its dropout is on
     store = open_word_states(model, CAPTIONS, batch_size=2, progress=False)
-    assert model.training
     assert model.text_encoder.language_model.training
     expected = own_states(model, CAPTIONS)
     assert len({len(e) for e in expected}) > 2  # of different lengths
