@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 import transformers
 from hypothesis import HealthCheck, settings
@@ -42,10 +41,9 @@ WORDS = "a an and bag black blue boots coat dress green hair hat in jacket man r
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
     """Pixel and word-state stores go to a temporary folder, never to the user's cache."""
-    folder = tmp_path_factory.mktemp("timam_cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIMAM_CACHE", str(folder))
-        yield folder
+        patch.setenv("TIMAM_CACHE", str(tmp_path_factory.mktemp("timam_cache")))
+        yield
 
 
 def word_piece_tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -53,18 +51,9 @@ def word_piece_tokenizer() -> transformers.PreTrainedTokenizerFast:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]
     characters = string.ascii_lowercase + string.digits
     pieces += [c for c in characters + ".,!'-" if c not in pieces] + ["##" + c for c in characters]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    fast.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    fast.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    fast.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    fast.decoder = tokenizers.decoders.WordPiece()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]",
-    )  # fmt: skip
+    fast = transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=True)
+    tokens = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=fast.backend_tokenizer, **tokens)
 
 
 def tiny_language_model(vocabulary_size: int, dropout: float = 0.1) -> transformers.BertModel:
