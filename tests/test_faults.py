@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,17 +76,6 @@ def assert_resumed_equals(undisturbed: SimpleNamespace, run: Path) -> None:
     running.assert_same_run(undisturbed.run, run)
 
 
-def killed(after: float, number: int, target: Callable, *arguments: Any) -> bool:
-    """Whether the call was under way when the signal came, after so many seconds; else it has succeeded."""
-    process = running.forked(target, *arguments)
-    process.join(after)
-    if process.is_alive():
-        os.kill(process.pid, number)
-    process.join(120)
-    assert process.exitcode in (0, -number, 128 + number)
-    return process.exitcode != 0
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_training_ended_at_random_moments(config, undisturbed, tmp_path, number):
     """One run is ended again and again until it is finished, then the next one."""
@@ -95,7 +83,13 @@ def test_training_ended_at_random_moments(config, undisturbed, tmp_path, number)
     while tries < TRIES:
         run = tmp_path / f"{runs}" / "run"
         for _ in range(8):
-            if not killed(rng.uniform(0, undisturbed.seconds), number, fit, config, run, True, False):
+            process = running.forked(fit, config, run, True, False)
+            process.join(rng.uniform(0, undisturbed.seconds))
+            if process.is_alive():
+                os.kill(process.pid, number)
+            process.join(120)
+            assert process.exitcode in (0, -number, 128 + number)
+            if process.exitcode == 0:
                 break
             tries += 1
         assert_resumed_equals(undisturbed, run)
