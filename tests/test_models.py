@@ -9,45 +9,38 @@ import tokenizers
 import torch
 import torchvision
 from accelerate import init_empty_weights
-from conftest import tiny_language_model
+from conftest import WORDS, tiny_language_model
 from PIL import Image
 from torch import nn
 
 from timam import TIMAM
 from timam.images import ImageError, normalize
-from timam.models import ImageEncoder, ModalityDiscriminator, TextEncoder
+from timam.models import ImageEncoder, TextEncoder
+from timam.models.batching import padding_mask
 from timam.models.image_encoder import blocks_of, feature_width, strip_head
 from timam.models.joint import IMAGE, TEXT
-from timam.models.text_encoder import WordEmbeddings, word_tokenizer
+from timam.models.text_encoder import WordEmbeddings
 from timam.models.weights import build_backbone, load_backbone
 from timam_lab.centering import centered
 
 CAPTIONS = ["a man in a red hat", "the woman", "black boots and a white coat with a green bag", "skirt", "a hat", "man"]
 
-# -- image encoder ---------------------------------------------------------------------------------------------------
-
-# One of each family: its sizes share their code.
-BACKBONES = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
-    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_y_400mf", "resnet50",
-    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16",
-    "wide_resnet50_2",
-]  # fmt: skip
-
-# Where the classifier is more than one linear layer: the channels of the last feature map.
-POOLED_CHANNELS = {"alexnet": 256, "vgg": 512, "squeezenet": 512, "mobilenet_v3_large": 960, "mobilenet_v3_small": 576}
+# The channels of the last feature map. One backbone of each family: its sizes share their code.
+WIDTHS = {
+    "alexnet": 256, "convnext_tiny": 768, "densenet121": 1024, "efficientnet_b0": 1280, "googlenet": 1024,
+    "inception_v3": 2048, "maxvit_t": 512, "mnasnet0_5": 1280, "mobilenet_v2": 1280, "mobilenet_v3_large": 960,
+    "regnet_y_400mf": 440, "resnet50": 2048, "shufflenet_v2_x0_5": 1024, "squeezenet1_0": 512, "swin_t": 768,
+    "swin_v2_t": 768, "vgg11": 512, "vit_b_16": 768,
+}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", WIDTHS)
 def test_every_backbone_of_torchvision_gives_features(name):
-    # Run without values, at its natural size; elsewhere the width is what its own classifier reads.
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False):  # run without values, at its natural size
         backbone = load_backbone(name, "none")
-    linear = [m for m in backbone.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
-    expected = next((c for prefix, c in POOLED_CHANNELS.items() if name.startswith(prefix)), None)
     size = 299 if name == "inception_v3" else 224
-    assert feature_width(strip_head(backbone), size, size) == (expected or linear[-1].in_features)
+    assert feature_width(strip_head(backbone), size, size) == WIDTHS[name]
     assert not [m for m in backbone.modules() if getattr(m, "out_features", 0) == 1000]
 
 
@@ -57,57 +50,42 @@ def test_resnet_features_by_hand():
     with torch.no_grad():
         hidden = b.maxpool(b.relu(b.bn1(b.conv1(x))))
         pooled = b.layer4(b.layer3(b.layer2(b.layer1(hidden)))).mean(dim=(2, 3))
-        torch.testing.assert_close(encoder.features(x), pooled)
         torch.testing.assert_close(encoder(x), pooled @ encoder.projection.weight.T + encoder.projection.bias)
 
 
 def test_unknown_backbones_are_refused():
-    no_linear = nn.Module()
-    no_linear.fc = nn.ReLU()
-    small_vit = torchvision.models.VisionTransformer(
-        image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16
-    )
-    for backbone, message in [
-        (nn.Conv2d(3, 4, 3), "Conv2d has no linear layer to remove in fc, classifier, heads, head"),
-        (no_linear, "Module has no linear layer to remove"),
-        (small_vit, "VisionTransformer does not take pictures of 64x32 pixels"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            ImageEncoder(backbone, 64, 32, 5)
+    with pytest.raises(ValueError, match="Conv2d has no linear layer to remove in fc, classifier, heads, head"):
+        ImageEncoder(nn.Conv2d(3, 4, 3), 64, 32, 5)
+    with torch.device("meta"):
+        backbone = load_backbone("vit_b_16", "none")
+    with pytest.raises(ValueError, match="VisionTransformer does not take pictures of 64x32 pixels"):
+        ImageEncoder(backbone, 64, 32, 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "weights"), [("googlenet", "IMAGENET1K_V1"), ("inception_v3", "IMAGENET1K_V1"), ("resnet50", "DEFAULT")]
-)
-def test_saved_backbone_has_the_architecture_of_its_weights(name, weights, monkeypatch):
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "resnet50", "vit_b_16"])
+def test_saved_backbone_has_the_architecture_of_its_weights(name, monkeypatch):
     # GoogLeNet's and Inception's published weights rescale the input: a setting that no state dict holds.
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: {})
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
-    with torch.device("meta"):
-        loaded = load_backbone(name, weights)
-        rebuilt = build_backbone(name, weights)
-        assert not getattr(build_backbone(name, "none"), "transform_input", False)
-    assert getattr(loaded, "transform_input", None) == getattr(rebuilt, "transform_input", None)
-    assert list(loaded.state_dict()) == list(rebuilt.state_dict())  # Inception: without its auxiliary head
-    assert not getattr(loaded, "aux_logits", False)
-    sizes = {"IMAGENET1K_SWAG_E2E_V1": 384, "IMAGENET1K_V1": 224, "none": 224}
-    with torch.device("meta"):
-        assert {weights: build_backbone("vit_b_16", weights).image_size for weights in sizes} == sizes
+    for weights in torchvision.models.get_model_weights(name).__members__:
+        with torch.device("meta"):
+            loaded, rebuilt = load_backbone(name, weights), build_backbone(name, weights)
+            assert not getattr(build_backbone(name, "none"), "transform_input", False)
+        assert getattr(loaded, "transform_input", None) == getattr(rebuilt, "transform_input", None)
+        # Inception: without its auxiliary head; a vision transformer: with positions for pictures of its weights' size.
+        shapes = [{n: t.shape for n, t in each.state_dict().items()} for each in (loaded, rebuilt)]
+        assert shapes[0] == shapes[1]
 
 
-# -- text encoder ----------------------------------------------------------------------------------------------------
-
-
-def text_encoder(summary: str = "max", learned: bool = False, vocabulary: int = 40) -> TextEncoder:
+def text_encoder(summary: str = "max", learned: bool = False) -> TextEncoder:
     torch.manual_seed(0)
-    words = WordEmbeddings(vocabulary, 16) if learned else tiny_language_model(vocabulary)
+    words = WordEmbeddings(40, 16) if learned else tiny_language_model(40)
     return TextEncoder(words, 16, 8, 5, summary).eval()
 
 
-def ids_and_mask(*lengths: int, total: int | None = None, vocabulary: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    mask = (torch.arange(total or max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
-    return torch.randint(2, vocabulary, mask.shape, generator=generator) * mask, mask
+def ids_and_mask(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = padding_mask(lengths)
+    return torch.randint(2, 40, mask.shape, generator=torch.Generator().manual_seed(1)) * mask, mask
 
 
 both_summaries = pytest.mark.parametrize("summary", ["max", "last"])
@@ -116,24 +94,23 @@ both_kinds = pytest.mark.parametrize("learned", [False, True], ids=["language mo
 
 @both_summaries
 @both_kinds
-def test_padding_and_companions_do_not_change_an_embedding(summary, learned):
-    encoder = text_encoder(summary, learned)
-    ids, mask = ids_and_mask(3, 9, 1, 6)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_embedding_is_of_torchs_lstm_whatever_the_padding_and_the_rest_of_the_batch(summary, learned, normalized):
+    encoder, (ids, mask) = text_encoder(summary, learned), ids_and_mask(3, 9, 1, 6)
+    encoder.normalizes_words = normalized
+    pooled = []
     with torch.no_grad():
-        together = encoder(ids, mask)
-        wider = encoder(nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7)))
-        alone = torch.cat([encoder(i[None, :n], m[None, :n]) for i, m, n in zip(ids, mask, (3, 9, 1, 6), strict=True)])
-    torch.testing.assert_close(wider, together, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
-
-
-@both_summaries
-def test_summaries_are_those_of_torchs_bidirectional_lstm(summary):
-    encoder, states, mask = text_encoder(summary), torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.int64)
-    with torch.no_grad():
-        outputs, (last, _) = encoder.lstm(states)
-        pooled = outputs.amax(dim=1) if summary == "max" else torch.cat([last[0], last[1]], dim=1)
-        torch.testing.assert_close(encoder(states, mask), encoder.projection(pooled))
+        for row, length in zip(ids, (3, 9, 1, 6), strict=True):
+            states = encoder.word_states(row[None, :length], mask.new_ones(1, length))
+            if normalized:
+                variance = states.var(dim=2, correction=0, keepdim=True)
+                states = (states - states.mean(dim=2, keepdim=True)) / (variance + 1e-5).sqrt()
+            outputs, (last, _) = encoder.lstm(states)
+            pooled.append(outputs.amax(dim=1) if summary == "max" else torch.cat([last[0], last[1]], dim=1))
+        expected = encoder.projection(torch.cat(pooled))
+        for more in (0, 7):
+            padded = (nn.functional.pad(x, (0, more)) for x in (ids, mask))
+            torch.testing.assert_close(encoder(*padded), expected, rtol=1e-5, atol=1e-6)
 
 
 @both_summaries
@@ -147,26 +124,12 @@ def test_packed_and_padded_sentences_give_the_same_states(summary):
     torch.testing.assert_close(*gradients)
 
 
-def test_normalised_words_have_no_scale_and_no_shift():
-    encoder, (_, mask) = text_encoder("max"), ids_and_mask(3, 5)
-    states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    standardised = (states - states.mean(dim=2, keepdim=True)) / states.std(dim=2, correction=0, keepdim=True)
-    expected = encoder(standardised, mask)
-    encoder.normalizes_words = True
-    torch.testing.assert_close(encoder(3 * states + 1, mask), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_batch_of_one_keeps_its_axis():
-    image = ImageEncoder(load_backbone("resnet18", "none"), 64, 32, 5).eval()(torch.randn(1, 3, 64, 32))
-    texts = [text_encoder(summary)(*ids_and_mask(1)) for summary in ("max", "last")]
-    assert [x.shape for x in (image, *texts, ModalityDiscriminator(5, 4)(image))] == [(1, 5)] * 3 + [(1,)]
-
-
 def test_conditional_discriminator_starts_as_the_other_one(tiny_model):
     plain, conditional = tiny_model(), tiny_model(discriminator_conditional=True)
     rows, directions = torch.randn(2, 6, 16)
     torch.testing.assert_close(conditional.discriminator(rows, directions), plain.discriminator(rows))
     torch.testing.assert_close(conditional.class_weights, plain.class_weights)  # runs of one seed start alike
+    assert plain.discriminator(rows[:1]).shape == (1,)  # a batch of one keeps its axis
 
 
 def test_centered_by_hand_saved_and_refused_without_means(tiny_model, tmp_path):
@@ -182,22 +145,10 @@ def test_centered_by_hand_saved_and_refused_without_means(tiny_model, tmp_path):
         torch.testing.assert_close(centered(each, rows[1:], TEXT), torch.tensor([[0.0, 1.0]]))
 
 
-# -- words -----------------------------------------------------------------------------------------------------------
-
-
-def test_word_tokenizer_lower_cases_and_knows_unknown_words():
-    tokenizer = word_tokenizer(["Red HAT red", "a hat", "zebra"])
-    vocabulary = tokenizer.get_vocab()
-    assert vocabulary == {"[PAD]": 0, "[UNK]": 1, "red": vocabulary["red"], "hat": 5 - vocabulary["red"]}
-    ids = tokenizer("RED Hat zebra red")["input_ids"]
-    assert ids == [vocabulary["red"], vocabulary["hat"], 1, vocabulary["red"]]
-    vectors = WordEmbeddings(len(tokenizer), 6)(torch.tensor([[0, *ids]]))[0]
-    assert (vectors.abs().sum(dim=1) > 0).tolist() == [False, True, True, True, True]  # only the padding is zero
-
-
 @both_kinds
 def test_tokenize_pads_truncates_and_masks(tiny_model, learned):
-    model = tiny_model(language_model="none" if learned else "tiny-bert", max_tokens=6)
+    captions = [f"{WORDS} {WORDS.upper()} zebra"]
+    model = tiny_model(language_model="none" if learned else "tiny-bert", captions=captions, max_tokens=6)
     ids, mask = model.tokenize(["a man", "a man in a red hat and a coat", "HAT", "\u200b", "zebra"])
     assert ids.shape == mask.shape == (5, 6)
     assert ids.dtype == mask.dtype == torch.int64
@@ -205,7 +156,11 @@ def test_tokenize_pads_truncates_and_masks(tiny_model, learned):
     assert (ids == model.tokenizer.pad_token_id).equal(mask == 0)
     assert (mask.diff(dim=1) <= 0).all()  # on the right
     assert mask.sum(dim=1).tolist()[:3] == ([2, 6, 1] if learned else [4, 6, 3])  # [CLS] and [SEP] count
-    if not learned:
+    if learned:
+        assert ids[4, 0] == model.tokenizer.unk_token_id  # the captions have it once only
+        vectors = model.text_encoder.language_model.embedding.weight
+        assert vectors.any(dim=1).tolist() == [False, *[True] * (len(WORDS.split()) + 1)]  # the padding's is zero
+    else:
         assert ids[1, -1] == model.tokenizer.sep_token_id  # truncation keeps the end marker
     assert torch.equal(model.tokenize(["hat"])[0], model.tokenize(["HAT"])[0])
 
@@ -223,8 +178,6 @@ def test_frozen_language_model_has_no_dropout_whatever_train_says():
     encoder, (ids, mask) = text_encoder(), ids_and_mask(4, 6)
     encoder.freeze()
     nn.ModuleList([encoder]).train()  # as the parent module does it
-    assert encoder.training
-    assert not any(p.requires_grad for p in encoder.language_model.parameters())
     states = encoder.word_states(ids, mask)
     assert torch.equal(states, encoder.word_states(ids, mask))
     assert not states.requires_grad
@@ -234,15 +187,6 @@ def test_frozen_language_model_has_no_dropout_whatever_train_says():
     assert not any(m.training for m in encoder.modules())
 
 
-def test_learned_words_never_freeze():
-    encoder = text_encoder(learned=True)
-    encoder.freeze()
-    assert (encoder.frozen, encoder.language_model.embedding.weight.requires_grad) == (False, True)
-
-
-# -- the joint model -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def pictures() -> list[Image.Image]:
     generator = np.random.default_rng(0)
@@ -250,13 +194,18 @@ def pictures() -> list[Image.Image]:
 
 
 @both_kinds
-def test_encoding_is_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, learned):
+def test_encoding_is_forward_in_eval_mode_and_leaves_the_mode(tiny_model, pictures, learned):
     model = tiny_model(language_model="none" if learned else "tiny-bert").train()
-    assert torch.equal(model.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS))
     before = {name: b.clone() for name, b in model.named_buffers()}
-    images = model.encode_images(pictures)
+    encoded = model.encode_images(pictures), model.encode_texts(CAPTIONS)
     assert all(torch.equal(before[name], b) for name, b in model.named_buffers())  # batch statistics stay
-    assert (model.training, images.requires_grad, images.dtype) == (True, False, torch.float32)
+    assert (model.training, encoded[0].requires_grad, encoded[0].dtype) == (True, False, torch.float32)
+    model.eval()
+    images = normalize(torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures]))
+    ids, mask = model.tokenize(CAPTIONS)
+    with torch.no_grad():
+        for words in (ids, model.text_encoder.word_states(ids, mask)):
+            torch.testing.assert_close(model(images, words, mask), encoded)
 
 
 def test_sentences_of_similar_lengths_share_a_batch_and_keep_their_places(tiny_model, monkeypatch):
@@ -279,17 +228,6 @@ def test_a_sentence_that_is_cut_gives_a_warning(tiny_model):
     torch.testing.assert_close(found[1:], expected)
 
 
-def test_forward_equals_the_encoders(tiny_model, pictures):
-    model = tiny_model().eval()
-    images = normalize(torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures]))
-    ids, mask = model.tokenize(CAPTIONS[:5])
-    with torch.no_grad():
-        for words in (ids, model.text_encoder.word_states(ids, mask)):
-            image, text = model(images, words, mask)
-            torch.testing.assert_close(image, model.encode_images(pictures))
-            torch.testing.assert_close(text, model.encode_texts(CAPTIONS[:5]))
-
-
 def test_unreadable_pictures_are_an_error_or_passed_over(tiny_model, pictures, tmp_path):
     model, unreadable = tiny_model(), {}
     mixed = [pictures[0], tmp_path / "nobody.png", pictures[1]]
@@ -301,21 +239,14 @@ def test_unreadable_pictures_are_an_error_or_passed_over(tiny_model, pictures, t
     assert list(unreadable) == [1]
 
 
-def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model, pictures):
+def test_wrong_arguments_are_refused_and_nothing_gives_nothing(tiny_model):
     model = tiny_model()
-    for texts, message in [
-        ("a man", "list of strings"),
-        (["a man", "  \n"], r"texts\[1\] = '  "),
-        ([3], r"texts\[0\] = 3"),
-    ]:
+    for texts, message in [("a man", "list of"), (["a man", "  \n"], r"texts\[1\] = '  "), ([3], r"texts\[0\] = 3")]:
         with pytest.raises(ValueError, match=message):
             model.encode_texts(texts)
     assert model.encode_images([]).shape == model.encode_texts([]).shape == (0, 16)
     with pytest.raises(ValueError, match="expected a list of pictures, found one path"):
         model.encode_images("a.jpg")
-
-
-# -- saving ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
