@@ -160,7 +160,9 @@ def _parameters(name: str, texts: dict[str, str]) -> dict[str, Any]:
 def _execute(name: str, output: Path, parameters: dict[str, Any]) -> bool:
     """Executes one notebook; False where it failed."""
     source, executed, stamp = HERE / f"{name}.ipynb", output / f"{name}.ipynb", output / ".stamps" / name
-    root = parameters.get("root") or "../data/pedestrians"  # what the notebooks take an empty one for
+    known = papermill.inspect_notebook(str(source))
+    default = known["root"]["default"].strip("'\"") if "root" in known else ""
+    root = parameters.get("root") or default or "../data/pedestrians"  # what the notebooks take an empty one for
     wanted = _fingerprint(source, parameters, HERE / root)
     if name in SHOWS_RUNS:
         key, runs = SHOWS_RUNS[name]

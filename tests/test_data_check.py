@@ -18,7 +18,7 @@ def test_report_stands_beside_what_is_published(tmp_path):
     assert json.loads(json.dumps(report)) == report
     assert report["protocol"].startswith("class: ")
     assert report["problems"] == []
-    few = "the {} split has 1 identities: too few for rank-1 to mean anything"
+    few = "the {} split has 1 identity: too few for rank-1 to mean anything"
     assert report["warnings"] == [few.format("val"), few.format("test")]
     rows = {row["split"]: row for row in found_beside_published(report)}
     assert (rows["train"]["identities"], rows["train"]["identities (published)"]) == (2, 100)

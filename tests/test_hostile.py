@@ -1,7 +1,7 @@
 """Hostile input: nothing from outside runs code, asks for the network or allocates without bound.
 
 Pictures, saved models, sentences and arguments from others are used correctly or refused by name. Hostile annotation
-files are in test_readers.py. `fuzz.py` searches for more, guided by coverage.
+files are in test_readers.py.
 """
 
 import functools

@@ -12,6 +12,7 @@ from layouts import TINY_SETTINGS, write_person_search
 from timam.config import PRESETS, LossConfig, override
 from timam.data import Dataset, Record, load_dataset
 from timam.evaluation import Embeddings, evaluate_model
+from timam.images import read_image
 from timam.run import Run
 from timam.training import fit
 from timam_lab import notebook, panel, results, variations
@@ -27,6 +28,12 @@ def test_an_empty_folder_means_the_clone_whatever_the_working_directory(tmp_path
     assert runs.resolve() == notebook.REPOSITORY / "runs/studies"
     assert figures == notebook.Path("out/figures")
     assert str(runs) in capsys.readouterr().out
+    monkeypatch.setattr(notebook, "REPOSITORY", tmp_path)  # a clone
+    for path in ("notebooks", "runs/mine"):
+        (tmp_path / path).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    read, written = (notebook.folder("runs/mine", "", written=written) for written in (False, True))
+    assert (read, written) == (notebook.Path("../runs/mine"), notebook.Path("runs/mine"))
 
 
 def test_configure_takes_overrides_as_the_command_line_does(tmp_path, monkeypatch):
@@ -164,9 +171,10 @@ def test_search_panel_answers_requests_of_the_browser(people):
     ):
         shown._handle_custom_msg(request, buffers)
         assert (asked[-1], shown.status) == (wanted, status)
-    paths[0] = people / "absent.png"
-    shown._handle_custom_msg({"sentence": "a man"}, [])
-    assert (shown.status.partition(". ImageError")[0], shown.busy) == ("The search failed", False)
+    shown._search = read_image
+    shown._handle_custom_msg({"picture": "broken.png"}, [memoryview(b"no picture")])
+    assert shown.status.startswith("The search failed. ImageError: broken.png: not a readable picture")
+    assert (shown.answers, shown.busy) == ([], False)
 
 
 def test_published_results_and_ours_have_the_same_columns():

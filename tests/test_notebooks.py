@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -13,6 +16,7 @@ import papermill
 import pytest
 from click.testing import CliRunner
 from layouts import karpathy_images, write_karpathy, write_language_model, write_person_search, write_reed, write_table
+from running import wait_until
 
 from timam.data import DATASETS
 
@@ -186,6 +190,8 @@ def trial(tmp_path):
 
 
 def test_unknown_parameter_is_refused_and_known_ones_reach_the_notebook(trial, tmp_path):
+    (tmp_path / "notebooks/08_first.ipynb").write_text("no notebook: it is not read")
+    assert trial("", "08_frist").output.startswith("08_frist: no such notebook; there are 08_first, 09_trial")
     refused = trial("print(level + 1)", "-p", "levle", "3")
     assert refused.exit_code == 1
     assert "no parameter levle" in refused.output
@@ -206,6 +212,31 @@ def test_failed_notebook_leaves_no_report_and_a_non_zero_exit(trial, tmp_path, c
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert reason in result.output
     assert "failed: 09_trial" in result.output
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_cell_clean_up_and_says_how_to_go_on(trial, tmp_path):
+    code = """
+import time
+from pathlib import Path
+try:
+    Path('../begun').touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    Path('../saved').touch()
+    raise"""
+
+    def stop():
+        wait_until((tmp_path / "begun").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(stop)
+        result = trial(code)
+        stopping.result()
+    assert (result.exit_code, (tmp_path / "saved").exists()) == (143, True)
+    assert "the same command goes on" in result.output
     assert list((tmp_path / "reports").iterdir()) == []
 
 

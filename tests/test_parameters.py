@@ -18,12 +18,16 @@ def namespace(injected: str, **values):
 def test_what_the_notebook_does_not_declare_is_refused_from_inside():
     parameters.check(namespace("level = 2\nshare = 1", level=2, share=1))
     parameters.check({**namespace("level = 2", level=2), "FROZEN": "a name of a later cell, which is executed again"})
-    parameters.check({**namespace(""), "In": ["root: str = ''"], "level": "2"})  # without papermill
+    parameters.check(namespace("", root=Path(".")))  # a later cell makes a path of it
     with pytest.raises(ValueError, match="unknown parameter levle; this notebook has root, dataset, level, share"):
         parameters.check(namespace("levle = 2", levle=2))
     for wrong in ("2", True):
         with pytest.raises(ValueError, match=f"parameter level = {wrong!r}: expected int"):
-            parameters.check(namespace(f"level = {wrong!r}", level=wrong))
+            parameters.check(namespace("", level=wrong))  # written into the notebook, or set by papermill
+    with pytest.raises(ValueError, match=r"parameter dataset = 'cvs': expected pedestrians, .*csv"):
+        parameters.check(namespace("", dataset="cvs"))
+    with pytest.raises(FileNotFoundError, match=r"parameter root = 'nowhere': no such folder or file: /.*/nowhere"):
+        parameters.check(namespace("", root="nowhere"))
 
 
 def test_the_last_cell_names_commit_versions_data_and_parameters(people: Path, monkeypatch):

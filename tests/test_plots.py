@@ -43,6 +43,9 @@ def test_rankings_show_the_right_picture_at_the_end():
     assert len(long.axes) == 2
     *lines, last = long.axes[0].texts[0].get_text().splitlines()
     assert (len(lines), last[-2:]) == (11, " …")
+    empty = plots.rankings(["a car", "a man"], [[], [picture]], [[], [-0.001]])
+    assert [axis.texts[0].get_text() for axis in empty.axes[:2]] == ["a car", "nothing here fits"]
+    assert empty.axes[3].get_xlabel() == "0.00"
 
 
 def test_sentences_are_drawn_as_written():

@@ -200,18 +200,18 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
 
 def test_table_by_hand(people, tmp_path):
     """Mean 0.3, deviation 0.1; t(2) at 97.5 % is 4.303 (any table): 0.3 +- 4.303 x 0.1 / sqrt(3)."""
-    variants = {"": [0.2, 0.3, 0.4], "loss.adversarial_weight=0": [0.1, 0.1], "train.epochs=7": [0.5]}
+    variants = {"": [0.2, 0.3, 0.4], "loss.adversarial_weight=0": [0.1, 0.9], "train.epochs=7": [0.5]}
     for settings, values in variants.items():
         for seed, value in enumerate(values):
             config = tiny_config(people, *settings.split(), f"train.seed={seed}")
             finished(config, tmp_path, value, commit="abc" if seed < 2 else "def")
-    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/checkpoints/last").mkdir(parents=True)
     result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--csv", str(tmp_path / "t.csv"),
                                       "--figure", str(tmp_path / "t.png")])  # fmt: skip
     assert result.exit_code == 0, result.output
     assert read_image(tmp_path / "t.png").width > 500
     assert CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--figure", "t"]).exit_code == 2
-    assert "30.0 ± 24.8" in result.output
+    assert "30.0 (5.2 to 54.8)" in result.output
     assert " 4.00 " in result.output  # chance
     frame = pd.read_csv(tmp_path / "t.csv", index_col="variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
@@ -221,6 +221,10 @@ def test_table_by_hand(people, tmp_path):
     assert found == pytest.approx([0.3, 0.3 - 0.2484, 0.3 + 0.2484], abs=1e-4)
     assert base["text_to_image_mAP"] == pytest.approx(0.15)
     assert np.isnan(frame.loc["epochs=7", "text_to_image_rank_1_low"])
+    ends = [frame.loc["adversarial_weight=0", f"text_to_image_rank_1_{end}"] for end in ("low", "high")]
+    assert ends == [0, 1]  # 0.5 +- 5
+    with pytest.warns(UserWarning, match="not finished, and not counted: unfinished"):
+        table(tmp_path)
 
 
 def test_table_names_both_of_two_variants_and_follows_moved_data(people, tmp_path):
@@ -239,7 +243,8 @@ def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
         table(tmp_path)
     shutil.rmtree(second)
     finished(tiny_config(people, "data.root=/elsewhere"), tmp_path, 0.2)
-    assert table(tmp_path)["seeds"].tolist() == ["0"]  # the same run under another name
+    with pytest.warns(UserWarning, match="repeats another run of base"):
+        assert table(tmp_path)["seeds"].tolist() == ["0"]  # the same run under another name
     finished(tiny_config(people, "data.root=/nowhere"), tmp_path, 0.3)
     with pytest.raises(StudyError, match="a seed twice"):
         table(tmp_path)

@@ -90,7 +90,8 @@ def check_dataset(
 def too_few(split: str, identities: int) -> list[str]:
     """A line for a validation or test split with fewer identities than `FEW`, else none."""
     small = split != "train" and identities < FEW
-    return [f"the {split} split has {identities} identities: too few for rank-1 to mean anything"] * small
+    number = "1 identity" if identities == 1 else f"{identities} identities"
+    return [f"the {split} split has {number}: too few for rank-1 to mean anything"] * small
 
 
 def found_beside_published(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -45,14 +45,15 @@ T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
 
-def folder(given: str, default: str) -> Path:
+def folder(given: str, default: str, written: bool = False) -> Path:
     """The folder that a parameter names, as on the command line (~, ORG/NAME); if it is empty, `default` in the clone.
 
-    A relative one that is not in the working directory, but in the clone, is the clone's: commands are given there.
-    Without a clone around the package (installed from a wheel), the default is below the working directory.
+    A relative one that is not in the working directory, but in the clone, is the clone's, as commands are given there;
+    but not one that is `written`. Without a clone around the package (installed from a wheel), the default is below the
+    working directory.
     """
     clone = REPOSITORY if (REPOSITORY / "notebooks").is_dir() else Path.cwd()
-    if not given or (not Path(given).expanduser().exists() and (clone / given).exists()):
+    if not given or (not written and not Path(given).expanduser().exists() and (clone / given).exists()):
         return Path(os.path.relpath(clone / (given or default)))
     return arguments.ROOT.convert(given, None, None)
 
@@ -62,9 +63,12 @@ def folders(root: str, runs: str, output: str, study: str = "") -> tuple[Path, P
 
     The defaults in the clone are data/pedestrians, runs/STUDY and reports/local.
     """
-    paths = folder(root, "data/pedestrians"), folder(runs, f"runs/{study}"), folder(output, "reports/local") / "figures"
-    print(f"Runs: {paths[1]}. Figures and their numbers: {paths[2]}.")
-    return paths
+    made, figures = (
+        folder(runs, f"runs/{study}", written=True),
+        folder(output, "reports/local", written=True) / "figures",
+    )
+    print(f"Runs: {made}. Figures and their numbers: {figures}.")
+    return folder(root, "data/pedestrians"), made, figures
 
 
 def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Config:
