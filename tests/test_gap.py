@@ -25,24 +25,6 @@ def two_modalities(shift: float, count: int = 300, dim: int = 8, identities: int
     return images, texts, labels, labels
 
 
-# -- centroids and probes --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shift", "accuracy"),
-    [
-        (0.0, 0.5),  # 600 samples: the standard error of an accuracy of 0.5 is 0.02
-        (3.0, 0.933),  # the best rule cuts in the middle, 1.5 standard deviations from either mean
-        (6.0, 0.9987),
-    ],
-)
-def test_probe_and_centroids_of_shifted_distributions(shift, accuracy):
-    found = modality_gap(*two_modalities(shift))
-    assert found["probe_accuracy"] == pytest.approx(accuracy, abs=0.08 if shift == 0 else 0.04)
-    # Unit spread over 20: without a shift the means are sqrt(8 x 2 / 300) / 20 = 0.012 apart.
-    assert found["centroid_distance"] == pytest.approx(shift / 20, abs=0.03 if shift else 0.02)
-
-
 def test_probe_that_memorises_identities_gets_no_credit():
     # Each identity has its own place and only one modality, drawn at random. Modality says nothing about unseen
     # identities: without groups the accuracy is 1.0. The standard error is that of 8 x 60 coin tosses, 0.023.
@@ -57,10 +39,7 @@ def test_probe_that_memorises_identities_gets_no_credit():
     assert np.mean(found) == pytest.approx(0.5, abs=0.09)
 
 
-def test_unequal_numbers_of_images_and_texts_are_balanced():
-    images, texts, labels, _ = two_modalities(shift=0.0)
-    few = modality_gap(images[:60], texts, labels[:60], labels)
-    assert few["cross_modal_neighbours"] == pytest.approx(1, abs=0.12)  # mixing gives the texts a share of 1/6
+def test_probe_balances_unequal_numbers_of_images_and_texts():
     # 40 images at 0 degrees; of 400 texts one half there too, the other at 90 degrees. The balanced rule takes the
     # first place for images: right for all images and half the texts, 0.75; plain accuracy would be 0.55.
     angles = np.repeat([0.0, 0.0, 90.0], [40, 200, 200]) + np.random.default_rng(0).normal(size=440)
@@ -105,9 +84,6 @@ def test_measures_equal_scikit_learns():
     assert np.isnan(modality_gap(images, texts, labels, labels + 100)["alignment"])  # no identity of both modalities
     with pytest.raises(ValueError, match="expected at least 2"):
         modality_gap(images, texts, np.zeros(40), np.zeros(40))
-
-
-# -- intervals and limits --------------------------------------------------------------------------------------------
 
 
 def test_weights_of_one_give_the_measures_themselves():
@@ -185,14 +161,16 @@ ALWAYS_RIGHT, ALWAYS_WRONG = {"discriminator_accuracy": 1.0}, {"discriminator_ac
     ("change", "penalty", "expected"),
     [
         ({}, 0, []),
-        ({"val_image_uniformity": -0.01}, 0, ["all image embeddings are nearly alike"]),
-        ({"val_text_uniformity": 0.0}, 0, ["all text embeddings are nearly alike"]),
+        ({"val_image_uniformity": -0.01, "val_text_uniformity": 0.0}, 0, ["all image emb", "all text emb"]),
         ({"val_text_uniformity": -0.0625}, 0, []),  # as a tiny model with random weights begins
-        ({"val_image_norm": 300.0}, 0, ["image embeddings have exploded"]),
         (ALWAYS_RIGHT, 0, ["the discriminator is always right"]),
         (ALWAYS_RIGHT, 1, []),  # the penalty keeps its gradient useful
         (ALWAYS_RIGHT | {"adversarial": 0.0}, 0, []),  # it only watches
-        ({"val_image_norm": 1e3} | ALWAYS_WRONG, 1, ["image embeddings have", "the discriminator is always wrong"]),
+        (
+            {"val_image_norm": 1e3} | ALWAYS_WRONG,
+            1,
+            ["image embeddings have exploded", "the discriminator is always wrong"],
+        ),
         ({"val_image_uniformity": float("nan"), "val_text_uniformity": float("nan")}, 0, []),
     ],
 )
