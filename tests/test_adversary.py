@@ -1,6 +1,6 @@
 """timam_lab.adversary: arms as settings, what is chosen of them, a game of known solution, a planted difference."""
 
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -13,20 +13,15 @@ from timam_lab import adversary, studies, wordings
 from timam_lab.adversary import ARMS, GRID, probe_accuracy, shift_control, what_a_probe_uses
 
 
-def test_arms_are_settings_and_all_different():
+def test_arms_are_settings_all_different_and_one_of_as_many_trials_each():
     for preset in ("quick", "smoke", "paper"):
         assert len(studies.grid(PRESETS[preset], ARMS, [0])) == len(ARMS)
-    quick = PRESETS["quick"]
+    quick, paper = PRESETS["quick"], PRESETS["paper"]
     assert override(quick, ARMS["regularised game"].split()) == quick
-    paper, played = PRESETS["paper"], override(PRESETS["paper"], ARMS["paper's game, SGD"].split())
+    played = override(paper, ARMS["paper's game, SGD"].split())
     assert override(played, ["matching=cmpm", "temperature=0.02"]) == paper
-
-
-def test_each_arm_has_as_many_trials_and_its_default_is_one_of_them():
-    quick = PRESETS["quick"]
     tried = adversary.trials(quick, list(ARMS), 5)
-    assert {len(e) for arm, e in tried.items() if arm in GRID} == {3}
-    assert all(len(tried[arm]) == 1 for arm in ARMS if arm not in GRID)
+    assert {arm: len(e) for arm, e in tried.items()} == {arm: 3 if arm in GRID else 1 for arm in ARMS}
     for arm, experiments in tried.items():
         configs = [e.config for e in experiments]
         assert {c.train.seed for c in configs} == {5}
@@ -49,24 +44,19 @@ def test_the_value_with_the_best_validation_score_is_chosen(monkeypatch):
 def test_rephrased_captions_are_embedded_once_and_kept(tmp_path, monkeypatch):
     """The test sentences in unseen words, each at the place of the one it rephrases."""
     monkeypatch.setattr(wordings, "rewritten", lambda root, **shares: [["a hat"], ["a bag", "a bag"]])
-    asked = []
-    labels, words = torch.tensor([0, 1, 1]), torch.arange(6.0).reshape(3, 2)
-
-    class Model:
-        def encode_texts(self, texts):
-            asked.append(texts)
-            return words
-
-    run = SimpleNamespace(folder=tmp_path, best_model=Model, test_embeddings=lambda: Embeddings(
-        torch.ones(2, 2), torch.zeros(3, 2), labels[:2].clone(), labels), config=lambda: override(
-        PRESETS["quick"], [f"data.root={tmp_path}"]))  # fmt: skip
+    test = Embeddings(torch.ones(2, 2), torch.zeros(3, 2), torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
+    words = torch.arange(6.0).reshape(3, 2)
+    model = Mock(encode_texts=Mock(return_value=words))
+    config = override(PRESETS["quick"], [f"data.root={tmp_path}"])
+    run = Mock(folder=tmp_path, **{"best_model.return_value": model, "test_embeddings.return_value": test,
+                                   "config.return_value": config})  # fmt: skip
     assert adversary.rephrased(run) is None  # no rendered people
     (tmp_path / "attributes.json").touch()
     for _ in range(2):
         found = adversary.rephrased(run)
         assert torch.equal(found.texts, words)
-        assert torch.equal(found.images, torch.ones(2, 2))
-    assert asked == [["a hat", "a bag", "a bag"]]
+        assert torch.equal(found.images, test.images)
+    model.encode_texts.assert_called_once_with(["a hat", "a bag", "a bag"])
     (tmp_path / adversary.REPHRASED).unlink()
     monkeypatch.setattr(wordings, "rewritten", lambda *_, **__: [["a hat"]])
     with pytest.raises(ValueError, match="1 test captions, 3"):
