@@ -76,7 +76,8 @@ def test_equals_brute_force(queries, gallery, identities, integers, dtype, sizes
     expected = slow_metrics(*doubled, tie=1e-10 if integers else 0.0)
     if integers:
         assert expected["rank"] != slow_metrics(*doubled, tie=-1e-10)["rank"]  # ties do matter here
-    found = query_metrics(*case)
+    large = [10**12 * (side - 3) for side in case[2:]]
+    found = query_metrics(case[0].requires_grad_(), case[1], large[0], large[1].double())
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=TOLERANCE[dtype])
         assert found[key].dtype == np.float64
@@ -87,18 +88,10 @@ def test_equals_brute_force(queries, gallery, identities, integers, dtype, sizes
     assert {name: found[name] for name in means} == pytest.approx(means, rel=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    ("relevant", "rank", "average_precision", "inverse_penalty"),
-    [
-        (".x.x", 2, (1 / 2 + 2 / 4) / 2, 2 / 4),  # 0.5; by the trapezoid rule it would be 0.333
-        ("...x...x", 4, (1 / 4 + 2 / 8) / 2, 2 / 8),  # 0.25
-        ("xx.x", 1, (1 + 1 + 3 / 4) / 3, 3 / 4),  # 0.917; off by one in the hits it would be 0.667
-        ("xxxx", 1, 1.0, 1.0),  # an all-relevant gallery; off by one: 0.758 for 12
-    ],
-)
-def test_single_query_by_hand(relevant, rank, average_precision, inverse_penalty):
-    gallery = unit(*(5.0 * (i + 1) for i in range(len(relevant))))  # "x" is relevant to a query at 0 degrees
-    found = retrieval_metrics(unit(0), gallery, labels(1), torch.tensor([int(c == "x") for c in relevant]))
+def test_single_query_by_hand():
+    # The second and the fourth item are relevant. By the trapezoid rule the average precision would be 0.333.
+    rank, average_precision, inverse_penalty = 2, (1 / 2 + 2 / 4) / 2, 2 / 4
+    found = retrieval_metrics(unit(0), unit(5, 10, 15, 20), labels(1), labels(0, 1, 0, 1))
     assert found["mAP"] == pytest.approx(average_precision, rel=1e-12)
     assert found["mINP"] == pytest.approx(inverse_penalty, rel=1e-12)
     assert [found["rank_1"], found["rank_5"], found["rank_10"]] == [rank <= 1, rank <= 5, rank <= 10]
@@ -108,8 +101,7 @@ def test_single_query_by_hand(relevant, rank, average_precision, inverse_penalty
 def test_two_directions_are_a_search_each(chunk, monkeypatch):
     monkeypatch.setattr(metrics, "_CHUNK", chunk)
     images, texts, image_labels, text_labels = random_case(20, 31, 3)
-    found = two_way_metrics(images, texts, image_labels, text_labels)
-    assert found == {
+    assert two_way_metrics(images, texts, image_labels, text_labels) == {
         "text_to_image": pytest.approx(retrieval_metrics(texts, images, text_labels, image_labels)),
         "image_to_text": pytest.approx(retrieval_metrics(images, texts, image_labels, text_labels)),
     }
@@ -124,10 +116,7 @@ def test_collapsed_embeddings_give_the_worst_ranks(dim, gallery, positives, dtyp
     identities = torch.arange(gallery) // positives
     found = query_metrics(vector, vector, identities, identities)
     assert set(found["rank"]) == {gallery - positives + 1}
-    # Positives stand last: AP = mean of i / (G - P + i).
-    expected = np.mean([i / (gallery - positives + i) for i in range(1, positives + 1)])
-    np.testing.assert_allclose(found["average_precision"], expected, rtol=1e-12)
-    np.testing.assert_allclose(found["inverse_penalty"], positives / gallery, rtol=1e-12)
+    assert set(found["inverse_penalty"]) == {positives / gallery}
 
 
 @pytest.mark.parametrize(
@@ -137,19 +126,6 @@ def test_collapsed_embeddings_give_the_worst_ranks(dim, gallery, positives, dtyp
 def test_a_tie_counts_against_the_query_and_a_small_difference_is_none(dtype, degrees, rank):
     sides = unit(0).to(dtype), unit(10, -10 - degrees).to(dtype), labels(1), labels(1, 0)
     assert query_metrics(*sides)["rank"].tolist() == [rank]
-
-
-# -- inputs and memory -----------------------------------------------------------------------------------------------
-
-
-def test_labels_of_any_integers_and_embeddings_with_a_gradient():
-    queries, gallery, *sides = random_case(20, 31, 6)
-    expected = query_metrics(queries, gallery, *sides)
-    large = [(10**12 * (side.long() - 3)) for side in sides]
-    small = [side.to(torch.int16) for side in sides]
-    for changed in (large, small, [large[0], large[1].to(torch.float64)]):
-        for key, values in query_metrics(queries.requires_grad_(), gallery, *changed).items():
-            np.testing.assert_array_equal(values, expected[key])
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
@@ -190,18 +166,15 @@ UNKNOWN = unit(0, 1), unit(0, 1), labels(0, 5), labels(0, 1)
     [
         (retrieval_metrics, PAIR, {1: torch.zeros(2, 4)}, {}, "query_embeddings (2, 3) and gallery_embeddings (2, 4)"),
         (retrieval_metrics, PAIR, {2: labels(0)}, {}, "query_labels (1,): expected (2,) to match (2, 3)"),
-        (retrieval_metrics, PAIR, {3: labels(0, 1, 2)}, {}, "gallery_labels (3,): expected (2,) to match (2, 3)"),
         (retrieval_metrics, PAIR, {0: torch.zeros(0, 3), 2: labels()}, {}, "query_embeddings (0, 3)"),
         (retrieval_metrics, PAIR, {0: torch.zeros(3)}, {}, "query_embeddings (3,)"),
         (retrieval_metrics, PAIR, {0: torch.eye(3)[:2] * math.nan}, {}, "query_embeddings: 6 values are not finite"),
         (retrieval_metrics, PAIR, {}, {"ranks": (0, 1)}, "ranks = (0, 1)"),
         (retrieval_metrics, PAIR, {2: labels(0, 9)}, {}, "1 of 2 queries have no item"),
         (retrieval_metrics, PAIR, {3: labels(2, 3)}, {"drop_without_positive": True}, "2 of 2 queries have no item"),
-        (two_way_metrics, PAIR, {1: torch.zeros(2, 4)}, {}, "image_embeddings (2, 3) and text_embeddings (2, 4)"),
         (open_set_metrics, UNKNOWN, {2: labels(0, 1)}, {}, "2 of 2 queries have"),
         (open_set_metrics, UNKNOWN, {2: labels(5, 6)}, {}, "0 of 2 queries have"),
-        (open_set_metrics, UNKNOWN, {}, {"false_alarm_rates": (1.0,)}, "false_alarm_rates = (1.0,)"),
-        (open_set_metrics, UNKNOWN, {}, {"false_alarm_rates": (0.1, math.nan)}, "false_alarm_rates"),
+        (open_set_metrics, UNKNOWN, {}, {"false_alarm_rates": (0.1, 1.0)}, "false_alarm_rates = (0.1, 1.0)"),
         (class_readings, CLASSES, {}, {"query": "mean"}, "'mean': expected one of class_mean, caption"),
         (class_retrieval_metrics, CLASSES, {}, {"k": 0}, "k = 0"),
         (class_retrieval_metrics, CLASSES, {1: labels(0, 1)}, {}, "image_classes (2,): expected (3,)"),
@@ -215,13 +188,9 @@ def test_wrong_input(function, sides, changed, options, found):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("seed", range(4))
-def test_open_set_equals_brute_force(dtype, seed):
-    generator = torch.Generator().manual_seed(seed)
-    identities = torch.arange(150) % 50, torch.randint(30, (40,), generator=generator)  # at least 20 are unknown
-    places = torch.randn(50, 4, generator=generator, dtype=torch.float64)
-    noise = (torch.randn(len(i), 4, generator=generator, dtype=torch.float64) for i in identities)
-    case = *((places[i] + 0.4 * n).to(dtype) for i, n in zip(identities, noise, strict=True)), *identities
+def test_open_set_equals_brute_force(dtype):
+    case = random_case(150, 40, 3, dtype)
+    case[2][:60] = 9  # unknown
     rates = (0.0, 0.01, 0.1, 0.29, 0.5, 0.999)
     results = list(slow_search(case[0].double(), case[1].double(), *case[2:]))
     unknown = [best for ranks, best in results if not len(ranks)]
@@ -256,16 +225,13 @@ def test_open_set_ties_count_against_the_query():
 COMBINATIONS = [dict(zip(CLASS_OPTIONS, values, strict=True)) for values in itertools.product(*CLASS_OPTIONS.values())]
 
 
-def class_case(dtype=torch.float64, integers: bool = False):
-    """37 images and 58 captions of the classes 3, 5 and 8, of unequal numbers, in shuffled order, of any length."""
-    generator = torch.Generator().manual_seed(4)
-    image_classes = torch.tensor([3] * 4 + [5] * 21 + [8] * 12)[torch.randperm(37, generator=generator)]
-    caption_classes = torch.tensor([3] * 31 + [5] * 9 + [8] * 18)[torch.randperm(58, generator=generator)]
-    centres = 0.7 * torch.randn(9, 4, generator=generator, dtype=torch.float64)
-    images, captions, *_ = random_case(37, 58, 1, integers=integers)
+def class_case(dtype: torch.dtype, integers: bool):
+    """37 images and 58 captions of the classes 0, 3 and 6, around a centre each, of any length."""
+    images, captions, image_classes, caption_classes = random_case(37, 58, 3, integers=integers)
     if not integers:
-        images, captions = centres[image_classes] + images[:, :4], centres[caption_classes] + captions[:, :4]
-    return images.to(dtype), image_classes, captions.to(dtype), caption_classes
+        centres = torch.randn(3, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        images, captions = images + centres[image_classes], captions + centres[caption_classes]
+    return images.to(dtype), 3 * image_classes, captions.to(dtype), 3 * caption_classes
 
 
 def slow_class_metrics(images, image_classes, captions, caption_classes, k, query, gallery, similarity):
