@@ -16,7 +16,7 @@ from PIL import Image
 
 from timam.cli import cli
 from timam_lab.pedestrians import PedestrianSpec, captions, dataset, places, render_pedestrians, spec
-from timam_lab.pedestrians.attributes import COLOURS, NONE, TABLES, Identity, draw_identity
+from timam_lab.pedestrians.attributes import COLOURS, NONE, Identity, draw_identity
 from timam_lab.pedestrians.captions import KEPT_WORDS, LEXICON, Describer
 from timam_lab.pedestrians.figure import MATERIALS, SURFACE, Canvas, Figure, Pose, View, draw_build
 from timam_lab.pedestrians.scene import render_image
@@ -25,7 +25,6 @@ SPEC = PedestrianSpec(9, 3, 2, images_per_identity=2.6, height=64, width=32, see
                       unseen_words=0.5)  # fmt: skip
 EXACT = PedestrianSpec(omission=0, mistake=0, misspelling=0, remark=0, negation=0, habits=0, shades=0, unseen_words=0)
 STANDING = Pose("standing", (0.02, -0.02), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.1, 0.1))
-CONDITIONS = PedestrianSpec(width=32, height=64, occlusion=0.5, cut_off=0.2, smallest=120)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -62,8 +61,7 @@ def test_layout_and_schema(rendered):
     records, truth = read(rendered)
     assert sorted(p.name for p in rendered.iterdir()) == ["attributes.json", "imgs", "reid_raw.json"]
     split_of = {identity["id"]: identity["split"] for identity in truth["identities"]}
-    assert list(split_of) == list(range(1, 15))
-    assert list(split_of.values()) == ["train"] * 9 + ["val"] * 3 + ["test"] * 2
+    assert split_of == dict(enumerate(["train"] * 9 + ["val"] * 3 + ["test"] * 2, start=1))
     assert {r["id"] for r in records} == set(split_of)
     for record in records:
         assert set(record) == {"split", "captions", "file_path", "id"}
@@ -71,30 +69,21 @@ def test_layout_and_schema(rendered):
         assert [bool(c.strip()) for c in record["captions"]] == [True] * SPEC.captions_per_image
         with Image.open(rendered / "imgs" / record["file_path"]) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SPEC.width, SPEC.height))
-    on_disk = {str(p.relative_to(rendered / "imgs")) for p in rendered.rglob("*.jpg")}
-    assert on_disk == {r["file_path"] for r in records}
-    assert len(on_disk) == len(records) == SPEC.images == round(2.6 * 14)
+    on_disk = [str(p.relative_to(rendered / "imgs")) for p in rendered.rglob("*.jpg")]
+    assert sorted(on_disk) == sorted(r["file_path"] for r in records)
+    assert len(on_disk) == SPEC.images == round(2.6 * 14)
     assert len({path.split("/")[0] for path in on_disk}) > 3  # several camera folders
     assert truth["spec"] == asdict(SPEC)
-
-
-@pytest.mark.parametrize("mean", [1.0, 1.4, 2.0, 3.092, 5.5])
-def test_number_of_images_is_exact(mean):
-    counts = [person.images for person in dataset._draw_people(PedestrianSpec.of_size(250, images_per_identity=mean))]
-    assert sum(counts) == round(mean * 250)
-    assert min(counts) >= (2 if mean >= 2 else 1)
-    assert len(set(counts)) > 1 or mean in (1.0, 2.0)  # with nothing to share out there is nothing to vary
 
 
 @pytest.mark.slow
 def test_same_bytes_from_other_processes_and_other_bytes_for_another_seed(rendered, tmp_path):
     render_pedestrians(tmp_path / "two", SPEC, workers=2, progress=False)  # each with its own global generator
+    assert files_of(tmp_path / "two") == files_of(rendered)
     render_pedestrians(tmp_path / "other", replace(SPEC, seed=4), workers=1, progress=False)
-    two, other, first = (files_of(folder) for folder in (tmp_path / "two", tmp_path / "other", rendered))
-    assert two == first
-    pictures = [{content for name, content in files.items() if name.endswith(".jpg")} for files in (first, other)]
-    assert len(pictures[0]) == SPEC.images
-    assert not pictures[0] & pictures[1]
+    pictures, others = ({p.read_bytes() for p in root.rglob("*.jpg")} for root in (rendered, tmp_path / "other"))
+    assert len(pictures) == SPEC.images
+    assert not pictures & others
     assert read(tmp_path / "other")[1]["identities"] != read(rendered)[1]["identities"]
 
 
@@ -129,6 +118,8 @@ def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
 def test_near_duplicates_differ_in_what_they_say_and_nobody_is_there_twice():
     people = dataset._draw_people(PedestrianSpec(600, 60, 60, near_duplicate=0.75))
     assert len({(person.split, person.identity) for person in people}) == len(people)
+    pictures = [person.images for person in people]
+    assert (min(pictures), sum(pictures)) == (2, round(720 * 40_206 / 13_003))
     copies = [person for person in people if person.near_duplicate_of is not None]
     assert Counter(person.split for person in copies) == {"train": 450, "val": 45, "test": 45}
     for copy in copies:
@@ -147,46 +138,43 @@ def test_near_duplicates_differ_in_what_they_say_and_nobody_is_there_twice():
 
 def says(text: str, name: str, value: str) -> bool:
     stems = {
-        "short": ["short", "close-cut"], "shoulder length": ["shoulder", "medium"], "long": ["long", "back", "falls"],
-        "ponytail": ["ponytail", "pony tail"], "bun": ["bun"], "bald": ["bald", "shaved", "no hair"], "curly": ["curl"],
-        "striped": ["stripe"], "vertically striped": ["vertical"], "checked": ["check", "plaid", "grid"],
-        "logo": ["logo", "print", "graphic", "picture", "lettering"], "dotted": ["dot", "spot"],
-        "floral": ["flower", "floral"], "camouflage": ["camo", "military"],
-        "colour block": ["two-tone", "color block", "half", "on top", "at the top"],
+        "short": "short|close-cut", "shoulder length": "shoulder|medium", "long": "long|back|falls",
+        "ponytail": "ponytail|pony tail", "bald": "bald|shaved|no hair", "curly": "curl", "striped": "stripe",
+        "vertically striped": "vertical", "checked": "check|plaid|grid", "dotted": "dot|spot",
+        "floral": "flower|floral", "logo": "logo|print|graphic|picture|lettering", "camouflage": "camo|military",
+        "colour block": "two-tone|color block|half|on top|at the top",
     }  # fmt: skip
     if name in ("gender", "age"):
         words = [word for key, nouns in LEXICON["nouns"].items() if value in key.split() for word in nouns]
     elif name.endswith("_colour") or name == "upper_second":
         words = LEXICON["hair_colour_words" if name == "hair_colour" else "colour_words"][value]
     elif name in ("hair_style", "upper_pattern", "bag_side"):
-        words = stems.get(value, [value])
+        words = stems.get(value, value).split("|")
     else:
         words = LEXICON["stature" if name in ("height", "build") else "garments"][value]
     return any(word.removeprefix("+") in text.lower() for word in words if "*" not in word)
 
 
-def test_exact_captions_say_everything_they_claim(people):
-    for person, caption in zip(people, describe(people, EXACT), strict=True):
-        assert caption["mentioned"] == list(captions.visible_attributes(person, ()))
-        assert not any(caption[k] for k in ("omitted", "absent", "unseen", "wrong", "misspelled", "remark"))
-        true = {name: [getattr(person, name)] for name in caption["mentioned"]}
-        assert caption["stated"] == ({} if "age" in true else {"age": ["adult", "elderly"]}) | true
-    for caption in describe(people, replace(EXACT, misspelling=0.1)):
-        assert caption["misspelled"]
-        assert all(slip["word"] != slip["written"] in caption["text"] for slip in caption["misspelled"])
-    for manner in (EXACT, replace(EXACT, omission=0.6)):
-        for person, caption in zip(people, describe(people, manner), strict=True):
-            assert all(says(caption["text"], name, getattr(person, name)) for name in caption["mentioned"]), caption
-
-
-def test_every_mistake_is_one_and_is_written(people):
-    for person, caption in zip(people, describe(people, replace(EXACT, mistake=1.0)), strict=True):
-        assert [w["attribute"] for w in caption["wrong"]] == [name for name in caption["mentioned"] if name != "scarf"]
+@pytest.mark.parametrize("shares", [{}, {"omission": 0.6}, {"mistake": 1.0}, {"misspelling": 0.1}], ids=str)
+def test_captions_say_what_their_truth_claims(people, shares):
+    for person, caption in zip(people, describe(people, replace(EXACT, **shares)), strict=True):
+        assert not any(caption[k] for k in ("absent", "unseen", "remark"))
+        visible = captions.visible_attributes(person, ())
+        assert (caption["mentioned"] == list(visible)) == ("omission" not in shares)
+        assert {*caption["mentioned"], *caption["omitted"]} == set(visible)
+        said = {name: visible[name] for name in caption["mentioned"]}
+        mistaken = set(said) - {"scarf"} if "mistake" in shares else set()
+        assert {wrong["attribute"] for wrong in caption["wrong"]} == mistaken
         for wrong in caption["wrong"]:
-            assert wrong["true"] == getattr(person, wrong["attribute"]) != wrong["stated"]
-            assert caption["stated"][wrong["attribute"]] == [wrong["stated"]]
-            if (wrong["attribute"], wrong["stated"]) != ("age", "adult"):
-                assert says(caption["text"], wrong["attribute"], wrong["stated"]), caption
+            assert wrong["true"] == said[wrong["attribute"]] != wrong["stated"]
+            said[wrong["attribute"]] = wrong["stated"]
+        grown_up = {"age": ["adult", "elderly"]} if "gender" in said and "age" not in said else {}
+        assert caption["stated"] == grown_up | {name: [value] for name, value in said.items()}
+        assert bool(caption["misspelled"]) == ("misspelling" in shares)
+        assert all(slip["word"] != slip["written"] in caption["text"] for slip in caption["misspelled"])
+        if not caption["misspelled"]:
+            unsaid = ("age", "adult")  # a mistaken adult is a man or a woman
+            assert all(says(caption["text"], *each) for each in said.items() if each != unsaid), caption
 
 
 def test_shares_are_near_the_requested_ones(people):
@@ -213,23 +201,8 @@ def test_english(people):
         assert not re.search(plural, text), text
     lengths = [len(text.split()) for text in texts]
     assert 18 <= np.mean(lengths) <= 26
-    assert np.std(lengths) > 5
     assert min(np.mean([(text.endswith("."), text[0].isupper()) for text in texts], axis=0)) > 0.8
-    assert len(set(texts)) > 0.95 * len(texts)
     assert len({w for text in texts for w in re.findall("[a-z]+", text.lower())}) > 350
-
-
-def test_every_value_has_two_kept_words_and_no_other_option_has_one():
-    texts = re.findall('"([^"*]*)"(?!:)', captions._TEXT)  # without keys
-    assert not [text for text in texts if KEPT_WORDS & words_of(text)]
-    for table in ("colour_words", "hair_colour_words", "garments", "stature", "patterns", "nouns"):
-        for value, words in LEXICON[table].items():
-            assert len({word for word in words if "*" in word}) >= 2, (table, value)
-    for table in ("hair_phrases", "pattern_phrases"):
-        for value, phrases in LEXICON[table].items():
-            if value and value in (*TABLES["weights_by_gender"]["hair_style"]["woman"], "bald", "logo"):
-                assert len(set(re.findall(r"\*([\w-]+)", " ".join(phrases)))) >= 2, (table, value)
-    assert set(LEXICON["colour_words"]) == set(COLOURS)
 
 
 def test_kept_words_are_in_validation_and_test_only(rendered, people):
@@ -241,7 +214,7 @@ def test_kept_words_are_in_validation_and_test_only(rendered, people):
     assert min(found["val"], found["test"]) > 5
     for caption in describe(people, replace(EXACT, unseen_words=1)):  # and all of them are written
         assert set(caption["unseen"].values()) <= KEPT_WORDS & words_of(caption["text"]), caption
-        assert {"upper_colour", "gender"} & set(caption["unseen"])
+        assert set(caption["mentioned"]) - set(caption["unseen"]) <= {"bag_side", "gender"}  # no words, or those of age
     for caption in describe(people * 3, replace(EXACT, misspelling=0.3, negation=1, remark=1, shades=0.5)):
         assert not KEPT_WORDS & words_of(caption["text"]), caption["text"]
 
@@ -323,11 +296,15 @@ def test_garments_are_where_they_belong_in_their_colours():
 
 
 def test_what_is_hidden_follows_the_picture():
-    seen = []
+    conditions = PedestrianSpec(width=32, height=64, occlusion=0.5, cut_off=0.2, smallest=120)
+    smaller, seen, too_small = replace(conditions, smallest=40), [], set()
     for k, person in enumerate(dataset._draw_people(PedestrianSpec(60, 1, 1))):
-        camera = places.CAMERAS[k % len(places.CAMERAS)]
-        seen.append(truth := render_image(np.random.default_rng(k), person.identity, k, camera, CONDITIONS)[1])
+        shown = person.identity, k, places.CAMERAS[k % len(places.CAMERAS)]
+        truth, small = (render_image(np.random.default_rng(k), *shown, each)[1] for each in (conditions, smaller))
+        seen.append(truth)
         hidden = set(truth["hidden"])
+        assert hidden <= set(small["hidden"])
+        too_small |= set(small["hidden"]) - hidden
         if truth["view"] in ("back", "three-quarter back"):
             assert "glasses" in hidden
             assert "inner_colour" in hidden or person.identity.inner_colour == NONE or truth["yaw"] in range(112, 160)
@@ -340,33 +317,14 @@ def test_what_is_hidden_follows_the_picture():
     assert 0.2 < np.mean([truth["others"] > 0 for truth in seen]) < 0.4
     assert {truth["view"] for truth in seen} >= {"front", "back", "side"}
     assert min(truth["original_height"] for truth in seen) >= 120
-
-
-def test_small_originals_show_less():
-    hidden, plain = {}, replace(CONDITIONS, occlusion=0.0, company=0.0, cut_off=0.0)
-    for least in (40, 300):
-        drawings = ((np.random.default_rng(k), draw_identity(np.random.default_rng(k)), k) for k in range(60))
-        truths = (render_image(*drawing, places.CAMERAS[0], replace(plain, smallest=least))[1] for drawing in drawings)
-        hidden[least] = sum(len(truth["hidden"]) for truth in truths)
-    assert hidden[40] > hidden[300]
-
-
-@pytest.mark.parametrize(("field", "value", "bound"), [
-     ("train_identities", 0, "1"), ("test_identities", 2.5, "integer"), ("images_per_identity", 0.5, "1"),
-     ("height", 63, "64"), ("width", 513, "512"), ("seed", -1, "0"), ("omission", 0.95, "0.9"), ("mistake", 1.1, "1"),
-     ("remark", float("nan"), "finite"), ("near_duplicate", "half", "number"), ("captions_per_image", True, "integer"),
-     ("smallest", 39, "40"), ("describers", 0, "1")])  # fmt: skip
-def test_bounds(field, value, bound):
-    with pytest.raises(ValueError, match=rf"(?s){field}.*{re.escape(bound)}") as error:
-        PedestrianSpec(**{field: value})
-    assert str(value) in str(error.value)
+    assert {"glasses", "upper_pattern"} <= too_small
 
 
 def test_sizes_and_difficulties():
-    full, small = PedestrianSpec.of_size(13_003), PedestrianSpec.of_size(3)  # in the proportions of CUHK-PEDES
-    assert (full.train_identities, full.val_identities, full.test_identities) == (11_003, 1_000, 1_000)
-    assert (full.images, full.captions_per_image) == (40_206, 2)
-    assert (small.train_identities, small.val_identities, small.test_identities) == (1, 1, 1)
+    full = PedestrianSpec.of_size(13_003)  # CUHK-PEDES
+    assert full == PedestrianSpec(11_003, 1_000, 1_000)
+    assert full.images == 40_206
+    assert PedestrianSpec.of_size(3) == PedestrianSpec(1, 1, 1)
     shares = {name for name in asdict(SPEC) if PedestrianSpec.__annotations__[name] == "Share"} | {"omission"}
     easy, standard, hard = (PedestrianSpec.of_size(13, name) for name in spec.DIFFICULTIES)
     assert set(spec.DIFFICULTIES["easy"]) == shares | {"smallest"}
