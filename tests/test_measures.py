@@ -92,29 +92,22 @@ def test_related_is_the_correlation_of_ranks():
 
 
 def test_table_for_reading():
-    frame = pd.DataFrame(
-        {"variant": ["b", "b", "a"], "text_to_image_mAP": [0.5, 0.6, 0.125], "mmd_squared": [0.1, 0.1, 2.0]}
-    )
+    frame = pd.DataFrame({"variant": list("bba"), "text_to_image_mAP": [0.5, 0.6, 0.125], "mmd_squared": [0.1, 0.1, 2]})
     shown = measures.table(frame, ["text_to_image_mAP", "mmd_squared"]).data
     assert shown.to_numpy().tolist() == [["b", 2, "55.0 ± 63.5", "0.100 ± 0.000"], ["a", 1, "12.5", "2.000"]]
     assert list(shown) == ["variant", "seeds", "text to image, mAP", "MMD²"]
 
 
-def test_differences_pair_the_seeds():
-    frame = pd.DataFrame(
-        {"variant": list("aabb"), "correction": "none", "seed": [1, 0, 0, 1], "x": [0.5, 0.4, 0.1, 0.3]}
-    )
-    (row,) = measures.differences(frame, ("a", "none"), ("b", "none"), ["x"]).to_dict("records")
-    assert (row["measure"], row["ours"], row["baseline"]) == ("x", pytest.approx(0.45), pytest.approx(0.2))
-    assert row["difference"] == pytest.approx((0.5 - 0.3 + 0.4 - 0.1) / 2)
+def test_differences_pair_the_seeds_and_their_table_has_points_and_bold_where_the_interval_excludes_0():
+    frame = pd.DataFrame({"variant": list("aabb"), "correction": "none", "seed": [1, 0, 0, 1],
+                          "mixed_rank_1": [0.5, 0.4, 0.1, 0.3], "mmd_squared": [1.0, 0.5, 0.25, 0.75]})  # fmt: skip
+    found = measures.differences(frame, ("a", "none"), ("b", "none"), ["mixed_rank_1", "mmd_squared"])
+    found = found.assign(arm="b", correction="none")
+    row = found.iloc[0]
+    assert (row["ours"], row["baseline"], row["difference"]) == pytest.approx((0.45, 0.2, 0.25))
     assert row["seeds_high"] - row["difference"] == pytest.approx(12.706 * 0.05, rel=1e-4)  # Student's t, 1 degree
-
-
-def test_difference_table_has_points_and_bold_where_the_interval_excludes_0():
-    found = pd.DataFrame({"arm": list("bbaa"), "correction": "none", "measure": ["mixed_rank_1", "mmd_squared"] * 2,
-                          "difference": [0.02, 0.5, -0.01, 0.25], "seeds_low": [0.01, -1, -0.02, np.nan],
-                          "seeds_high": [0.03, 1, 0.01, np.nan]})  # fmt: skip
-    style = measures.difference_table(found)
-    assert style.data.to_numpy().tolist() == [[2, 0.5], [-1, 0.25]]  # arms in their order, not sorted
+    one_seed = found.assign(arm="a", difference=-0.01, seeds_low=np.nan)
+    style = measures.difference_table(pd.concat([found, one_seed]))
+    assert style.data.to_numpy().tolist() == [[pytest.approx(25), 0.25], [-1, -0.01]]  # arms in their order
     assert list(style.data) == ["mixed gallery, rank-1", "MMD²"]
     assert style.to_html().count("font-weight: bold") == 1
