@@ -76,7 +76,7 @@ def test_equals_brute_force(queries, gallery, identities, integers, dtype, sizes
     expected = slow_metrics(*doubled, tie=1e-10 if integers else 0.0)
     if integers:
         assert expected["rank"] != slow_metrics(*doubled, tie=-1e-10)["rank"]  # ties do matter here
-    large = [10**12 * (side - 3) for side in case[2:]]
+    large = [10**12 * (side - 3) for side in case[2:]]  # labels may be any integers, also in floating point
     found = query_metrics(case[0].requires_grad_(), case[1], large[0], large[1].double())
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=TOLERANCE[dtype])
@@ -141,18 +141,16 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("function", [query_metrics, open_set_metrics, class_retrieval_metrics])
-@pytest.mark.parametrize("options", [0, 1], ids=["default", "other"])
-def test_no_operation_gives_a_tensor_of_all_pairs(function, options, monkeypatch):
+@pytest.mark.parametrize("function", [query_metrics, open_set_metrics, class_readings])
+def test_no_operation_gives_a_tensor_of_all_pairs(function, monkeypatch):
     monkeypatch.setattr(metrics, "_CHUNK", 3000)
-    sides = random_case(400, 300, 9)
-    if function is class_retrieval_metrics:
-        function = partial(class_readings, **{name: values[options] for name, values in CLASS_OPTIONS.items()})
-        sides = sides[0], sides[2], sides[1], sides[3]
-    else:
-        sides[2][:5] = 99  # unknown queries
+    queries, gallery, query_labels, gallery_labels = random_case(400, 300, 9)
     with LargestTensor() as largest:
-        function(*sides)
+        if function is class_readings:
+            function(queries, query_labels, gallery, gallery_labels, query="caption", similarity="dot")
+        else:
+            query_labels[:5] = 99  # unknown queries
+            function(queries, gallery, query_labels, gallery_labels)
     assert largest.elements <= 3000  # all pairs: 120,000; the embeddings themselves: 2,400
 
 
@@ -220,8 +218,7 @@ def test_open_set_ties_count_against_the_query():
     assert set(found["detection_identification_rate"].values()) == {0.0}
 
 
-# -- classes: CUB and Oxford Flowers ---------------------------------------------------------------------------------
-
+# Of the class level of CUB and Oxford Flowers.
 COMBINATIONS = [dict(zip(CLASS_OPTIONS, values, strict=True)) for values in itertools.product(*CLASS_OPTIONS.values())]
 
 

@@ -43,12 +43,9 @@ def test_rankings_by_hand(tmp_path):
     3 blue or green, bareheaded  a (2,0)  b (1,0)  c (1,1)  d (0,2)   d: right
     """
     root = write(tmp_path, PICTURES)
-    against, at_random, chance = oracle(root)["text_to_image"].values()
+    against, _, chance = oracle(root)["text_to_image"].values()
     assert (against["rank_1"], against["rank_5"]) == (pytest.approx(4 / 5), 1)
     assert against["mAP"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 4) / 5)
-    assert at_random["rank_1"] == pytest.approx((2 / 3 + 4) / 5)
-    # Right ones at places 1 and 2, 1 and 3, 2 and 3, each in a third of the orders.
-    assert at_random["mAP"] == pytest.approx(((1 + 5 / 6 + 7 / 12) / 3 + 4) / 5)
     assert chance["rank_1"] == pytest.approx((3 * 2 / 4 + 2 * 1 / 4) / 5)
     found = oracle(root)["image_to_text"]
     # Best captions (the pairs above, by column). a: "cap, no bag", right. b: "red coat" and "cap, no bag" tie, both
