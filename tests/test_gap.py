@@ -89,11 +89,10 @@ def test_measures_equal_scikit_learns():
 def test_weights_of_one_give_the_measures_themselves():
     sides = two_modalities(shift=2.0)
     both, identities, is_image, drawn = gap.unit_sample(*sides, seed=0)
-    found = gaps._weighted(both, both @ both.T, identities, is_image, {}, np.ones((1, len(drawn))))
+    weighted = gaps._weighted(both, both @ both.T, identities, is_image, {}, np.ones((1, len(drawn))))
     expected = modality_gap(*sides)
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(
-        {name: expected[name] for name in found}, rel=1e-9
-    )
+    for name, values in weighted.items():
+        assert values.item() == pytest.approx(expected[name], rel=1e-9), name
 
 
 def test_intervals_contain_the_measure_and_widen_with_fewer_identities():
@@ -166,11 +165,7 @@ ALWAYS_RIGHT, ALWAYS_WRONG = {"discriminator_accuracy": 1.0}, {"discriminator_ac
         (ALWAYS_RIGHT, 0, ["the discriminator is always right"]),
         (ALWAYS_RIGHT, 1, []),  # the penalty keeps its gradient useful
         (ALWAYS_RIGHT | {"adversarial": 0.0}, 0, []),  # it only watches
-        (
-            {"val_image_norm": 1e3} | ALWAYS_WRONG,
-            1,
-            ["image embeddings have exploded", "the discriminator is always wrong"],
-        ),
+        ({"val_image_norm": 1e3} | ALWAYS_WRONG, 1, ["image embeddings have", "the discriminator is always wrong"]),
         ({"val_image_uniformity": float("nan"), "val_text_uniformity": float("nan")}, 0, []),
     ],
 )
