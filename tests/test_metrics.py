@@ -76,8 +76,8 @@ def test_equals_brute_force(queries, gallery, identities, integers, dtype, sizes
     expected = slow_metrics(*doubled, tie=1e-10 if integers else 0.0)
     if integers:
         assert expected["rank"] != slow_metrics(*doubled, tie=-1e-10)["rank"]  # ties do matter here
-    large = [10**12 * (side - 3) for side in case[2:]]  # labels may be any integers, also in floating point
-    found = query_metrics(case[0].requires_grad_(), case[1], large[0], large[1].double())
+    large = [side - 10**12 for side in case[2:]]  # labels may be any integers, also in floating point
+    found = query_metrics(*case[:2], large[0], large[1].double())
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=TOLERANCE[dtype])
         assert found[key].dtype == np.float64
@@ -196,7 +196,7 @@ def test_open_set_equals_brute_force(dtype):
     # From the definition: every threshold that could matter is tried.
     expected = {r: min(t for t in unknown if sum(u > t for u in unknown) / len(unknown) <= r) for r in rates}
     shares = {r: np.mean([right and best > threshold for best, right in known]) for r, threshold in expected.items()}
-    found = open_set_metrics(*case, false_alarm_rates=rates)
+    found = open_set_metrics(case[0].requires_grad_(), *case[1:], false_alarm_rates=rates)
     assert found["threshold"] == pytest.approx(expected, rel=TOLERANCE[dtype])
     assert found["detection_identification_rate"] == pytest.approx(shares)
     assert len(set(shares.values())) > 2
