@@ -187,16 +187,19 @@ def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool,
         data = configs.DataConfig(dataset=dataset, root=str(root), columns=columns or "")
     elif run is not None:
         data = run.config().data
+        if not Path(data.root).exists():
+            there = f"--dataset {data.dataset} --root FOLDER says where the data are now"
+            raise FileNotFoundError(f"{data.root}: no such folder, on which {run.folder} was trained; {there}")
     else:
         raise click.UsageError("--pretrained needs --dataset and --root")
     require_data(Path(data.root))
-    found = load_dataset(data.dataset, data.root, columns=data.renamed)
+    read = load_dataset(data.dataset, data.root, columns=data.renamed)
     from timam.evaluation import evaluate_model
     from timam.models import TIMAM
     from timam.models.weights import pair_settings
 
     model = run.best_model() if run else TIMAM.pretrained(pair_settings(str(pretrained)), 1, [])
-    results = evaluate_model(model, found, split, progress=not as_json)
+    results = evaluate_model(model, read, split, progress=not as_json)
     click.echo(json.dumps(results, indent=2) if as_json else results_table(results))
 
 
