@@ -68,11 +68,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not repository or (repository.private and not self.is_owner()):
             return self.answer({}, 401, X_Error_Code="RepoNotFound")
         kind, name, files = match[2], match[4], repository.files
-        if kind == "resolve" and name in files:
+        if kind == "tree":
+            return self.answer([{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in files.items()])
+        if kind == "resolve":
+            if name not in files:
+                return self.answer({}, 404, X_Error_Code="EntryNotFound")
             digest = hashlib.sha256(files[name]).hexdigest()
             return self.answer(files[name], ETag=f'"{digest}"', X_Repo_Commit=repository.commit)
-        if kind in ("resolve", "tree"):  # transformers lists a folder of chat templates, which no repository here has
-            return self.answer({}, 404, X_Error_Code="EntryNotFound")
         siblings = [{"rfilename": n} for n in files]
         self.answer({"id": match[1], "sha": repository.commit, "private": repository.private, "siblings": siblings})
 
