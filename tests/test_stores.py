@@ -75,19 +75,17 @@ def test_pixels_normalize_to_the_last_bit(paths, memory):
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("change", ["size", "time", "content", "order", "fewer"])
+@pytest.mark.parametrize("change", ["content", "order"])
 def test_changed_input_is_decoded_again(paths, change):
     first = np.array(open_pixels(paths, 24, 12, progress=False))
     assert open_pixels(paths, 12, 24, progress=False).shape == (5, 3, 12, 24)  # of another size: another store
     if change == "order":
         paths.reverse()
-    elif change == "fewer":
-        paths.pop()
-    else:  # "content": neither size nor time of modification tells
+    else:  # neither size nor time of modification tells
         stat = paths[1].stat()
-        write_picture(paths[1], "green", "white", seed=99, size=(50, 50) if change == "size" else (21, 39))
-        os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + (change == "time")))
-        assert (paths[1].stat().st_size != stat.st_size) == (change == "size")
+        write_picture(paths[1], "green", "white", seed=99, size=(21, 39))
+        os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert paths[1].stat().st_size == stat.st_size
     assert not np.array_equal(pixels_of(paths), first)
     assert np.array_equal(open_pixels(paths, 24, 12, progress=False), pixels_of(paths))
 
@@ -186,11 +184,10 @@ def test_word_states_equal_the_models_own_output_and_are_computed_once(tiny_mode
     assert np.array_equal(again.states, store.states)
 
 
-@pytest.mark.parametrize("change", ["weights", "caption", "order"])
+@pytest.mark.parametrize("change", ["weights", "caption"])
 def test_other_inputs_have_another_store(tiny_model, change):
-    model = tiny_model()
+    model, captions = tiny_model(), ["a woman" if change == "caption" else CAPTIONS[0], *CAPTIONS[1:]]
     open_word_states(model, CAPTIONS, progress=False)
-    captions = {"weights": CAPTIONS, "caption": ["a woman", *CAPTIONS[1:]], "order": CAPTIONS[::-1]}[change]
     if change == "weights":
         with torch.no_grad():
             next(model.text_encoder.language_model.parameters())[5, 0] += 1
