@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -209,5 +208,3 @@ def test_a_lost_process_ends_the_others_with_what_to_do():
     place.index, place.count = 1, 2
     with pytest.raises(RunError, match=r"process 1 of 2 cannot go on: timed out\n.*--resume"), place.running():
         raise RuntimeError("timed out")
-    # Building a store of 600,000 captions, read by BERT-base on a CPU, takes 7 hours; the others wait for it.
-    assert timedelta(hours=12) <= job.PATIENCE
