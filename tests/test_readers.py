@@ -41,7 +41,6 @@ GIVES = {
     "pedestrians": ("identity", [6, 2, 2], "cam_a/p1_0.png", "trousers and a"),
     "rstp-reid": ("identity", [6, 2, 2], "cam_a/p1_0.png", "trousers and a"),
     "ufine6926": ("identity", [8, 2, 4], "images/1.jpg", "trousers and a"),
-    "flickr8k": ("instance", [2, 1, 1], "1000.jpg", "Picture 0, sentence 4."),
     "flickr30k": ("instance", [2, 1, 1], "1000.jpg", "Picture 0, sentence 4."),
     "cub": ("class", [2, 1, 1], "001.A/A_0000.jpg", "said 1."),
     "flowers": ("class", [2, 1, 1], "image_00001.jpg", "said 1."),
@@ -89,12 +88,10 @@ def test_person_search_layout(tmp_path):
     assert train.identities.tolist() == [1, 2, 4, 30]
     assert val.image_labels.tolist() == test.image_labels.tolist() == [0, 0, 1, 1]  # contiguous in every split
     assert (val.identities.tolist(), test.identities.tolist()) == ([5, 6], [7, 8])
-    assert {a.dtype for a in (train.image_labels, train.caption_labels)} == {np.dtype(np.int64)}
     # 2 captions a picture, but 4 for the first and 1 for the fourth
     assert train.caption_image.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6]
-    assert [of_image.tolist() for of_image in train.captions_of_image] == [
-        [0, 1, 2, 3], [4, 5], [6, 7], [8], [9, 10], [11, 12], [13, 14],
-    ]  # fmt: skip
+    assert list(map(len, train.captions_of_image)) == [4, 2, 2, 1, 2, 2, 2]
+    assert np.concatenate(train.captions_of_image).tolist() == list(range(15))
     assert train.captions[8] == "the only caption"
     assert train.caption_labels.tolist() == [0] * 6 + [1] * 3 + [3] * 4 + [2] * 2
 
@@ -150,8 +147,6 @@ def test_cub_reads_text_files_only_and_numbers_classes(tmp_path):
     (root / "cvpr2016_cub/CUB_200_2011").rename(root / "CUB_200_2011")  # the text in the archive's folder
     dataset = load_dataset("cub", root)
     assert identities(dataset) == {"train": {1, 2}, "val": {3}, "test": {4, 200}}
-    train = dataset.split("train")
-    assert (len(train.image_paths), len(train.captions)) == (6, 60)
     (root / "CUB_200_2011/images").rename(root / "images")  # the pictures may lie here
     assert load_dataset("cub", root).image_root == root / "images"
     shutil.rmtree(root / "images")
@@ -249,24 +244,17 @@ def test_renamed_columns_are_read_and_said(tmp_path):
 
 
 def test_columns_may_be_named(tmp_path):
-    rows = [["photo", "said", "note", "who"], *([f"p/{i}.png", f"a {i}", f"b {i}", f"x{i}"] for i in range(6))]
+    rows = [["photo", "said", "note", "who"], *([f"p/{i}.png", f"a {i}", "b" * i, f"x{i}"] for i in range(6))]
     root = layouts.write_table(tmp_path, rows)
     columns = {"image_path": "photo", "caption": "said,note", "identity": "who"}
     dataset = load_dataset("csv", root, columns=columns)
-    assert dataset.records[3].captions == ("a 3", "b 3")
+    assert [dataset.records[i].captions for i in (0, 3)] == [("a 0",), ("a 3", "bbb")]  # without the empty one
     assert dataset.kind == "identity"
     assert "no column what; it has photo, said" in problems_of("csv", root, image_path="photo", caption="what")[0]
     with pytest.raises(ValueError, match="unknown columns colour: expected some of image_path, caption"):
         read_dataset("csv", root, {"colour": "red"})
     with pytest.raises(ValueError, match="cuhk-pedes has no columns"):
         read_dataset("cuhk-pedes", root, {"caption": "text"})
-
-
-def test_empty_ones_of_several_captions_are_left_out(tmp_path):
-    layouts.write_table(tmp_path, [["image_path", "caption_0", "caption_1"], ["p/0.png", "a", ""], ["p/1.png", "", ""]])
-    dataset, problems = read_dataset("csv", tmp_path)
-    assert [r.captions for r in dataset.records] == [("a",)]
-    assert problems == ["captions.csv row 2: it has no captions"]
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";"])
@@ -282,7 +270,7 @@ def test_the_csv_of_open_clip(tmp_path, separator):
     assert "1 of 2 val identities were made the test split" in dataset.notes[1]
 
 
-def test_absent_files_and_several_tables_are_named(tmp_path):
+def test_absent_files_and_several_tables_are_named_but_coco_may_have_its_validation_captions_alone(tmp_path):
     assert "reid_raw.json: no such annotation file" in problems_of("cuhk-pedes", tmp_path)[0]
     assert "expected one table, captions.csv or captions.parquet; found none" in problems_of("csv", tmp_path)[0]
     for name in ("a.csv", "b.csv", "._a.csv", "a.xlsx", "0.tar.gz", "a.json", "b.json"):
@@ -291,6 +279,9 @@ def test_absent_files_and_several_tables_are_named(tmp_path):
     assert "expected .csv, .tsv, .jsonl, .parquet" in problems_of("csv", tmp_path / "a.xlsx")[0]
     assert "expected one annotation file *.json; found a.json, b.json" in problems_of("ufine6926", tmp_path)[0]
     assert "no shard *.tar; 0.tar.gz is compressed: decompress it" in problems_of("webdataset", tmp_path)[0]
+    root = layouts.write_layout("coco-captions", tmp_path / "coco")
+    (root / "annotations/captions_train2014.json").unlink()  # as in torchvision's example
+    assert problems_of("coco-captions", root) == []
 
 
 # -- pictures in folders and archives -------------------------------------------------------------------------
@@ -311,6 +302,9 @@ def test_sidecar_files(tmp_path):
     dataset, (problem,) = read_dataset("sidecar", root)
     assert problem.startswith(f"1/1.txt: path '1/1.txt' is a link that leaves the data root {root}")
     assert "password" not in str(dataset.records)
+    (root / "1/1.txt").unlink()
+    (root / "0").rename(root / "test")  # the others are in no split now
+    assert problems_of("sidecar", root) == ["1/3.txt and 3 more are in no split, others are"]
 
 
 @pytest.mark.parametrize(
@@ -322,13 +316,6 @@ def test_names_that_say_a_split(path, split):
     assert split_of_name(PurePosixPath(path)) == split
 
 
-def test_pictures_of_no_split_beside_others_are_named(tmp_path):
-    root = layouts.write_layout("sidecar", tmp_path)
-    (root / "0").rename(root / "test")
-    (problem,) = problems_of("sidecar", root)
-    assert problem == "1/1.txt and 4 more are in no split, others are"
-
-
 def test_pictures_of_the_hubs_cache_are_links_to_its_blobs(tmp_path):
     blobs = layouts.write_layout("imagefolder", tmp_path / "people" / "blobs")
     root = tmp_path / "people" / "snapshots" / "abc"
@@ -338,12 +325,6 @@ def test_pictures_of_the_hubs_cache_are_links_to_its_blobs(tmp_path):
     (root / "train/0.png").symlink_to(tmp_path / "other.png")
     (problem,) = problems_of("hf", root)
     assert "is a link that leaves the data root" in problem
-
-
-def test_coco_may_have_its_validation_captions_alone(tmp_path):
-    root = layouts.write_layout("coco-captions", tmp_path)
-    (root / "annotations/captions_train2014.json").unlink()  # as in torchvision's example
-    assert problems_of("coco-captions", root) == []
 
 
 def test_paths_alone_are_pictures_too(tmp_path):
@@ -379,12 +360,8 @@ def test_webdataset_of_json_and_odd_members(tmp_path):
 
 
 def edit(**values):
-    """Changes record 2; a value of ... removes the key."""
-
-    def change(records: list) -> None:
-        records[2] = {k: v for k, v in (records[2] | values).items() if v is not ...}
-
-    return change
+    """Changes record 2."""
+    return lambda records: records[2].update(values)
 
 
 def parquet(**changes) -> bytes:
@@ -398,7 +375,7 @@ def parquet(**changes) -> bytes:
 # layout: {fault: (what its file holds instead, or a change of its records; words of the problem)}
 FAULTS = {
     "cuhk-pedes": {
-        "missing split": (edit(split=...), "no key 'split'; it has ['captions'"),
+        "missing split": (lambda records: records[2].pop("split"), "no key 'split'; it has ['captions'"),
         "id bool": (edit(id=True), "id = True: expected int"),
         # NumPy would turn a list of 1 and 2**63 into floats, and so two persons into one.
         "id large": (edit(id=2**63), "id = 9223372036854775808: expected int"),
@@ -407,11 +384,9 @@ FAULTS = {
         "caption long": (edit(captions=["a " * 60_000]), "caption 0 has 120,000 characters; expected at most 100,"),
         "caption a long blank": (edit(captions=[" " * 10_000_000]), "caption 0 = '     "),  # and the message is short
         "half a character": (edit(captions=["cut \ud83d"]), "caption 0 = 'cut \\ud83d'"),  # no tokenizer reads it
-        "record a list": (lambda records: records.__setitem__(2, ["train"]), "expected an object, found list"),
         "missing picture": (edit(file_path="cam_a/none.png"), "no such picture: "),
         "path upwards": (edit(file_path="../outside.png"), "path '../outside.png' leaves the data root"),
         "path absolute": (edit(file_path="/etc/hostname"), "path '/etc/hostname' leaves the data root"),
-        "control characters": (edit(file_path="\x1b]0;title\x07\x1b[2J.png"), r"\x1b]0;title\x07\x1b[2J.png"),
         "long path": (edit(file_path="x" * 300 + ".png"), "xxx.png"),  # beyond the 255 bytes of a file name
         "listed twice": (edit(file_path="./cam_a/../cam_a//p1_0.png", id=1), "also stands in reid_raw.json record 0"),
         "deep": (b"[" * 100_000, "not readable as JSON"),
@@ -421,11 +396,7 @@ FAULTS = {
         "no records": (b"[]", "holds no records"),
         "object": (b"{}", "expected a list, found dict"),
     },
-    "rstp-reid": {"path of another": (edit(file_path="a.png", img_path=...), "no key 'img_path'")},
-    "flickr30k": {
-        "missing raw": (lambda images: images[2]["sentences"][2].pop("raw"), "no key 'raw'"),
-        "no images": (b"{}", "dataset_flickr30k.json: no key 'images'"),
-    },
+    "flickr30k": {"missing raw": (lambda images: images[2]["sentences"][2].pop("raw"), "no key 'raw'")},
     "csv": {
         "no caption column": (b"image_path,split\np/0.png,train\n", "no column caption; it has image_path, split"),
         "empty path": (b"image_path,caption\n,a man\n", "row 1: image_path = '': expected a path"),
@@ -448,7 +419,6 @@ FAULTS = {
         "null": (parquet(caption=[None, *["a man"] * 5]), "row 1: caption 0 = None"),
         "path a number": (parquet(image_path=list(range(6))), "row 1: image_path = 0: expected a path"),
     },
-    "webdataset": {"no archive": (b"x" * 1000, "not readable as a tar archive")},
     "coco-captions": {"no image": (b'{"images": [], "annotations": [{"image_id": 5}]}', "image_id 5 is not among the")},
     "flickr30k-token": {"no tab": (b"1000.jpg 5 no tab", "line 1: '1000.jpg 5 no tab': expected PICTURE.jpg#NUMBER")},
 }  # fmt: skip
@@ -466,14 +436,10 @@ def test_fault_is_named_with_its_place(root_of, layout, fault):
         assert problem.startswith(f"{file} {'image' if images else 'record'} 2: ")
     else:
         problem = read_hostile(layout, root, change)[1][0]
-    assert expected in DataError("data", [problem]).problems[0]
+    error = DataError("data", [problem] * 60)
+    assert all(expected in shown for shown in error.problems)
+    assert str(error).splitlines()[51:] == ["  ... and 10 more"]  # after the heading and fifty of them
     assert problem.startswith("identity ") or Path(file).name in problem
-
-
-def test_a_message_of_many_problems_stays_readable():
-    error = DataError("data", [f"problem {i}" for i in range(60)])
-    assert len(error.problems) == 60
-    assert str(error).endswith("problem 49\n  ... and 10 more")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -506,29 +472,36 @@ FORMS = {
 @pytest.fixture(scope="module")
 def root_of(tmp_path_factory):
     """root_of(name) -> a root of that layout, written once; the file that a test replaces is restored."""
-    made: dict[str, tuple[Path, bytes]] = {}
+    folder = tmp_path_factory.mktemp("layouts")
 
     def get(name: str) -> Path:
-        file = layouts.LAYOUTS[name][2]
-        if name not in made:
-            root = layouts.write_layout(name, tmp_path_factory.mktemp("layout"))
-            made[name] = root, (root / file).read_bytes()
-        root, content = made[name]
-        (root / file).write_bytes(content)
+        root, kept = folder / name, folder / f"{name}.kept"
+        if not kept.exists():
+            shutil.copy(layouts.write_layout(name, root) / layouts.LAYOUTS[name][2], kept)
+        shutil.copy(kept, root / layouts.LAYOUTS[name][2])
         return root
 
     return get
 
 
 def read_hostile(name: str, root: Path, content: bytes) -> tuple[Dataset, list[str]]:
+    """What is read of a layout with another file, after checking what every reader promises, whatever that holds."""
     reader, _, file = layouts.LAYOUTS[name]
     (root / file).write_bytes(content)
     dataset, problems = read_dataset(reader, root)
-    layouts.assert_sound(dataset, problems, root)
-    if problems:
-        message = str(DataError("data", problems))
-        assert len(message) < 60_000  # at most 1,000 of each problem
-        assert all(c.isprintable() or c == "\n" for c in message)
+    for r in dataset.records:
+        assert type(r.identity) is int
+        assert -(2**63) <= r.identity < 2**63
+        assert all(isinstance(c, str) and c.strip() and len(c) <= 100_000 for c in r.captions)
+        assert (dataset.image_root / r.image).resolve().is_relative_to(root.resolve())
+    assert all(r.captions and r.split in SPLITS for r in dataset.records)
+    for split in map(dataset.split, {r.split for r in dataset.records}):
+        expected = [r.identity for r in dataset.records if r.split == split.name]
+        assert split.identities[split.image_labels].tolist() == expected
+    message = str(DataError("data", problems))
+    assert len(message) < 60_000  # at most 1,000 of each problem
+    assert all(c.isprintable() or c == "\n" for c in message)
+    assert problems or dataset.fingerprint()
     return dataset, problems
 
 
@@ -602,15 +575,12 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(root_of, tmp_pa
 
 
 def test_linked_root_picture_folder_and_folders_in_it_are_followed(tmp_path):
-    root, store, link = layouts.write_person_search(tmp_path / "root"), tmp_path / "store", tmp_path / "link"
+    root, link = layouts.write_person_search(tmp_path / "root"), tmp_path / "link"
     link.symlink_to(root)
-    (root / "imgs").rename(store)
-    (root / "imgs").symlink_to(store)
+    for folder in (root / "imgs/cam_a", root / "imgs"):
+        folder.rename(tmp_path / folder.name)
+        folder.symlink_to(tmp_path / folder.name)
     assert len(load_dataset("cuhk-pedes", link).records) == 24
-    (root / "imgs").unlink()
-    (root / "imgs").mkdir()
-    (root / "imgs/cam_a").symlink_to(store / "cam_a")
-    assert len(load_dataset("cuhk-pedes", root).records) == 24
 
 
 def test_single_link_is_followed_only_inside_and_no_way_leads_up_through_a_linked_folder(tmp_path):
@@ -639,18 +609,14 @@ def test_single_link_is_followed_only_inside_and_no_way_leads_up_through_a_linke
 
 def test_classes_and_captions_outside_the_root_are_not_read(tmp_path):
     root = layouts.write_layout("cub", tmp_path / "root")
-    layouts.write_reed(tmp_path / "other", {"train": ["005.E"]}, images=1)
-    secret = tmp_path / "secret.txt"
-    secret.write_text("a password")
+    other = layouts.write_reed(tmp_path / "other", {"train": ["005.E"]}, images=1) / "text_c10/005.E"
     (root / "text_c10/001.A/A_0000.txt").unlink()
-    (root / "text_c10/001.A/A_0000.txt").symlink_to(secret)
-    outside = f"../../other/text_c10/005.E\n{tmp_path}/other/text_c10/005.E"
-    (root / "trainclasses.txt").write_text(f"001.A\n002.B\n{outside}\n")
+    (root / "text_c10/001.A/A_0000.txt").symlink_to(other / "E_0000.txt")
+    (root / "trainclasses.txt").write_text(f"001.A\n002.B\n../../other/text_c10/005.E\n{other}\n")
     dataset, problems = read_dataset("cub", root)
     assert {r.source.split("/")[1] for r in dataset.records} == {"002.B", "003.C", "004.D"}
     assert "trainclasses.txt: '../../other/text_c10/005.E': expected a class name" in problems
     assert any("A_0000.txt' is a link that leaves the data root" in p for p in problems)
-    assert "password" not in str(problems)
 
 
 pieces = st.sampled_from([*"./\\~ab\0\n", "..", "/", "cam_a", "é", "\udcff", "\ud800"])
