@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from layouts import TINY_SETTINGS, person_search_records, write_parquet, write_person_search, write_picture
-from PIL import Image
 from torch.nn.functional import cosine_similarity, normalize
 
 from timam import cli, training
 from timam.data import SPLITS
+from timam.images import read_image
 from timam.interruption import Interrupted
 from timam.run import Run
 from timam.search import Gallery
@@ -43,44 +43,33 @@ def finished_run(people, tmp_path_factory) -> Path:
     return run
 
 
-HELP = {  # command: what its help must say of units, bounds and defaults
-    "data pedestrians": ["Pixels", "[default: 192", "[default: 3.092", "1<=x<=1000]", "0<=x<=0.9]", "Processes"],
-    "data check": ["[default: 120", "published"],
-    "train": ["[default: quick]", "[smoke|quick|paper|modern|clip]", "[default: 0]", "KEY=VALUE", "pixels"],
-    "evaluate": ["[val|test]", "[default: test]"],
-    "search": ["[default: 10", "standard input", "at most 200 pictures", "cosine similarity in [-1, 1]", "x>=1"],
-    "studies table": ["Mean in percent with its 95 % interval", "as fractions"],
-}
-
-
-def test_every_command_has_its_help_which_says_units_and_defaults_and_every_option_a_text(call):
+def test_every_command_has_its_help_and_every_option_a_text_and_bounds_and_defaults_are_shown(call):
     commands = [("", cli.cli)]
     for path, command in commands:  # which grows by those of each group
         for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
             commands.append((f"{path} {name}".strip(), command.get_command(click.Context(command), name)))
         result = call(*path.split(), "-h")
         assert (result.code, result.err, result.out[:12]) == (0, "", "Usage: timam")
-        assert [words for words in HELP.get(path, ()) if words not in " ".join(result.out.split())] == [], path
         assert [p.name for p in command.params if p.param_type_name == "option" and not p.help] == []
-    assert {path for path, _ in commands} == {*HELP, "", "data", "data oracle", "push", "studies"}
-    assert call("--version").out.strip().endswith(cli.__version__)
+    assert {"train", "evaluate", "push", "search", "data check", "studies table"} < {path for path, _ in commands}
+    shown = " ".join(call("data", "pedestrians", "-h").out.split())
+    for words in ("Pixels. [default: 192", "[default: 3.092", "1<=x<=1000]", "0<=x<=0.9]"):
+        assert words in shown
 
 
 MISTAKES = {  # what follows `timam`: (exit code, what is said)
     "evaluate": (2, "give one of RUN and --pretrained"),
-    "evaluate nowhere": (2, "nowhere"),
     "evaluate . --dataset cuhk-pedes": (2, "go together"),
     "evaluate --pretrained x/y": (2, "needs --dataset and --root"),
     "evaluate .": (1, ". is not a run with a finished epoch"),
     "push . somebody/people": (1, ". is not finished"),
-    "train --dataset csv --root . --output x --seed 4294967296": (2, "train.seed"),
     "train --dataset csv --root . --output x --set train.epochs=many": (2, "train.epochs = 'many': expected"),
-    "train --dataset csv --root ~/x --output x": (1, "/home/x: no such folder"),  # the shell leaves that of --root=~/x
+    "train --dataset parquet --root org/x --output x": (1, "org/x: no such folder; `hf download --repo-type dataset"),
     "studies table ~/x": (2, "/home/x"),
     "data check --dataset csv --root . --column caption": (2, "expected NAME=COLUMN"),
     "data pedestrians --output x --identities 2000000": (2, "train_identities"),
     "data pedestrians --output x --identities 9 --val-identities 8": (2, "leaves none"),
-    "search . 'a man' --images ~/x": (1, "/home/x: no such folder"),
+    "search . 'a man' --images ~/x": (1, "/home/x: no such folder"),  # the shell leaves that of --images=~/x
     "search . 'a man' --images .": (1, ". is not a run with a finished epoch"),
     "search . ' \t' --images .": (2, "sentence is empty"),
     "search . 'a man' --images . --like file": (2, "give one of SENTENCE"),
@@ -126,16 +115,11 @@ def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remar
     root = write_person_search(tmp_path, records)
     command = ["data", "check", "--dataset", "cuhk-pedes", "--root", root]
     result = call(*command)
-    train, val, test, protocol, note, *few, last = result.out.splitlines()
+    train, *_, last = result.out.splitlines()
     counts = "train identities 3 (published 11,003) pictures 6 (published 34,054) captions 13 (published 68,126) "
     assert " ".join(train.split()).startswith(counts)
-    assert "(at most 9)" in train  # a person in a red coat and blue trousers
-    assert train.endswith("5 with 2, 1 with 3")
-    for name, line in (("val", val), ("test", test)):
-        assert re.match(rf"{name} .*identities +2 .*pictures +4 .*captions +8 ", line)
-    assert protocol.startswith("protocol: identity: relevant is every picture (or caption) of the same identity")
-    assert note.startswith("note: a part or another version of the benchmark: 6 images in train, published 34,054")
-    assert len(few) == 2  # that val and test are small
+    assert train.endswith("(at most 9)  pictures by captions: 5 with 2, 1 with 3")
+    assert "\nnote: a part or another version of the benchmark: 6 images in train, published 34,054" in result.out
     assert (result.code, "0 problem(s), 0 warning(s), 1 remark(s)" in last) == (0, True)
     assert result.err.startswith("remark: 1 captions stand under three or more identities")
     missing, truncated = (root / "imgs" / records[i]["file_path"] for i in (2, 6))
@@ -146,21 +130,6 @@ def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remar
     assert "record 2: no such picture" in result.err
     assert str(truncated) in result.err
     assert "warning: partial download: 1 of 14 pictures are missing, by folder: cam_a 1 of 14" in result.err
-
-
-def test_run_directory_is_complete(finished_run, people):
-    config, metrics = (json.loads((finished_run / f"{name}.json").read_text()) for name in ("config", "metrics"))
-    assert (config["preset"], config["data"]["root"], config["train"]["epochs"]) == ("smoke", str(people), 2)
-    history = pd.read_csv(finished_run / "history.csv")
-    assert (history["epoch"].tolist(), history.notna().all().all()) == ([1, 2], True)
-    assert sorted(p.name for p in (finished_run / "checkpoints").iterdir()) == ["best", "last"]
-    suffixes = {p.suffix for p in finished_run.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
-    assert suffixes <= {".json", ".safetensors", ".csv", ".md"}  # nothing pickled
-    assert (metrics["dataset"], metrics["split"], metrics["best_epoch"] in (1, 2)) == ("cuhk-pedes", "test", True)
-    for direction, sizes in (("text_to_image", (12, 6)), ("image_to_text", (6, 12))):  # 3 identities x 2 x 2 captions
-        assert (metrics[direction]["queries"], metrics[direction]["gallery"]) == sizes
-    assert {"commit", "python", "torch", "transformers", "device"} <= set(metrics["provenance"])
-    assert re.fullmatch("[0-9a-f]{16}", metrics["provenance"]["data_fingerprint"])
 
 
 def content_of(folder: Path) -> dict[Path, bytes]:
@@ -174,6 +143,8 @@ def assert_failed(result: SimpleNamespace, expected: str) -> None:
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_finished_run_is_left_as_it_is(call, finished_run, people, tmp_path, monkeypatch, more):
     before = content_of(finished_run)
+    checkpoints = {path.suffix for path in before if "checkpoints" in path.parts and path.name != "SHA256SUMS"}
+    assert checkpoints <= {".json", ".safetensors", ".md"}  # nothing pickled
     monkeypatch.setattr(training._Training, "open_data", lambda *_: pytest.fail("started again"))
     other = write_person_search(tmp_path, train=3)
     assert_failed(call(*train_arguments(other, finished_run, *more)), "was begun on other data")
@@ -206,8 +177,9 @@ def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path
     paths = {record["split"]: record["file_path"] for record in records}.values()  # one of each split
     for path in paths:
         (root / "imgs" / path).write_bytes(b"\x89PNG")
+    result = call(*train_arguments(root, tmp_path / "run"))
     for path in paths:
-        assert_failed(call(*train_arguments(root, tmp_path / "run")), f"{path}: not a readable picture")
+        assert_failed(result, f"{path}: not a readable picture")
     assert not (tmp_path / "run").exists()
 
 
@@ -217,12 +189,11 @@ def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_
     found, metrics = json.loads(result.out), json.loads((finished_run / "metrics.json").read_text())
     for key in ("dataset", "split", "text_to_image", "image_to_text", "modality_gap"):
         assert found[key] == metrics[key], key
+    assert {"commit", "python", "torch", "transformers", "device"} <= set(metrics["provenance"])
     table = call("evaluate", finished_run, "--split", "val").out
     best = pd.read_csv(finished_run / "history.csv").iloc[metrics["best_epoch"] - 1]
-    assert "val split (percent)" in table
     row = next(line for line in table.splitlines() if line.startswith("text_to_image"))
     assert f"{100 * best['val_text_to_image_mAP']:.2f}" in row.split()
-    assert ", chance " in row
     other = write_person_search(tmp_path, train=0, val=0, test=5)  # the other splits are not needed
     result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
     assert json.loads(result.out)["text_to_image"]["gallery"] == 10
@@ -239,7 +210,6 @@ def test_renamed_columns_of_the_hubs_cache_are_checked_trained_on_and_evaluated(
     report = json.loads(call("data", "check", *data, "--preset", "quick", "--json").out)
     assert report["problems"] == []
     assert any("0.0% of the captions have more than 48 tokens" in note for note in report["notes"])
-    assert_failed(call("data", "check", *data[:4]), "no column caption")
     run = tmp_path / "run"
     assert call("train", "--preset", "smoke", *data, "--output", run, *SETTINGS).code == 0
     kept = json.loads((run / "config.json").read_text())["data"]
@@ -247,8 +217,6 @@ def test_renamed_columns_of_the_hubs_cache_are_checked_trained_on_and_evaluated(
     for more in ([], data):
         found = json.loads(call("evaluate", run, *more, "--json").out)
         assert found["text_to_image"] == json.loads((run / "metrics.json").read_text())["text_to_image"]
-    other = call("train", "--dataset", "parquet", "--root", "org/nothing", "--output", tmp_path / "other")
-    assert_failed(other, "`hf download --repo-type dataset")
 
 
 @pytest.fixture
@@ -264,8 +232,7 @@ def album(tmp_path) -> Path:
 def find(call, finished_run):
     """find(sentence, images, *more) -> what `timam search` answers as JSON."""
 
-    def find(*arguments: object) -> list[dict]:
-        sentence, images, *more = arguments
+    def find(sentence: str, images: Path, *more: object) -> list[dict]:
         result = call("search", finished_run, *([sentence] if sentence else []), "--images", images, *more, "--json")
         assert result.code == 0, result.err
         return json.loads(result.out)
@@ -294,6 +261,8 @@ def test_search_ranks_passes_over_what_it_cannot_read_and_keeps_what_it_encoded(
     assert ("broken.jpg" in again.err, kept.stat().st_mtime_ns) == (True, written)
     (album / "sub/0.png").unlink()
     assert "0.png" not in {Path(a["path"]).name for a in find(RED, album)}
+    like = call("search", finished_run, "--images", album, "--like", album / "sub/broken.jpg")
+    assert_failed(like, "broken.jpg: not a readable picture")
 
 
 def test_search_takes_sentences_from_a_file_and_draws_them(call, find, finished_run, album, tmp_path):
@@ -304,8 +273,7 @@ def test_search_takes_sentences_from_a_file_and_draws_them(call, find, finished_
     assert [f["sentence"] for f in found] == [RED, "a man in blue"]
     assert found[1]["answers"] == close(find("a man in blue", album, "-k", "3"))
     assert len(call("search", finished_run, "--images", album, *more).out.splitlines()) == 8
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 300
+    assert read_image(tmp_path / "sheet.png").width > 300
 
 
 def test_search_answers_each_line_of_standard_input_at_once(call, find, finished_run, album, capsys, monkeypatch):
@@ -362,6 +330,8 @@ def test_search_scores_by_the_cosine_with_and_without_the_means(find, finished_r
 
 def test_search_says_that_nothing_fits(call, find, finished_run, album, tmp_path, monkeypatch):
     scores = [answer["score"] for answer in find(RED, album)]
+    unknown = call("search", finished_run, RED, "--images", album, "--threshold", "auto")
+    assert_failed(unknown, "or test split has fewer than 10 identities")  # they have three
     saved = {"open_set": {"threshold": {"0.01": 2.0, "0.1": scores[2]}}}
     monkeypatch.setattr(Run, "metrics", lambda run: saved)
     for threshold in ("auto", scores[2]):
@@ -372,17 +342,6 @@ def test_search_says_that_nothing_fits(call, find, finished_run, album, tmp_path
     assert (result.code, result.out) == (0, "nothing here fits\n")
     assert "sheet.png: not drawn, as nothing fits" in result.err
     assert not (tmp_path / "sheet.png").exists()
-
-
-def test_search_that_fails_is_exit_code_1(call, finished_run, album, monkeypatch):
-    search = ["search", finished_run, "--images", album]
-    no_threshold = "or test split has fewer than 10 identities"  # they have three
-    assert_failed(call(*search, "a man", "--threshold", "auto"), no_threshold)
-    assert_failed(call(*search, "--like", album / "sub/broken.jpg"), "broken.jpg: not a readable picture")
-    monkeypatch.setattr("timam_lab.rankings.rankings", Mock(side_effect=ValueError("no such font")))
-    result = call(*search, "a man", "--figure", album / "sheet.png", "-k", "2")
-    assert_failed(result, "no such font")
-    assert len(result.out.splitlines()) == 2  # answers are printed before
 
 
 def test_search_prints_names_that_no_terminal_can_show(call, find, finished_run, tmp_path, monkeypatch):
