@@ -17,13 +17,11 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from click.testing import CliRunner
 from conftest import build_tiny
 from filelock import FileLock
 from layouts import tiny_config, write_person_search, write_picture
 from running import forked, wait_until
 
-from timam.cli import cli
 from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam.provenance import code_fingerprint
@@ -65,8 +63,6 @@ def test_grid_is_variants_by_seeds_in_balanced_order_and_no_run_has_two_names(ex
     assert found == [("full", 0, 1), ("alone", 0, 0), ("full", 1, 1), ("alone", 1, 0)]
     with pytest.raises(ValueError, match="'a' and 'b' have the same config"):
         grid(tiny_config(people), {"a": "", "b": ["loss.adversarial_weight=1"]}, [0])
-    with pytest.raises(ValueError, match="unknown setting"):
-        grid(tiny_config(people), {"a": "loss.adverserial_weight=1"}, [0])
     with pytest.raises(ValueError, match="expected one of local, ray"):
         run_grid(experiments, "runs", engine="slurm")
 
@@ -183,8 +179,6 @@ def test_hits_are_those_of_each_seed_in_order(experiments, tmp_path):
     write_embeddings(experiments[1].folder(tmp_path), [0, 1], labels=(0, 0))
     with pytest.raises(StudyError, match="its queries are not those of the other runs"):
         hits(experiments[:2], tmp_path)
-    with pytest.raises(StudyError, match="no experiments"):
-        hits([], tmp_path)
 
 
 def finished(config, runs, rank_1, data="0123", commit="abc"):
@@ -198,7 +192,7 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
     return run.folder
 
 
-def test_table_by_hand(people, tmp_path):
+def test_table_by_hand(people, tmp_path, call):
     """Mean 0.3, deviation 0.1; t(2) at 97.5 % is 4.303 (any table): 0.3 +- 4.303 x 0.1 / sqrt(3)."""
     variants = {"": [0.2, 0.3, 0.4], "loss.adversarial_weight=0": [0.1, 0.9], "train.epochs=7": [0.5]}
     for settings, values in variants.items():
@@ -206,20 +200,18 @@ def test_table_by_hand(people, tmp_path):
             config = tiny_config(people, *settings.split(), f"train.seed={seed}")
             finished(config, tmp_path, value, commit="abc" if seed < 2 else "def")
     (tmp_path / "unfinished/checkpoints/last").mkdir(parents=True)
-    result = CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--csv", str(tmp_path / "t.csv"),
-                                      "--figure", str(tmp_path / "t.png")])  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert call("studies", "table", tmp_path, "--figure", "t").code == 2
+    result = call("studies", "table", tmp_path, "--csv", tmp_path / "t.csv", "--figure", tmp_path / "t.png")
+    assert result.code == 0, result.err
+    assert "30.0 (5.2 to 54.8)" in result.out
+    assert " 4.00 " in result.out  # chance
     assert read_image(tmp_path / "t.png").width > 500
-    assert CliRunner().invoke(cli, ["studies", "table", str(tmp_path), "--figure", "t"]).exit_code == 2
-    assert "30.0 (5.2 to 54.8)" in result.output
-    assert " 4.00 " in result.output  # chance
     frame = pd.read_csv(tmp_path / "t.csv", index_col="variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
     base = frame.loc["base"]
     assert (base["seeds"], base["commit"], base["data_fingerprint"]) == ("0, 1, 2", "abc, def", 123)
     found = [base[f"text_to_image_rank_1{end}"] for end in ("", "_low", "_high")]
     assert found == pytest.approx([0.3, 0.3 - 0.2484, 0.3 + 0.2484], abs=1e-4)
-    assert base["text_to_image_mAP"] == pytest.approx(0.15)
     assert np.isnan(frame.loc["epochs=7", "text_to_image_rank_1_low"])
     ends = [frame.loc["adversarial_weight=0", f"text_to_image_rank_1_{end}"] for end in ("low", "high")]
     assert ends == [0, 1]  # 0.5 +- 5
