@@ -9,7 +9,7 @@ import pytest
 import torch
 from layouts import TINY_SETTINGS, write_person_search
 
-from timam.config import PRESETS, LossConfig, override
+from timam.config import PRESETS, override
 from timam.data import Dataset, Record, load_dataset
 from timam.evaluation import Embeddings, evaluate_model
 from timam.images import read_image
@@ -40,13 +40,9 @@ def test_configure_takes_overrides_as_the_command_line_does(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path.parent)
     config = notebook.configure("smoke", "csv", tmp_path, "seed=3", "epochs=2 max_steps=1")
     assert (config.data.root, config.train.seed, config.train.epochs) == (str(tmp_path), 3, 2)
-    shown = notebook.settings_table(config).data
-    lines, changed, every = shown.split("<details>")
-    assert lines.count("<tr>") == 5
-    assert all(text in lines for text in (f"csv in {tmp_path.name}<", "2 epochs in batches of", "seed 3"))
-    assert "train.max_steps" in changed
-    assert "lstm_hidden" not in changed  # as in the preset
-    assert "lstm_hidden" in every
+    lines, changed, _ = notebook.settings_table(config).data.split("<details>")
+    assert f"csv in {tmp_path.name}<" in lines  # without the folders of this machine
+    assert ("train.max_steps" in changed, "lstm_hidden" in changed) == (True, False)  # which is as in the preset
 
 
 def test_choose_and_numbers_name_what_is_wrong():
@@ -75,7 +71,7 @@ def test_a_difference_is_told_as_shown_not_shown_or_of_one_seed():
     assert one_seed.endswith("One seed, so nothing is shown.")
 
 
-def test_table_of_variants_is_mean_and_half_interval_in_percent():
+def test_tables_are_in_percent_and_variants_have_mean_and_half_interval():
     """0.1 and 0.3: mean 0.2, standard error 0.1, t(0.975, 1) = 12.706."""
     frame = pd.DataFrame({"variant": ["x", "x", "y"], "seconds": [60.0, 120.0, 30.0], "rank": [0.1, 0.3, 0.5]})
     table = notebook.variant_table(frame, ["rank"])
@@ -83,26 +79,14 @@ def test_table_of_variants_is_mean_and_half_interval_in_percent():
     bounds = pd.DataFrame({"variant": ["chance"], "rank": [0.01]})
     shown = notebook.percents(table, {"rank": "rank-1"}, bounds=bounds).data.set_index("variant")["rank-1"]
     assert shown.to_dict() == {"x": "20.0 ± 127.1", "y": "50.0", "chance": "1.0"}
+    plain = notebook.titled(pd.DataFrame({"text_to_image_mAP": [0.2], "probe_accuracy": 0.9, "centroid_distance": 0.3}))
+    assert plain.to_numpy().tolist() == [[20.0, 90.0, 0.3]]  # a distance is no fraction
 
 
-def test_tables_have_titles_for_identifiers_and_percents_for_fractions():
-    shown = notebook.titled(pd.DataFrame({"arm": ["x"], "text_to_image_mAP": [0.2], "probe_accuracy": [0.9],
-                                          "centroid_distance": [0.3]}))  # fmt: skip
-    assert shown.to_dict("records") == [
-        {"arm": "x", "text to image, mAP, percent": 20.0, "linear probe, percent right (50: no gap)": 90.0,
-         "centroid distance (0: no gap)": 0.3}
-    ]  # fmt: skip
-
-
-def test_one_of_each_kind_of_answer_and_names_of_games():
+def test_one_of_each_kind_of_answer():
     ranks = np.array([3.0, 1.0, 40.0, np.nan])
     assert notebook.one_of_each(ranks, np.random.default_rng(0)) == [1, 0, 2]
     assert notebook.one_of_each(ranks[:1], np.random.default_rng(0)) == [0]
-    assert notebook.game(LossConfig(adversarial_weight=0, discrepancy_weight=2)) == "no adversary, mmd of weight 2"
-    assert notebook.game(PRESETS["quick"].loss) == "regularised game"  # the name that has a colour
-    assert notebook.game(PRESETS["paper"].loss) == "unregularised game"
-    heavier = override(PRESETS["quick"], ["adversarial_weight=3"]).loss
-    assert notebook.game(heavier) == "alternating, unit embeddings, slope penalty 10, weight 3"
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +115,11 @@ def test_ranked_figure_says_where_the_right_picture_is_and_ties_count_against_it
     assert " ".join(below.split()) == "1.00 ≠ second colour of the top, hair colour, bag and 1 more"
 
 
-def test_variations_keep_people_and_pictures(people):
+def test_variations_keep_the_people(people):
     assert variations.with_noise(people, 1) == people
     clean = variations.with_noise(people, 0)
     images = json.loads((clean / "attributes.json").read_text())["images"]
     assert not any(caption["wrong"] for image in images for caption in image["captions"])
-    names = [sorted(p.name for p in (root / "imgs").rglob("*.*")) for root in (people, clean)]
-    assert names[0] == names[1]
     records = json.loads((people / "reid_raw.json").read_text())
     written = [image["captions"] for image in records if image["split"] == "test"]
     assert variations.rewritten(people) == written
@@ -184,12 +166,7 @@ def test_published_results_and_ours_have_the_same_columns():
     assert ours.loc[0, ["method", "seeds", "runs"]].tolist() == ["TIMAM, paper", 2, "a b"]
     assert ours.loc[0, results.CLASS_LEVEL[0]] == "50.0 (50.0 to 50.0)"
     theirs = results.published("cub").set_index("method")
-    assert theirs.loc["CMPM+CMPC", results.CLASS_LEVEL[0]] == 64.3
-    assert results.ours("flickr30k", frame).empty
-    assert results.published("csv").empty
-    sources = results.published("rstp-reid").set_index("method")["source"]
-    assert sources["SSAN"] == "published (IRRA's README)"
-    assert set(theirs["source"]) == {"published"}
+    assert theirs.loc["CMPM+CMPC", [results.CLASS_LEVEL[0], "source"]].tolist() == [64.3, "published"]
     assert not pd.read_csv(results.PUBLISHED).duplicated(["dataset", "method", "metric"]).any()
 
 
@@ -217,7 +194,6 @@ def test_transfer_tests_each_model_on_each_data_set(people, tmp_path, monkeypatc
     shutil.rmtree(tmp_path / "runs/b/checkpoints")
     matrix = results.transfer(frame, tmp_path / "runs")
     assert (list(matrix.index), list(matrix.columns)) == (["a", "d"], ["pedestrians", "cuhk-pedes"])
-    assert results.transfer(pd.DataFrame(), tmp_path / "runs").empty
 
 
 def test_rendered_people_of_training_are_not_tested_on(tmp_path):
@@ -231,6 +207,4 @@ def test_rendered_people_of_training_are_not_tested_on(tmp_path):
     assert results.shares_people(sets["large"], sets["small"])
     assert not results.shares_people(sets["small"], sets["large"])
     (tmp_path / "small/attributes.json").write_text(json.dumps({"spec": {"seed": 1}}))
-    assert not results.shares_people(sets["large"], sets["small"])
-    (tmp_path / "small/attributes.json").unlink()  # as other data
     assert not results.shares_people(sets["large"], sets["small"])
