@@ -27,13 +27,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from accelerate.utils import LoggerType
 from layouts import tiny_config, write_person_search
 from running import assert_same_history, interrupted, killed_at, scripted_scores, signalled_step
 
 from timam import training
 from timam.collapse import chance_warnings, training_warnings
-from timam.config import PRESETS, Config, LossConfig, TrainConfig
+from timam.config import PRESETS, Config, LossConfig, TrainConfig, override
 from timam.data import Split, load_dataset
 from timam.evaluation import embed_split, evaluate, gap
 from timam.interruption import Interrupted, interruptible
@@ -346,6 +347,28 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(people
     with pytest.raises(RunError, match="'wandb' is not installed: pip install wandb"):
         quiet_fit(tiny_config(people, "train.tracker=wandb"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# CLIP has 149,620,737 parameters, one of them the learned temperature; two buffers of three change the pixels' scale.
+# Of the paper's: torchvision's and Devlin et al.'s counts, without the heads; the LSTM adds 5.3 million.
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "least", "most"), [("clip", 149_620_742, 149_620_742), ("paper", 156.6e6, 160e6)])
+def test_preset_takes_its_first_steps_on_a_cpu_at_full_size(tmp_path, tokenizer, monkeypatch, preset, least, most):
+    """With random weights, for which no hub is needed; a folder stands in for CLIP's configuration."""
+    people = write_person_search(tmp_path / "people", train=6, val=2, test=2)
+    settings = ["backbone_weights=none", "language_model_weights=false", "max_steps=2", "batch_size=2"]
+    settings += ["dataset=cuhk-pedes", f"root={people}"]
+    if preset == "clip":  # ViT-B/16 at 384x128; the rest of its configuration is transformers' default
+        transformers.CLIPConfig(vision_config={"patch_size": 16}).save_pretrained(tmp_path / "clip")
+        tokenizer.save_pretrained(tmp_path / "clip")
+        settings += [f"{part}={tmp_path / 'clip'}" for part in ("backbone", "language_model")]
+    learners, original = [], training.train_step
+    monkeypatch.setattr(training, "train_step", lambda *args: learners.append(args[0]) or original(*args))
+    config = override(PRESETS[preset], settings)
+    killed_at(config, tmp_path / "run", training, "_validate", 1)  # before gigabytes are saved
+    state = learners[1].model.state_dict()
+    assert all(value.isfinite().all() for value in state.values())
+    assert least <= sum(t.numel() for n, t in state.items() if n.startswith(("image_enc", "text_enc"))) <= most
 
 
 # -- timam.learner ----------------------------------------------------------------------------------------------------
