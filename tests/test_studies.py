@@ -158,7 +158,7 @@ def test_results_hold_a_row_a_run_with_its_provenance_and_refuse_data_that_have_
     assert frame.loc[1, "probe_accuracy"] == metrics["modality_gap"]["probe_accuracy"]
     assert frame["code"].unique().tolist() == [code_fingerprint()]
     assert versions(frame)["runs"].tolist() == [3]
-    write_person_search(people, captions=1)
+    write_person_search(people, val=4)
     with pytest.raises(StudyError, match=f"runs on other data:\n  {experiments[0].folder(runs)}"):
         results(experiments, runs)
 

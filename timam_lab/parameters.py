@@ -20,7 +20,7 @@ from timam_lab.notebook import REPOSITORY, configure, folder
 # `check` is called first: these are of the notebook's start, whose code it runs.
 STARTED, COMMIT = time.monotonic(), commit(*(REPOSITORY / part for part in ("notebooks", "timam", "timam_lab")))
 # The other types accept themselves. Later cells make paths of folders' names, and the first ones may be executed again.
-ACCEPTED: dict[type, tuple[type, ...]] = {float: (float, int), str: (str, Path)}
+ACCEPTED: dict[type, tuple[type, ...]] = {float: (float, int), str: (str, type(Path()))}
 CHOICES: dict[str, Collection[str]] = {"dataset": DATASETS, "preset": PRESETS}
 READ = ("root", "collection", "study", "trained", "images", "instances")  # folders that must be there, if given
 
