@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,6 +144,19 @@ def test_the_exploration_names_data_that_are_not_there_and_passes_over_incomplet
     found = names["inventory"].set_index("data set")["found here"]
     assert found["cuhk-pedes"] == "not usable: cuhk-pedes has no pictures in its train split"
     assert found["flowers"].startswith("train ")
+
+
+@pytest.mark.slow
+def test_plain_papermill_from_any_folder_writes_only_where_it_is_told_to(tmp_path):
+    """The default of an empty `runs` is the clone's, not one relative to the caller's folder."""
+    (tmp_path / "here").mkdir()
+    path, out = ROOT / "notebooks/07_results.ipynb", tmp_path / "here/out.ipynb"
+    command = [sys.executable, "-m", "papermill", path, out, "-p", "output", "tables", "-p", "dataset", "cub"]
+    subprocess.run(list(map(str, command)), capture_output=True, cwd=tmp_path / "here", timeout=600, check=True)
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {"out.ipynb", "tables"}
+    assert "| torch | `" in str(nbformat.read(out, as_version=4).cells[-1].outputs)  # what produced it
+    assert {p.name for p in tmp_path.iterdir()} == {"here"}
+    assert "CMPM+CMPC" in (tmp_path / "here/tables/07_cub.csv").read_text()
 
 
 @pytest.fixture
