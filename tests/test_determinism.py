@@ -15,7 +15,7 @@ from running import FOUR_EPOCHS, finished, started, train_command, wait_until
 
 from timam.run import Run
 from timam.training import fit
-from timam_lab.studies import Experiment, run_grid
+from timam_lab.studies import Experiment, keep_model, run_grid
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,6 @@ def test_workers_of_a_study_give_the_same_bytes(people, settings, first, tmp_pat
     monkeypatch.setenv("TIMAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # shared out: a thread a worker
     config = tiny_config(people, *settings)
-    run_grid([Experiment("full", config)], tmp_path / "runs", max(1, workers), progress=False, keep_models=True)
+    run_grid([Experiment("full", config)], tmp_path / "runs", max(1, workers), progress=False, then=keep_model)
     (run,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
     assert content(run) == first

@@ -101,7 +101,7 @@ def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):
     assert seen[4:] == [experiments[0].folder(tmp_path)]
     with pytest.raises(FileNotFoundError, match="the study that made this run removed its model"):
         experiments[0].run(tmp_path).best_model()
-    run_grid(experiments[:1], tmp_path / "kept", keep_models=True, progress=False)
+    run_grid(experiments[:1], tmp_path / "kept", then=studies.keep_model, progress=False)
     assert len(list(tmp_path.glob("kept/*/checkpoints"))) == 1
 
 

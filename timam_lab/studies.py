@@ -143,7 +143,6 @@ def run_grid(
     runs: Path | str,
     workers: int = 1,
     engine: str = "local",
-    keep_models: bool = False,
     resources: Resources = Resources(),
     progress: bool = True,
     then: Callable[[Run], object] | None = None,
@@ -158,11 +157,10 @@ def run_grid(
         workers: processes that this call starts (engine "local"), which divide the cores; 1 trains in this process.
         engine: "local", or "ray": every run is a task of the Ray cluster that `RAY_ADDRESS` names or that runs on
             this machine, else of a new one on this machine. The run of a lost worker is tried again and resumed.
-        keep_models: keeps checkpoints/ of finished runs. Studies read only small files, which stay either way.
         resources: of each run (engine "ray").
         progress: shows a bar.
         then: called with each run that this call finished, where it was trained, before its checkpoints go: for what
-            needs the model. A function that can be pickled.
+            needs the model. Where it returns True they stay (`keep_model`). A function that can be pickled.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the runs in progress have saved their last step.
@@ -172,7 +170,7 @@ def run_grid(
     if engine not in ENGINES:
         raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}")
     unique = list({e.folder(runs): e for e in experiments}.values())
-    work = _Work(Path(runs), time.time(), keep_models, progress, then)
+    work = _Work(Path(runs), time.time(), progress, then)
     with interruptible():
         if engine == "ray":
             work.on_ray(unique, resources)
@@ -182,6 +180,11 @@ def run_grid(
             work.in_processes(unique, workers)
     if unfinished := [line for e in unique if (line := work.problem(e))]:
         raise StudyError("\n  ".join([f"{len(unfinished)} of {len(unique)} runs did not finish:", *unfinished]))
+
+
+def keep_model(run: Run) -> bool:
+    """`then` of `run_grid` that keeps the checkpoints."""
+    return True
 
 
 def failure_file(run: Run) -> Path:
@@ -195,7 +198,6 @@ class _Work:
 
     runs: Path
     started: float
-    keep_models: bool
     progress: bool
     then: Callable[[Run], object] | None
 
@@ -224,9 +226,8 @@ class _Work:
         run = experiment.run(self.runs)
         try:
             fit(experiment.config, run.folder, resume=True, progress=False)
-            if self.then is not None:
-                self.then(run)
-            if not self.keep_models:
+            kept = self.then is not None and self.then(run) is True
+            if not kept:
                 shutil.rmtree(run.last.parent, ignore_errors=True)  # frees the space of the weights
             failure_file(run).unlink(missing_ok=True)
         except BusyError:

@@ -26,7 +26,7 @@ from timam_lab.oracle import oracle
 from timam_lab.speed.gpu import CORES, PEOPLE, REPOSITORY, SMALLEST, Item, Lab, Row
 from timam_lab.speed.gpu.recipes import TINY, configure, settings_of
 from timam_lab.statistics import mean_intervals, plus_minus
-from timam_lab.studies import TABLE_METRICS, Experiment, grid, rate_trials, results, run_grid
+from timam_lab.studies import TABLE_METRICS, Experiment, grid, keep_model, rate_trials, results, run_grid
 from timam_lab.variations import with_fewer
 
 # Variants of notebook 03 with other than `quick`'s learning rates: the best multiple on validation at the size of a CPU
@@ -80,7 +80,7 @@ def learning_rows(lab: Lab, experiments: list[Experiment], workers: int) -> Iter
     """A row for each run with a finished epoch, without test results where it is not over. Another call goes on."""
     runs = lab.work / "runs"
     try:
-        run_grid(experiments, runs, workers, keep_models=True, progress=False)
+        run_grid(experiments, runs, workers, then=keep_model, progress=False)
     finally:
         for e in (e for e in experiments if e.run(runs).best.is_dir()):
             run, history = e.run(runs), e.run(runs).history()
