@@ -301,7 +301,8 @@ def seeds(frame: pd.DataFrame, metrics: dict[str, str], order: Sequence[str], pl
             axis.errorbar(mean, position[str(variant)], xerr=error, fmt="o", capsize=4, color=MAIN)
         axis.set(title=textwrap.fill(title, 26), xlabel="" if metric in plain else "percent")
         axis.set_yticks(range(len(order)), [f"{name} (n = {counts.get(name, 0)})" for name in order])
-        axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+        left, right = min(0.0, axis.get_xlim()[0]), axis.get_xlim()[1]
+        axis.set_xlim(left, right + 0.04 * (right - left))  # else the markers of close results are cut at the edge
         _tell(figure, f"Mean {title}", scale * frame.groupby("variant")[metric].mean())
         axis.grid(axis="y", alpha=0.25)
     axes.flat[0].set_ylim(len(order) - 0.4, -0.6)
