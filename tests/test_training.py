@@ -259,9 +259,10 @@ def test_a_run_goes_on_without_the_model_that_it_started_from_and_with_data_that
     told = capsys.readouterr().out
     assert re.search(rf"started from {first}: \d+ of \d+ tensors; new: class_bias, class_weights\n", told)
     shutil.rmtree(first)
-    others = write_person_search(tmp_path / "others", val=4)
-    with pytest.raises(RunError, match="was begun on other data"):
-        quiet_fit(tiny_config(others, f"train.init={first}"), run, resume=True)
+    for split in ("val", "train"):  # another number of training people is another shape of the model, too
+        others = write_person_search(tmp_path / split, **{split: 4})
+        with pytest.raises(RunError, match="was begun on other data"):
+            quiet_fit(tiny_config(others, f"train.init={first}"), run, resume=True)
     moved = shutil.copytree(people, tmp_path / "elsewhere")
     metrics = quiet_fit(tiny_config(moved, f"train.init={first}"), run, resume=True)
     assert metrics["provenance"]["code"] == f"01234567+{code_fingerprint()}"

@@ -120,9 +120,11 @@ class Learner:
             write_sums(new)
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`. Raises ValueError where a file differs from its checksum."""
+        """The inverse of `save`, the progress first. Raises ValueError where a file differs from its checksum."""
         check_sums(folder)
         state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Progress)}  # checkpoints of older versions hold more
+        self.progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         slots_of: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
         for key, value in load_file(folder / "optimizers.safetensors").items():
@@ -137,8 +139,6 @@ class Learner:
             self.schedulers[name].load_state_dict(state["schedulers"][name])
         with torch.no_grad():
             self.log_temperature.fill_(state.get("log_temperature", 0.0))
-        known = {f.name for f in fields(Progress)}  # checkpoints of older versions hold more
-        self.progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
 
 
 # -- optimizers and schedules -----------------------------------------------------------------------------------------

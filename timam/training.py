@@ -162,14 +162,15 @@ class _Training:
         if self.job.is_main:
             self.run.create(self.config)
         # Asked on the main process only: one that could not see the checkpoint would start anew beside the others.
-        if self.job.on_main(self.run.last.exists):
-            self.run.restore(learner)
+        try:
+            if self.job.on_main(self.run.last.exists):
+                self.run.restore(learner)
+        finally:  # weights of another shape are no damage where the data are other ones
+            self._compare(learner.progress.data_fingerprint, data.dataset)
         self.job.share_weights(model)
         progress = learner.progress
-        self._compare(progress.data_fingerprint, data.dataset)
         progress.data_fingerprint = data.dataset.fingerprint()
-        if (code := code_fingerprint()) not in progress.code:
-            progress.code.append(code)
+        progress.code = [*dict.fromkeys([*progress.code, code_fingerprint()])]  # once each, in their order
         model.text_encoder.freeze(progress.unfrozen_at is None)
         model.image_encoder.freeze_blocks(self.config.train.frozen_blocks)
         if self.config.train.frozen_blocks and not augments(self.config.data):
