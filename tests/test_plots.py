@@ -196,3 +196,12 @@ def test_saved_figures_have_black_text_in_the_pdf_and_their_numbers_beside(tmp_p
     plots.save(figure, tmp_path, "x", pd.DataFrame({"a": [1]}))
     assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x.pdf", "x.csv"}
     assert all(text.get_color() == "black" for text in figure.findobj(Text) if text.get_text())
+
+
+@pytest.mark.parametrize(("chance", "told"), [(0.04, True), (np.nan, False)])
+def test_the_figure_of_the_table_speaks_of_chance_where_it_is_drawn(chance, told):
+    measures = {f"{d}_to_{e}_rank_1{end}": [0.5] for d, e in (("text", "image"), ("image", "text"))
+                for end in ("", "_low", "_high")}  # fmt: skip
+    figure = plots.variants(pd.DataFrame({"variant": ["base"], "seeds": ["0"], "chance": [chance], **measures}))
+    drawn = any(line.get_linestyle() == ":" for line in figure.axes[0].lines)
+    assert ("dotted: chance" in figure.get_supxlabel(), drawn) == (told, told)

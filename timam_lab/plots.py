@@ -319,12 +319,13 @@ def variants(frame: pd.DataFrame) -> Figure:
         axis.errorbar(mean, range(len(frame)), xerr=[mean - low, high - mean], fmt="o", capsize=4, color=MAIN)
         axis.set(title=title, xlabel="percent", xlim=(0, min(100, 1.05 * np.nanmax([mean, high, mean + 1]))),
                  ylim=(len(frame) - 0.4, -0.6))  # fmt: skip
-    if frame["chance"].notna().all():
+    if dotted := bool(frame["chance"].notna().all()):
         axes.flat[0].axvline(100 * frame["chance"].max(), linestyle=":", color="grey")
     counts = frame["seeds"].str.count(",") + 1
     names = [f"{textwrap.fill(name, 40)} (n = {n})" for name, n in zip(frame["variant"], counts, strict=True)]
     axes.flat[0].set_yticks(range(len(frame)), names)
-    figure.supxlabel("mean over n seeds with its 95 % interval (none for one seed); dotted: chance", fontsize=9)
+    note = "mean over n seeds with its 95 % interval (none for one seed)" + "; dotted: chance" * dotted
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
