@@ -45,6 +45,17 @@ def test_configure_takes_overrides_as_the_command_line_does(tmp_path, monkeypatc
     assert ("train.max_steps" in changed, "lstm_hidden" in changed) == (True, False)  # which is as in the preset
 
 
+def test_a_run_of_ones_own_comes_with_its_config(tmp_path):
+    asked, own = (override(PRESETS["smoke"], [f"train.seed={seed}"]) for seed in (0, 7))
+    run, config = notebook.run_of("", tmp_path, asked)
+    assert (run.folder, config) == (Run.named(tmp_path, asked).folder, asked)
+    Run(tmp_path / "mine").create(own)
+    run, config = notebook.run_of(str(tmp_path / "mine"), tmp_path, asked)
+    assert (run.folder, config) == (tmp_path / "mine", own)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        notebook.run_of(str(tmp_path), tmp_path, asked)
+
+
 def test_choose_and_numbers_name_what_is_wrong():
     assert notebook.choose(" b; a", {"a": 1, "b": 2, "c": 3}) == {"b": 2, "a": 1}
     assert notebook.choose("", {"a": 1}) == {"a": 1}

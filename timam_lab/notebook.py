@@ -25,6 +25,7 @@ from timam.data import Split, load_dataset
 from timam.evaluation import DIRECTIONS, Embeddings, evaluate
 from timam.images import read_image
 from timam.metrics import chance
+from timam.run import Run
 from timam_lab import plots, studies
 from timam_lab.baselines import tuned_baseline
 from timam_lab.failures import PedestrianTruth, readable
@@ -83,6 +84,17 @@ def configure(preset: str, dataset: str, root: Path | str, *settings: str) -> Co
     overrides = [setting for text in settings for setting in text.split()]
     base = [f"dataset={dataset}", f"root={Path(root).resolve()}"]
     return configs.override(configs.PRESETS[preset], [*base, *overrides])
+
+
+def run_of(trained: str, runs: Path, config: Config) -> tuple[Run, Config]:
+    """The run in the folder `trained` with its own config. Where that is empty: the run of `config` in `runs`.
+
+    Raises FileNotFoundError where the folder `trained` holds no run.
+    """
+    if not trained:
+        return Run.named(runs, config), config
+    run = Run(folder(trained, ""))
+    return run, run.config()
 
 
 def settings_table(config: Config) -> HTML:
