@@ -52,7 +52,7 @@ def test_a_run_of_ones_own_comes_with_its_config(tmp_path):
     Run(tmp_path / "mine").create(own)
     run, config = notebook.run_of(str(tmp_path / "mine"), tmp_path, asked)
     assert (run.folder, config) == (tmp_path / "mine", own)
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(FileNotFoundError, match="config"):
         notebook.run_of(str(tmp_path), tmp_path, asked)
 
 
