@@ -84,7 +84,7 @@ def read_dataset(name: str, root: Path | str, columns: Mapping[str, str] | None 
     if not candidates:
         problems.append(f"{root}: no folder of pictures; expected {' or '.join(spec.image_folders)}")
     if not records or not candidates:
-        return Dataset(name, kind, root, ()), [*problems, published]
+        return Dataset(name, kind, root, ()), [f"{problems[0]}; {published}", *problems[1:]]
     # Reed's archive has a folder images/ of features; the right folder is the one that holds the pictures.
     image_root = max(candidates, key=lambda f: sum(os.path.isfile(container(f / r.image)) for r in records[:20]))
     conflicts = find_conflicts(records, kind)

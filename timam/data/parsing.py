@@ -196,7 +196,7 @@ def _complete_splits(pictures: list[dict[str, Any]], parsed: Parsed) -> None:
     for p in drawn:
         p["split"] = split[p["identity"]]
     what = "no test split" if halved else "no splits" if given == {None} else "training data alone"
-    made = f"{len(names) - 2 * n}/{n}/{n} identities were made train/val/test"
+    made = "/".join(str(list(split.values()).count(s)) for s in SPLITS) + " identities were made train/val/test"
     made = f"{n} of {len(names)} val identities were made the test split" if halved else made
     parsed.notes.append(
         f"{parsed.file} has {what}: {made}, in the order of their names' SHA-256 (the same on every machine)"
