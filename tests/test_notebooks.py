@@ -92,7 +92,7 @@ KINDS = {
     "flowers": (lambda root: write_reed(root, FLOWERS, flat=True), "02 05 07", {}),
     "csv": (lambda root: write_table(root, OWN), "01", {"settings": "columns=image_path=Bild;caption=Satz"}),
     "cuhk-pedes": (write_person_search, "03", {"preset": "paper", "settings": f"{SMALL} backbone=resnet18", "variants":
-                   "matching; matching + identification; adversarial, learned words; gradient reversal; triplet"}),
+                   "matching + identification; adversarial, frozen language model; gradient reversal; triplet"}),
     "flickr30k": (lambda root: write_karpathy(root, karpathy_images(train=12, val=4, test=4)), "04",
                   {"preset": "paper", "settings": SMALL, "variants": "ResNet-50; ResNet-101"}),
 }  # fmt: skip
