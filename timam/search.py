@@ -19,8 +19,8 @@ SIMILARITIES = 1 << 26  # in memory at once: 256 MB
 class Gallery:
     """Embeddings of the pictures of a folder."""
 
-    embeddings: np.ndarray  # (N, D) float32, unit length
-    paths: list[str]  # (N,) relative to `folder`, sorted
+    embeddings: np.ndarray = field(repr=False)  # (N, D) float32, unit length
+    paths: list[str] = field(repr=False)  # (N,) relative to `folder`, sorted
     folder: Path = Path()
     problems: list[str] = field(default_factory=list)  # a line for each picture that could not be read, and each kind
 

@@ -51,7 +51,8 @@ class PictureFile(NamedTuple):
 class KeptGallery(Gallery):
     """A gallery that can be kept on disk and brought up to date."""
 
-    stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) as in `PictureFile`
+    # (N, 2) as in `PictureFile`
+    stamps: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64), repr=False)
     model: str = ""  # `model_fingerprint` of the model that encoded them
 
     def fingerprint(self) -> str:
