@@ -143,7 +143,7 @@ class _Training:
         if self.show and steps < (train.max_steps or 0) and steps * train.epochs < wanted:
             tqdm.write(
                 f"warning: few pictures give {steps * train.epochs} steps in all. The preset is made for {wanted}, "
-                f"which train.epochs={math.ceil(wanted / steps)} gives. More epochs gained little on few (docs/studies.md)"
+                f"which train.epochs={math.ceil(wanted / steps)} gives. That gained little (docs/studies.md)"
             )
         return _Data(dataset, stored[0], stored[1], stored[2], steps)
 
