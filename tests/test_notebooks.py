@@ -136,7 +136,7 @@ def test_the_exploration_names_data_that_are_not_there_and_passes_over_incomplet
     cells = [c.source for c in nbformat.read(NOTEBOOKS[0], 4).cells if c.cell_type == "code"]
     parameters, _, start, inventory, *_ = cells
     exec(parameters, names := {})
-    with pytest.raises(SystemExit, match=r"cub: .*/none/text_c10: no such folder of captions \(get it here: "):
+    with pytest.raises(SystemExit, match=r"cub: .*/none/text_c10: no such folder of captions; cub is published here: "):
         exec(start, names | {"dataset": "cub", "root": str(tmp_path / "none")})
     own = {"dataset": "flowers", "root": str(write_reed(tmp_path / "own", FLOWERS, flat=True)), "preset": "smoke"}
     exec(start, names := names | own | {"collection": str(tmp_path)})
