@@ -1,5 +1,5 @@
 # make reproduce   environment, data, training and notebooks on the quick preset -> reports/quick
-# make studies     the ablations on two CPU cores, some five hours -> reports/studies
+# make studies     the ablations on two CPU cores, an estimated five hours -> reports/studies
 # make adversary   notebook 10: the adversary and its rivals, two hours on two cores (50 minutes more with INSTANCES) -> reports/adversary
 # make performance notebook 08: how time and memory grow on this machine -> reports/performance
 # make gpu         what only a GPU can answer, MINUTES (8) of it -> reports/gpu (docs/gpu.md)

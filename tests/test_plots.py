@@ -202,6 +202,7 @@ def test_saved_figures_have_black_text_in_the_pdf_and_their_numbers_beside(tmp_p
 def test_the_figure_of_the_table_speaks_of_chance_where_it_is_drawn(chance, told):
     measures = {f"{d}_to_{e}_rank_1{end}": [0.5] for d, e in (("text", "image"), ("image", "text"))
                 for end in ("", "_low", "_high")}  # fmt: skip
-    figure = plots.variants(pd.DataFrame({"variant": ["base"], "seeds": ["0"], "chance": [chance], **measures}))
+    figure = plots.variants(pd.DataFrame({"variant": ["a=1, " * 40], "seeds": ["0"], "chance": [chance], **measures}))
     drawn = any(line.get_linestyle() == ":" for line in figure.axes[0].lines)
     assert ("dotted: chance" in figure.get_supxlabel(), drawn) == (told, told)
+    assert figure.axes[0].get_yticklabels()[0].get_text().count("\n") == 1  # a longer name would cover its neighbours

@@ -175,7 +175,7 @@ def test_a_picture_that_vanishes_is_passed_over_and_named(model, album, monkeypa
     assert gallery.paths == ["0.png"]
     assert gallery.problems == [f"{album}/gone.png: No such file or directory"]
     assert "gone.png" in repr(gallery)
-    assert len(repr(gallery).replace(str(album), "")) < 160  # without its arrays
+    assert "array(" not in repr(gallery)
 
 
 @pytest.mark.parametrize("build", [Gallery.build, KeptGallery.update])

@@ -143,7 +143,7 @@ class _Training:
         if self.show and steps < (train.max_steps or 0) and steps * train.epochs < wanted:
             tqdm.write(
                 f"warning: few pictures give {steps * train.epochs} steps in all. The preset is made for {wanted}, "
-                f"which train.epochs={math.ceil(wanted / steps)} gives. That gained little (docs/studies.md)"
+                f"which train.epochs={math.ceil(wanted / steps)} gives. Where tried, it gained little (docs/studies.md)"
             )
         return _Data(dataset, stored[0], stored[1], stored[2], steps)
 
@@ -161,8 +161,8 @@ class _Training:
         learner = Learner.build(model, self.config, data.steps)
         if self.job.is_main:
             self.run.create(self.config)
-        # Asked on the main process only: one that could not see the checkpoint would start anew beside the others.
         try:
+            # Asked on the main process only: one that could not see the checkpoint would start anew beside the others.
             if self.job.on_main(self.run.last.exists):
                 self.run.restore(learner)
         finally:  # weights of another shape are no damage where the data are other ones

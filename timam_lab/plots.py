@@ -322,7 +322,8 @@ def variants(frame: pd.DataFrame) -> Figure:
     if dotted := bool(frame["chance"].notna().all()):
         axes.flat[0].axvline(100 * frame["chance"].max(), linestyle=":", color="grey")
     counts = frame["seeds"].str.count(",") + 1
-    names = [f"{textwrap.fill(name, 40)} (n = {n})" for name, n in zip(frame["variant"], counts, strict=True)]
+    short = [textwrap.fill(textwrap.shorten(name, 76, placeholder=" …"), 40) for name in frame["variant"]]  # two lines
+    names = [f"{name} (n = {n})" for name, n in zip(short, counts, strict=True)]
     axes.flat[0].set_yticks(range(len(frame)), names)
     note = "mean over n seeds with its 95 % interval (none for one seed)" + "; dotted: chance" * dotted
     figure.supxlabel(note, fontsize=9)
