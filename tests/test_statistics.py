@@ -37,10 +37,15 @@ def test_bootstrap_interval_is_of_the_mean_over_queries_and_repeats_with_its_see
         bootstrap_interval(np.ones(3), np.zeros(3))
 
 
-def test_smallest_detectable_difference_is_found_in_four_of_five_studies():
+@pytest.mark.parametrize(("seeds", "alpha"), [(5, 0.05), (5, 0.05 / 14), (3, 0.05 / 15), (2, 0.01)])
+def test_smallest_detectable_difference_is_found_in_four_of_five_studies(seeds, alpha):
     rng = np.random.default_rng(0)
-    differences = rng.normal(smallest_detectable(2.0, 5), 2.0, (2000, 5))
-    assert (stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.03)
+    differences = rng.normal(smallest_detectable(2.0, seeds, alpha=alpha), 2.0, (2000, seeds))
+    assert (stats.ttest_1samp(differences, 0, axis=1).pvalue < alpha).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_several_comparisons_could_detect():
+    rng = np.random.default_rng(0)
     # Of two comparisons the smaller p has to be below 0.025 (Holm).
     pairs = [("a", "base"), ("b", "base")]
     hits = {name: rng.integers(0, 2, (5, 8)).astype(float) for name in ("a", "b", "base")}
@@ -55,6 +60,8 @@ def test_paired_over_seeds_by_hand():
     assert found["difference"] == 2.5
     assert found["p"] == pytest.approx(2 * stats.t.sf(3.873, 3), rel=1e-3)
     assert found["effect_size"] == pytest.approx(2.5 / 1.291 * 8 / 11, rel=1e-3)
+    assert np.isnan(paired_over_seeds(np.array([2.0, 4]), np.array([1.0, 2]))["effect_size"])
+    assert np.isnan(paired_over_seeds(np.array([2.0, 4]), np.array([1.0, 2]))["effect_size"])
     same = paired_over_seeds(np.ones(3), np.ones(3))
     assert (same["difference"], same["p"], same["effect_size"]) == (0, 1, 0)
     always = paired_over_seeds(np.zeros(3), np.ones(3))

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -86,7 +85,16 @@ def smallest_detectable(deviation: float, seeds: int, power: float = 0.8, alpha:
         deviation: standard deviation of the differences between paired runs.
         seeds: at least 2.
     """
-    return deviation * float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=power))
+    # The power is a mean over what the standard deviation may be measured as. The noncentral t distribution of scipy
+    # is NaN for the large differences that few seeds need.
+    measured = np.sqrt(stats.chi2.ppf((np.arange(10_000) + 0.5) / 10_000, seeds - 1) / (seeds - 1))
+    bounds = stats.t.ppf(1 - alpha / 2, seeds - 1) * measured
+
+    def lacking(difference: float) -> float:
+        shift = difference * seeds**0.5
+        return power - float((stats.norm.sf(bounds - shift) + stats.norm.cdf(-bounds - shift)).mean())
+
+    return deviation * float(optimize.brentq(lacking, 0, 1e6))
 
 
 def paired_over_seeds(
@@ -106,7 +114,7 @@ def paired_over_seeds(
         seeds_low, seeds_high: interval of the mean by Student's t.
         p: two-sided paired t-test; 1 where all differences are 0.
         effect_size: mean difference in standard deviations of the differences, with Hedges' correction for few
-            seeds; infinite where the differences do not vary.
+            seeds; infinite where the differences do not vary, and NaN for two seeds, which say too little.
         detectable: `smallest_detectable` at 80 % power, and at the 5 % level divided by `comparisons`: the level that
             the smallest of their p values has to reach (Holm, 1979).
         All but the difference are NaN for a single seed.
@@ -124,7 +132,7 @@ def paired_over_seeds(
         deviation = float(differences.std(ddof=1))
         if deviation > 1e-12 * np.abs(differences).max():  # otherwise rounding
             p = float(stats.ttest_rel(ours, baseline).pvalue)
-            effect = mean / deviation * (1 - 3 / (4 * (count - 1) - 1))
+            effect = mean / deviation * (1 - 3 / (4 * (count - 1) - 1)) if count > 2 else float("nan")
         else:
             p, effect = (0.0, float(np.copysign(np.inf, mean))) if mean else (1.0, 0.0)
         detectable = smallest_detectable(deviation, count, alpha=0.05 / comparisons)
