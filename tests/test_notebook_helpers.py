@@ -171,10 +171,10 @@ def test_search_panel_answers_requests_of_the_browser(people):
 
 
 def test_published_results_and_ours_have_the_same_columns():
-    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f", "seed": [0, 1, 1],
-                          "run": ["a", "b", "copy of b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
+    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f0", "seed": [0, 1, 1],
+                          "root": "birds", "run": ["a", "b", "copy of b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
     ours = results.ours("cub", frame)
-    assert ours.loc[0, ["method", "seeds", "runs"]].tolist() == ["TIMAM, paper", 2, "a b"]
+    assert ours.loc[0, ["method", "seeds", "data", "runs"]].tolist() == ["TIMAM, paper", 2, "birds (f0)", "a b"]
     assert ours.loc[0, results.CLASS_LEVEL[0]] == "50.0 (50.0 to 50.0)"
     theirs = results.published("cub").set_index("method")
     assert theirs.loc["CMPM+CMPC", [results.CLASS_LEVEL[0], "source"]].tolist() == [64.3, "published"]

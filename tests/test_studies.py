@@ -19,9 +19,10 @@ import pytest
 import torch
 from conftest import build_tiny
 from filelock import FileLock
-from layouts import tiny_config, write_person_search, write_picture
+from layouts import tiny_config, write_person_search, write_picture, write_table
 from running import forked, wait_until
 
+from timam.data import load_dataset
 from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam.provenance import code_fingerprint
@@ -187,7 +188,7 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
     run.create(config)
     measures = {"chance": 0.04, "rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
     metrics = {"best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
-               "modality_gap": {}, "provenance": {"commit": commit, "data_fingerprint": data}}  # fmt: skip
+               "modality_gap": {}, "provenance": {"commit": commit, "code": commit, "data_fingerprint": data}}  # fmt: skip
     (run.folder / "metrics.json").write_text(json.dumps(metrics))
     return run.folder
 
@@ -198,7 +199,7 @@ def test_table_by_hand(people, tmp_path, call):
     for settings, values in variants.items():
         for seed, value in enumerate(values):
             config = tiny_config(people, *settings.split(), f"train.seed={seed}")
-            finished(config, tmp_path, value, commit="abc" if seed < 2 else "def")
+            finished(config, tmp_path, value, commit="abc" if seed < 2 else "def-dirty")
     (tmp_path / "unfinished/checkpoints/last").mkdir(parents=True)
     assert call("studies", "table", tmp_path, "--figure", "t").code == 2
     result = call("studies", "table", tmp_path, "--csv", tmp_path / "t.csv", "--figure", tmp_path / "t.png")
@@ -209,14 +210,23 @@ def test_table_by_hand(people, tmp_path, call):
     frame = pd.read_csv(tmp_path / "t.csv", index_col="variant")
     assert set(frame.index) == {"base", "adversarial_weight=0", "epochs=7"}
     base = frame.loc["base"]
-    assert (base["seeds"], base["commit"], base["data_fingerprint"]) == ("0, 1, 2", "abc, def", 123)
+    assert (base["seeds"], base["commit"], base["data_fingerprint"]) == ("0, 1, 2", "abc, def-dirty", 123)
     found = [base[f"text_to_image_rank_1{end}"] for end in ("", "_low", "_high")]
     assert found == pytest.approx([0.3, 0.3 - 0.2484, 0.3 + 0.2484], abs=1e-4)
     assert np.isnan(frame.loc["epochs=7", "text_to_image_rank_1_low"])
     ends = [frame.loc["adversarial_weight=0", f"text_to_image_rank_1_{end}"] for end in ("low", "high")]
     assert ends == [0, 1]  # 0.5 +- 5
-    with pytest.warns(UserWarning, match="not finished, and not counted: unfinished"):
+    with pytest.warns(match="not finished, and not counted: unfinished"), pytest.warns(match="base: the code differed"):
         table(tmp_path)
+
+
+def test_results_of_a_grid_over_the_columns_that_are_read(tmp_path):
+    write_table(tmp_path, [["image_path", "en", "de"], *([f"p/{i}.png", f"red {i}", f"rot {i}"] for i in range(6))])
+    columns = [f"data.columns=caption={name}" for name in ("en", "de")]
+    experiments = grid(tiny_config(tmp_path, "data.dataset=csv"), dict(zip("ab", columns, strict=True)), [0])
+    for e in experiments:
+        finished(e.config, tmp_path, 0.2, load_dataset("csv", tmp_path, columns=e.config.data.renamed).fingerprint())
+    assert len(results(experiments, tmp_path)) == 2
 
 
 def test_table_names_both_of_two_variants_and_follows_moved_data(people, tmp_path):
@@ -231,7 +241,7 @@ def test_table_refuses_what_does_not_belong_in_one_row(people, tmp_path):
         table(tmp_path)
     first = finished(tiny_config(people), tmp_path, 0.2)
     second = finished(tiny_config(people, "train.seed=1"), tmp_path, 0.3, data="4567")
-    with pytest.raises(StudyError, match=f"different data(.|\n)*{first}: seed 0, data 0123\n.*{second}"):
+    with pytest.raises(StudyError, match=f"different data(.|\n)*{first}: seed 0, data 0123, code abc\n.*{second}"):
         table(tmp_path)
     shutil.rmtree(second)
     finished(tiny_config(people, "data.root=/elsewhere"), tmp_path, 0.2)

@@ -43,8 +43,8 @@ def finished_runs(runs: Path) -> pd.DataFrame:
     """One row for each finished run in `runs` and its subfolders.
 
     Returns:
-        dataset, preset, changed (settings), data (fingerprint), seed, run (relative to `runs`), and the metrics as
-        columns "text_to_image rank_1" and so on (fractions).
+        dataset, preset, changed (settings), data (fingerprint), root (the name of the data's folder), seed, run
+        (relative to `runs`), and the metrics as columns "text_to_image rank_1" and so on (fractions).
     """
     rows = []
     for path in sorted(runs.rglob("metrics.json")):
@@ -52,6 +52,7 @@ def finished_runs(runs: Path) -> pd.DataFrame:
         config, metrics = run.config(), run.metrics()
         row: dict[str, Any] = {"dataset": metrics["dataset"], "preset": config.preset, "changed": changed(config)}
         row |= {"data": metrics["provenance"]["data_fingerprint"], "seed": config.train.seed}
+        row["root"] = Path(config.data.root).name
         row["run"] = os.path.relpath(run.folder, runs)
         row |= {f"{d} {key}": value for d in DIRECTIONS for key, value in metrics[d].items()}
         row |= {f"class level {key}": value for key, value in metrics.get("class_level", {}).items()}
@@ -73,14 +74,15 @@ def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The runs of a data set among `finished_runs`, one row for each config and data. Of copies of a run one counts.
 
     Returns:
-        method, source, changed in the preset, seeds, runs, and `columns` as "12.3 (11.0 to 13.6)" in percent: mean
-        and 95 % interval over the seeds.
+        method, source, changed in the preset, data (folder and fingerprint), seeds, runs, and `columns` as
+        "12.3 (11.0 to 13.6)" in percent: mean and 95 % interval over the seeds.
     """
     part = frame[frame["dataset"] == dataset] if len(frame) else frame
     rows = []
-    for (preset, settings, _), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
+    for (preset, settings, data), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
         same = same.drop_duplicates("seed")
         row = {"method": f"TIMAM, {preset}", "source": "ours", "changed in the preset": settings, "seeds": len(same)}
+        row["data"] = f"{same['root'].iloc[0]} ({data[:6]})"  # one data set is studied with several versions of it
         row["runs"] = " ".join(same["run"])
         for metric in columns(dataset):
             mean, low, high = mean_interval(same[metric].to_numpy())

@@ -30,7 +30,7 @@ import torch
 from tqdm.auto import tqdm
 
 from timam import config as configs
-from timam.config import Config
+from timam.config import Config, DataConfig
 from timam.data import load_dataset
 from timam.evaluation import DIRECTIONS, per_query
 from timam.files import write_text
@@ -330,16 +330,16 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
     """One row per finished run: variant, seed, folder, metrics of both directions, modality gap, cost, provenance.
 
     Returns:
-        Columns variant, seed, folder, root, best_epoch, seconds, text_to_image_rank_1 and so on, centroid_distance and
-        so on, commit, code, device, data_fingerprint.
+        Columns variant, seed, folder, dataset, root, columns, best_epoch, seconds, text_to_image_rank_1 and so on,
+        centroid_distance and so on, commit, code, device, data_fingerprint.
 
     Raises:
         StudyError: runs of one data set with different data, data that has changed since, or a damaged run.
     """
     finished = [e for e in experiments if e.run(runs).finished]
     frame = pd.DataFrame([{"variant": e.variant, **_row(e.run(runs), e.config)} for e in finished])
-    for root, part in frame.groupby("root") if len(frame) else ():
-        data = next(e.config.data for e in experiments if e.config.data.root == root)
+    for (dataset, root, columns), part in frame.groupby(["dataset", "root", "columns"]) if len(frame) else ():
+        data = DataConfig(dataset=dataset, root=root, columns=columns)
         now = load_dataset(data.dataset, data.root, columns=data.renamed).fingerprint()
         other = part[part["data_fingerprint"] != now]
         if len(other):
@@ -357,8 +357,8 @@ def _row(run: Run, config: Config) -> dict[str, Any]:
     flat = {f"{d}_{k}": v for d in DIRECTIONS for k, v in metrics[d].items()}
     flat |= metrics.get("class_level", {}) | metrics["modality_gap"]
     kept = {k: metrics["provenance"].get(k) for k in ("commit", "code", "device", "data_fingerprint")}
-    return {"seed": config.train.seed, "folder": str(run.folder), "root": config.data.root,
-            "best_epoch": metrics["best_epoch"], "seconds": metrics["seconds"], **flat, **kept}  # fmt: skip
+    return {"seed": config.train.seed, "folder": str(run.folder), "dataset": config.data.dataset,
+            "root": config.data.root, "columns": config.data.columns, "best_epoch": metrics["best_epoch"], "seconds": metrics["seconds"], **flat, **kept}  # fmt: skip
 
 
 def versions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -407,7 +407,8 @@ def table(runs: Path | str) -> pd.DataFrame:
         variant; seeds, for example "0, 1, 2"; of each of `TABLE_METRICS` NAME, NAME_low and NAME_high (mean and 95 %
         interval over the seeds, fractions, within [0, 1]; NaN ends for one seed); chance (of rank-1 of text to image;
         NaN for runs that are older than it); commit and data_fingerprint. A run that stands there twice, with the
-        same results, is counted once. Warnings name such copies, and unfinished runs.
+        same results, is counted once. Warnings name such copies, unfinished runs, and variants of which the runs were
+        trained by different code.
 
     Raises:
         StudyError: no finished run; a damaged one; a variant with runs on different data, or with a seed twice.
@@ -451,12 +452,15 @@ def _table_row(name: str, part: pd.DataFrame) -> dict[str, Any]:
     for folder in part["folder"][copies]:
         warnings.warn(f"{folder} repeats another run of {name}, and is not counted", stacklevel=2)
     part = part[~copies]
-    lines = "".join(f"\n  {r.folder}: seed {r.seed}, data {r.data_fingerprint}" for r in part.itertuples())
+    told = "\n  {0.folder}: seed {0.seed}, data {0.data_fingerprint}, code {0.code}".format
+    lines = "".join(map(told, part.itertuples()))
     if part["data_fingerprint"].nunique(dropna=False) > 1:
         raise StudyError(f"{name}: runs on different data; remove those on other data than the rest:{lines}")
     if part["seed"].duplicated().any():
         raise StudyError(f"{name}: a seed twice; remove one of the runs:{lines}")
-    commits = ", ".join(dict.fromkeys(str(commit)[:12] for commit in part["commit"]))
+    if part["code"].nunique() > 1:
+        warnings.warn(f"{name}: the code differed between the runs:{lines}", stacklevel=2)
+    commits = ", ".join(dict.fromkeys(map(str, part["commit"])))  # with "-dirty" for code that was not committed
     intervals = {k: float(np.clip(value, 0, 1)) for k, value in mean_intervals(part, TABLE_METRICS).items()}
     return {"variant": name, "seeds": ", ".join(map(str, part["seed"])), **intervals,
             "chance": part.get("text_to_image_chance", pd.Series([np.nan])).iloc[0],
