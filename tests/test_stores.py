@@ -184,13 +184,18 @@ def test_word_states_equal_the_models_own_output_and_are_computed_once(tiny_mode
     assert np.array_equal(again.states, store.states)
 
 
-@pytest.mark.parametrize("change", ["weights", "caption"])
+@pytest.mark.parametrize("change", ["weights", "caption", "heads"])
 def test_other_inputs_have_another_store(tiny_model, change):
     model, captions = tiny_model(), ["a woman" if change == "caption" else CAPTIONS[0], *CAPTIONS[1:]]
     open_word_states(model, CAPTIONS, progress=False)
     if change == "weights":
         with torch.no_grad():
             next(model.text_encoder.language_model.parameters())[5, 0] += 1
+    if change == "heads":  # which the shapes of the weights do not tell
+        read = model.text_encoder.language_model
+        config = type(read.config).from_dict({**read.config.to_dict(), "num_attention_heads": 1})
+        model.text_encoder.language_model = type(read)(config, add_pooling_layer=False).eval()
+        model.text_encoder.language_model.load_state_dict(read.state_dict())
     store = open_word_states(model, captions, progress=False)
     expected = torch.cat(own_states(model, captions))
     torch.testing.assert_close(torch.from_numpy(np.array(store.states)).float(), expected, rtol=2**-10, atol=1e-5)

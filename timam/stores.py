@@ -5,6 +5,7 @@ caption or model gives another store. Processes that need the same one wait unti
 """
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
@@ -25,6 +26,7 @@ from timam.files import cache_folder, check_sums, replacing_folder, write_sums
 from timam.images import find_unreadable, to_pixels
 from timam.models import TIMAM
 from timam.models.batching import encode_batches, padding_mask, slices
+from timam.models.saving import transformers_config
 
 _VERSION = b"2"  # of the stored values: raise it when decoding or resizing changes
 
@@ -35,6 +37,12 @@ def _fingerprint(*parts: bytes | np.ndarray | Tensor) -> str:
         content = part if isinstance(part, bytes) else np.ascontiguousarray(part).data
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]
+
+
+def _parts_of(module: nn.Module, *tensors: Tensor) -> list[bytes | Tensor]:
+    """Of a fingerprint: what a module computes also follows from settings that its weights do not show."""
+    config = transformers_config(getattr(module, "model", module))
+    return [(json.dumps(config, sort_keys=True) if config else repr(module)).encode(), *(t.cpu() for t in tensors)]
 
 
 def _open_store(name: str, dtype: type, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
@@ -111,7 +119,7 @@ def open_word_states(model: TIMAM, captions: list[str], batch_size: int = 64, pr
     lengths = mask.sum(dim=1).numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     language_model = model.text_encoder.language_model
-    name = _fingerprint(token_ids, offsets, *(t.cpu() for t in language_model.state_dict().values()))
+    name = _fingerprint(token_ids, offsets, *_parts_of(language_model, *language_model.state_dict().values()))
 
     def fill(states: np.ndarray) -> None:
         batches = slices(np.argsort(lengths, kind="stable"), batch_size)  # similar lengths together: little padding
@@ -130,7 +138,7 @@ def open_block_outputs(model: TIMAM, pixels: np.ndarray, batch_size: int = 64, p
     """The frozen blocks' outputs (N, C, h, w) float16 for pixels (N, 3, H, W) uint8, stored as `open_pixels` does."""
     encoder = model.image_encoder
     tensors = *encoder._parts[0].state_dict().values(), *encoder.backbone.buffers(recurse=False)  # a tower's colours
-    name = _fingerprint(pixels.transpose(0, 2, 3, 1), *(t.cpu() for t in tensors))
+    name = _fingerprint(pixels.transpose(0, 2, 3, 1), *_parts_of(encoder.backbone, *tensors))
     _, channels, height, width = model.encode_pixels(pixels[:1], encode=encoder.block_outputs).shape
 
     def fill(store: np.ndarray) -> None:

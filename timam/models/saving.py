@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,8 +41,8 @@ def save(model: "TIMAM", folder: Path) -> None:
     content = {
         "model": {**dataclasses.asdict(model.model_config), **names},
         "num_identities": model.num_identities,
-        "language_model_config": _transformers_config(model.text_encoder.language_model),
-        "backbone_config": _transformers_config(getattr(model.image_encoder.backbone, "model", None)),
+        "language_model_config": transformers_config(model.text_encoder.language_model),
+        "backbone_config": transformers_config(getattr(model.image_encoder.backbone, "model", None)),
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     model.tokenizer.save_pretrained(folder / "tokenizer")
@@ -49,7 +50,8 @@ def save(model: "TIMAM", folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _transformers_config(module: Any) -> dict[str, Any] | None:
+def transformers_config(module: Any) -> dict[str, Any] | None:
+    """The config of a module of transformers, without the folder that it came from; None for another module."""
     if not isinstance(module, transformers.PreTrainedModel):
         return None
     content = json.loads(module.config.to_json_string(use_diff=False))
@@ -64,7 +66,11 @@ def fetched(name: str, **options: Any) -> Path:
         return folder
     if folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2:  # a repository's id is OWNER/NAME
         raise FileNotFoundError(f"{name}: no such folder")
-    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "tokenizer/*"], **options))
+    wanted = ["config.json", "model.safetensors", "tokenizer/*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, **options))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no such folder, and the hub cannot be reached ({error})") from error
 
 
 def load(cls: "type[TIMAM]", folder: Path) -> "TIMAM":
