@@ -99,10 +99,10 @@ def test_training_ended_at_random_moments(config, undisturbed, tmp_path, number)
 # The event at which the process is killed: (owner, its function, the nth call of it, epochs saved by then).
 # There are 3 steps in an epoch, and epoch 1 stays the best.
 KILLS = {
-    "history of epoch 1, whose model is saved": (Run, "write_history", 1, 0),
+    "best model of epoch 1, whose checkpoint is saved": (Run, "save_best", 1, 1),
     "step 2 of epoch 4": (training, "train_step", 11, 3),
     "checkpoint of the last epoch": (Learner, "save", 4, 3),
-    "new checkpoint moved in": (Path, "rename", 4, 1),  # after best 1, last 2, old last away 3
+    "new checkpoint moved in": (Path, "rename", 4, 1),  # after last 1, best 2, old last away 3
     "results": (Run, "complete", 1, 4),
 }
 

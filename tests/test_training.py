@@ -453,6 +453,7 @@ def test_paper_preset_has_the_recalled_optimizers(tiny_model):
 @pytest.mark.parametrize("fields", [{}, {"text_head": "pooled"}, {"language_model": "none"}], ids=str)
 def test_every_parameter_is_in_one_optimizer_at_its_rate(tiny_model, fields):
     model = tiny_model(**fields)
+    model.class_centers = torch.nn.Parameter(torch.zeros(2))  # as a loss of one's own may add
     config = TrainConfig(image_lr=1e-3, text_lr=1e-4, language_model_lr=1e-5, new_layers_factor=5)
     groups = [group for optimizer in build_optimizers(model, config).values() for group in optimizer.param_groups]
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}

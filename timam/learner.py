@@ -149,7 +149,9 @@ def build_optimizers(model: TIMAM, config: TrainConfig) -> dict[str, Optimizer]:
 
     The text optimizer has the language model's parameters from the start; while it is frozen they have no gradient.
     """
-    image, text, classifier = model.image_encoder, model.text_encoder, [model.class_weights, model.class_bias]
+    image, text = model.image_encoder, model.text_encoder
+    parts = ("image_encoder", "text_encoder", "discriminator")  # the rest: the classifier, and what a new loss adds
+    classifier = [p for name, p in model.named_parameters() if name.partition(".")[0] not in parts]
     own = [p for name, p in text.named_parameters() if not name.startswith("language_model.")]
     layers = [e.projection for e in (image, text) if e.new_projection] + ([] if text.pooled else [text.lstm])
     new = {*classifier, *(p for layer in layers for p in layer.parameters())}  # they start from random values

@@ -197,11 +197,14 @@ class Run:
 
     def save_epoch(self, learner: "Learner") -> None:
         """Saves a finished epoch. A kill at any moment leaves this epoch or the one before, never a mixture."""
-        # "last" is written at the end. After a kill before that, the epoch is trained, and the others written, again.
+        learner.save(self.last)
+        self.complete_epoch(learner)
+
+    def complete_epoch(self, learner: "Learner") -> None:
+        """Writes what follows from the last checkpoint of a finished epoch: also after a kill between them."""
         if learner.progress.best_epoch == learner.progress.epoch:
             self.save_best(learner.model)
         self.write_history(learner)
-        learner.save(self.last)
 
     def save_best(self, model: "TIMAM") -> None:
         with replacing_folder(self.best) as folder:

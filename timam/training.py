@@ -143,7 +143,7 @@ class _Training:
         if self.show and steps < (train.max_steps or 0) and steps * train.epochs < wanted:
             tqdm.write(
                 f"warning: few pictures give {steps * train.epochs} steps in all. The preset is made for {wanted}, "
-                f"which train.epochs={math.ceil(wanted / steps)} gives. Where tried, it gained little (docs/studies.md)"
+                f"which train.epochs={math.ceil(wanted / steps)} gives. Where tried, it gained little (docs/quick.md)"
             )
         return _Data(dataset, stored[0], stored[1], stored[2], steps)
 
@@ -167,8 +167,10 @@ class _Training:
                 self.run.restore(learner)
         finally:  # weights of another shape are no damage where the data are other ones
             self._compare(learner.progress.data_fingerprint, data.dataset)
-        self.job.share_weights(model)
         progress = learner.progress
+        if self.job.is_main and progress.epoch and not progress.step:
+            self.run.complete_epoch(learner)
+        self.job.share_weights(model)
         progress.data_fingerprint = data.dataset.fingerprint()
         progress.code = [*dict.fromkeys([*progress.code, code_fingerprint()])]  # once each, in their order
         model.text_encoder.freeze(progress.unfrozen_at is None)
