@@ -112,6 +112,7 @@ def test_override(assignment, key, value):
     changed = flat(override(Config(), ["root=earlier", "root=", assignment]))  # the last one counts
     assert changed == {**flat(Config()), key: value}
     assert type(changed[key]) is type(value)
+    assert override(Config(), ["images_per_identity=12", "batch_size=48"])  # they fit each other, not the earlier ones
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def test_sixteen_bit_gray_is_scaled_not_clipped_and_cmyk_converted(tmp_path):
     for name in ("a.png", "a.tif"):
         found = saved(Image.fromarray(values), tmp_path / name)
         assert [c[0] for c in colours(found)] == [0, 0, 1, 50, 128, 255]  # the high byte of each
+    with pytest.raises(ImageError, match="32 bits a pixel"):
+        saved(Image.new("F", (2, 2)), tmp_path / "f.tif")
     # Cyan ink takes the red away; JPEG is lossy by a few levels.
     found = np.array(colours(saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg", quality=95)))
     assert np.abs(found - [0, 255, 255]).max() <= 6
@@ -74,10 +76,12 @@ def test_exif_turns_the_picture_once(tmp_path, orientation, expected):
     image.putdata([RED, GREEN, BLUE])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = saved(image, tmp_path / "a.png", exif=exif)
-    assert found.size == ((3, 1) if orientation in (1, 3) else (1, 3))
-    assert colours(found) == expected
-    assert np.array_equal(to_pixels(found, found.height, found.width).transpose(1, 2, 0), np.asarray(found))
+    for file in (tmp_path / "a.png", tmp_path / "a.tiff"):
+        found = saved(image, file, exif=exif)
+        assert found.size == ((3, 1) if orientation in (1, 3) else (1, 3))
+        assert colours(found) == expected
+        for same in (found, Image.open(file)):  # whose pixels are not loaded yet
+            assert np.array_equal(to_pixels(same, found.height, found.width).transpose(1, 2, 0), np.asarray(found))
 
 
 def test_malformed_exif_tag_does_not_cost_the_picture(tmp_path):

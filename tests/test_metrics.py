@@ -81,10 +81,11 @@ def test_equals_brute_force(queries, gallery, identities, integers, dtype, sizes
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=TOLERANCE[dtype])
         assert found[key].dtype == np.float64
-    ranks = np.array(expected["rank"])[~np.isnan(expected["rank"])]
+    known = ~np.isnan(expected["rank"])
+    ranks = np.array(expected["rank"])[known]
     means = {f"rank_{k}": np.mean(ranks <= k) for k in (1, 5, 100)}  # 100: more than the gallery
     means |= {"mAP": np.nanmean(expected["average_precision"]), "mINP": np.nanmean(expected["inverse_penalty"])}
-    found = retrieval_metrics(*case, ranks=(1, 5, 100), drop_without_positive=True)
+    found = retrieval_metrics(case[0][known], case[1], case[2][known], case[3], ranks=(1, 5, 100))
     assert {name: found[name] for name in means} == pytest.approx(means, rel=TOLERANCE[dtype])
 
 
@@ -93,6 +94,7 @@ def test_single_query_by_hand():
     rank, average_precision, inverse_penalty = 2, (1 / 2 + 2 / 4) / 2, 2 / 4
     found = retrieval_metrics(unit(0), unit(5, 10, 15, 20), labels(1), labels(0, 1, 0, 1))
     assert found["mAP"] == pytest.approx(average_precision, rel=1e-12)
+    assert found == retrieval_metrics(unit(0).double(), unit(5, 10, 15, 20).float(), labels(1), labels(0, 1, 0, 1))
     assert found["mINP"] == pytest.approx(inverse_penalty, rel=1e-12)
     assert [found["rank_1"], found["rank_5"], found["rank_10"]] == [rank <= 1, rank <= 5, rank <= 10]
 
@@ -169,7 +171,6 @@ UNKNOWN = unit(0, 1), unit(0, 1), labels(0, 5), labels(0, 1)
         (retrieval_metrics, PAIR, {0: torch.eye(3)[:2] * math.nan}, {}, "query_embeddings: 6 values are not finite"),
         (retrieval_metrics, PAIR, {}, {"ranks": (0, 1)}, "ranks = (0, 1)"),
         (retrieval_metrics, PAIR, {2: labels(0, 9)}, {}, "1 of 2 queries have no item"),
-        (retrieval_metrics, PAIR, {3: labels(2, 3)}, {"drop_without_positive": True}, "2 of 2 queries have no item"),
         (open_set_metrics, UNKNOWN, {2: labels(0, 1)}, {}, "2 of 2 queries have"),
         (open_set_metrics, UNKNOWN, {2: labels(5, 6)}, {}, "0 of 2 queries have"),
         (open_set_metrics, UNKNOWN, {}, {"false_alarm_rates": (0.1, 1.0)}, "false_alarm_rates = (0.1, 1.0)"),

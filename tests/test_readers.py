@@ -232,7 +232,10 @@ def test_table_without_splits_is_split_by_identity_reproducibly(tmp_path):
         split = {r.captions[0]: r.split for r in dataset.records}
         assert [split[name] for name in expected] == ["val"] * 2 + ["test"] * 2 + ["train"] * 16
     alone, _ = read_dataset("csv", layouts.write_table(tmp_path, rows[:2]))
-    assert "0/1/0 identities were made train/val/test" in alone.notes[0]
+    with pytest.raises(
+        ValueError, match=r"no pictures in its train split; .*0/1/0 identities were made train/val/test"
+    ):
+        alone.split("train")
 
 
 def test_renamed_columns_are_read_and_said(tmp_path):
@@ -240,7 +243,8 @@ def test_renamed_columns_are_read_and_said(tmp_path):
     dataset = load_dataset("parquet", layouts.write_parquet(tmp_path, rows))
     assert dataset.kind == "identity"
     assert dataset.notes[0] == (
-        "columns read: image_path from image; caption from text; identity from person_id; not read: width"
+        "columns read: image_path from image; caption from text; identity from person_id; not read: width; "
+        "--column split=NAME reads one of these"
     )
     assert "training data alone: 8/1/1 identities were made train/val/test" in dataset.notes[1]
 
@@ -259,11 +263,11 @@ def test_columns_may_be_named(tmp_path):
         read_dataset("cuhk-pedes", root, {"caption": "text"})
 
 
-@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 def test_the_csv_of_open_clip(tmp_path, separator):
     """And a column of splits with the names of other tools, which is completed."""
     rows = [["filepath", "title", "split"]]
-    rows += [[f"p/{i}.png", f"number {i}", "train" if i < 4 else "validation"] for i in range(6)]
+    rows += [[f"p/{i}.png", f"number {i}", "train" if i < 4 else "Validation"] for i in range(6)]
     (layouts.write_table(tmp_path) / "captions.csv").write_text("\n".join(map(separator.join, rows)))
     dataset = load_dataset("csv", tmp_path)
     assert {r.image: r.captions for r in dataset.records}["p/3.png"] == ("number 3",)

@@ -60,9 +60,9 @@ def test_equal_similarities_come_in_the_order_of_the_paths_and_wrong_arguments_a
     gallery = Gallery(np.repeat(points(1), 300, axis=0), [f"{i:03}" for i in range(300)])
     for k in (10, 400):  # also where k cuts them; no more answers than pictures
         assert gallery.search(points(2, seed=1), k)[1].tolist() == [list(range(min(k, 300)))] * 2
-    for queries in (points(1, 8), np.full((1, 16), np.nan, np.float32)):
-        with pytest.raises(ValueError, match=r"queries \(1, (8|16)\): expected finite \(Q, 16\)"):
-            gallery.search(queries)
+    for queries, k in ((points(1, 8), 1), (np.full((1, 16), np.nan, np.float32), 1), (points(1), 0)):
+        with pytest.raises(ValueError, match=r"queries \(1, (8|16)\), k = [01]: expected finite \(Q, 16\), and k of"):
+            gallery.search(queries, k)
 
 
 def test_index_gives_exact_scores_knows_its_recall_and_visits_as_many_lists_as_the_wanted_one_takes():
@@ -156,10 +156,12 @@ def test_build_encodes_all_pictures_also_in_linked_folders_and_names_unreadable_
     (tmp_path / "other").mkdir()
     for name, form in (("5.TIFF", "TIFF"), ("6.jfif", "JPEG")):
         Image.open(album / "0.png").save(tmp_path / "other" / name, form)
-    (album / "linked").symlink_to(tmp_path / "other")
+    for name in ("linked", "twice"):
+        (album / name).symlink_to(tmp_path / "other")
     (tmp_path / "other/back").symlink_to(album)  # a circle
     gallery = build(model, album)
-    assert gallery.paths == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg", "linked/5.TIFF", "linked/6.jfif"]
+    assert gallery.paths[:5] == ["0.png", "1.png", "2.png", "3.png", "deep/4.jpg"]
+    assert gallery.paths[5:] == [f"{name}/{file}" for name in ("linked", "twice") for file in ("5.TIFF", "6.jfif")]
     expected = F.normalize(model.encode_images([album / p for p in gallery.paths]), dim=1)
     torch.testing.assert_close(torch.from_numpy(gallery.embeddings), expected)
     broken, foreign = sorted(gallery.problems, key=lambda line: ".heic" in line)

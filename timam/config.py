@@ -218,7 +218,8 @@ def _parse(text: str, field: Any) -> Any:
 
 @_plain_errors()
 def override(config: Config, assignments: list[str]) -> Config:
-    """The config with `SECTION.FIELD=VALUE` (or `FIELD=VALUE`) applied in order. ValueError says what is wrong."""
+    """The config with `SECTION.FIELD=VALUE` (or `FIELD=VALUE`) applied together. ValueError says what is wrong."""
+    changes: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
@@ -229,9 +230,8 @@ def override(config: Config, assignments: list[str]) -> Config:
         if section not in SECTIONS:
             every = ", ".join(f"{s}.{k}" for s in SECTIONS for k in _FIELDS[s])
             raise ValueError(f"unknown setting {key!r}; the settings are: {every}")
-        value = _parse(text, _FIELDS[section].get(name))
-        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
-    return config
+        changes.setdefault(section, {})[name] = _parse(text, _FIELDS[section].get(name))
+    return replace(config, **{section: replace(getattr(config, section), **new) for section, new in changes.items()})
 
 
 @_plain_errors()

@@ -26,13 +26,17 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files in a folder and its subfolders, linked folders too, whose names end so (in small letters), sorted.
 
     Hidden ones are left out: tools keep their own files there, and macOS a ._NAME beside each file on a foreign disk.
+    Raises OSError for a subfolder that may not be read.
     """
-    paths, seen = [], set()
-    for top, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(top)) in seen:  # links in a circle
-            folders.clear()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths = []
+    for top, folders, files in os.walk(folder, onerror=refuse if folder.is_dir() else None, followlinks=True):
+        if any(os.path.samefile(top, above) for above in Path(top).parents if above.is_relative_to(folder)):
+            folders.clear()  # a link in a circle
             continue
-        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(top, name) for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(paths)

@@ -42,7 +42,6 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(open_picture(path), formats=FORMATS) as image:
             if max(image.size) > LONGEST_SIDE:
                 raise ValueError(f"{image.width}x{image.height} pixels, expected at most {LONGEST_SIDE:,} a side")
-            image.load()
             return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
@@ -51,6 +50,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # before the orientation is read, as Pillow itself turns a TIFF here
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("32 bits a pixel, of which the brightest is not known; expected 8 or 16")
     turn = None
     with suppress(Exception):  # Pillow raises many kinds for damaged metadata; the pixels may be whole
         turn = dict(enumerate(_TURNS, 2)).get(int(image.getexif().get(0x0112, 1)))
@@ -104,9 +106,8 @@ def normalize(pixels: Tensor) -> Tensor:
 def unread_kinds(folder: Path) -> list[str]:
     """A line for each kind of picture below a folder that is not read at all, with their number."""
     counts = Counter(path.suffix.lower() for path in files_below(folder, _NOT_READ))
-    return [
-        f"{folder}: {kind} pictures ({n:,}) are not read; convert them to .jpg" for kind, n in sorted(counts.items())
-    ]
+    told = "{}: {} pictures ({:,}) are not read; convert them to .jpg".format
+    return [told(folder, *kind) for kind in sorted(counts.items())]
 
 
 def find_unreadable(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK = 1 << 25  # similarities in memory at once: 128 MB in float32, twice that for both directions together
+_CHUNK = 1 << 25  # similarities in memory at once: 128 MB in float32. Many relevant items per query need more.
 _BLOCK = 1 << 18  # similarities compared at once: they fit a core's cache
 _MOST_COMPARED = 128  # with more relevant items per query than this, sorting is faster than comparing with each of them
 _TIE = 32  # similarities closer than this many machine epsilons tie: rounding separates equal vectors by 2 to 14
@@ -69,20 +69,15 @@ def retrieval_metrics(
     query_labels: Tensor,
     gallery_labels: Tensor,
     ranks: Sequence[int] = (1, 5, 10),
-    drop_without_positive: bool = False,
 ) -> dict[str, float]:
     """{"rank_1", ..., "mAP", "mINP"}: the means over the queries of `query_metrics`.
 
     `ranks` are the k of rank-k, the share of queries with a relevant item among the first k; k may exceed G. Queries
-    without a relevant item raise ValueError, unless `drop_without_positive` leaves them out.
+    without a relevant item raise ValueError.
     """
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks = {tuple(ranks)}: expected 1 or more")
-    per_query = query_metrics(query_embeddings, gallery_embeddings, query_labels, gallery_labels)
-    without = np.isnan(per_query["rank"])
-    if drop_without_positive and not without.all():
-        per_query = {key: values[~without] for key, values in per_query.items()}
-    return _summarize(per_query, ranks)
+    return _summarize(query_metrics(query_embeddings, gallery_embeddings, query_labels, gallery_labels), ranks)
 
 
 def query_metrics(
@@ -160,6 +155,7 @@ def open_set_metrics(
 def _checked_sides(*sides: tuple[str, Tensor, Tensor], kind: str = "labels") -> _Sides:
     """(name, embeddings, labels) of queries and gallery in float32 or float64, or a ValueError that names the input."""
     checked = []
+    exact = any(torch.as_tensor(embeddings).dtype == torch.float64 for _, embeddings, _ in sides)
     for name, embeddings, labels in sides:
         embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
         shape, labels_shape = tuple(embeddings.shape), tuple(labels.shape)
@@ -169,8 +165,7 @@ def _checked_sides(*sides: tuple[str, Tensor, Tensor], kind: str = "labels") -> 
             raise ValueError(f"{name}_{kind} {labels_shape}: expected {shape[:1]} to match {shape}")
         if bad := int((~torch.isfinite(embeddings)).sum()):
             raise ValueError(f"{name}_embeddings: {bad} values are not finite")
-        embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        checked.append((embeddings, labels.to(embeddings.device)))
+        checked.append((embeddings.double() if exact else embeddings.float(), labels.to(embeddings.device)))
     (queries, query_labels), (gallery, gallery_labels) = checked
     if queries.shape[1] != gallery.shape[1]:
         shapes = [f"{name}_embeddings {tuple(e.shape)}" for (name, *_), (e, _) in zip(sides, checked, strict=True)]

@@ -44,17 +44,18 @@ class Gallery:
         embeddings = model.encode_images([folder / path for path in paths], progress=progress, unreadable=unreadable)
         rows = [row for row in range(len(paths)) if row not in unreadable]
         unit = F.normalize(embeddings[rows], dim=1).numpy()
-        return cls(unit, [paths[row] for row in rows], folder, list(unreadable.values()))
+        return cls(unit, [paths[row] for row in rows], folder, [unreadable[row] for row in sorted(unreadable)])
 
     def search(self, queries: Tensor | np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest pictures of each query (Q, D) of any norm; at most N.
+        """The k nearest pictures of each query (Q, D) of any norm; k is at least 1, and more than N are N.
 
         Returns (Q, k) float32 cosine similarities in [-1, 1], best first, ties in the order of the paths; and (Q, k)
-        int64 positions in `paths`. ValueError: queries of another width or not finite.
+        int64 positions in `paths`. ValueError: another k; queries of another width or not finite.
         """
         queries = torch.as_tensor(queries, dtype=torch.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1] or not queries.isfinite().all():
-            raise ValueError(f"queries {tuple(queries.shape)}: expected finite (Q, {self.embeddings.shape[1]})")
+        shape, width = tuple(queries.shape), self.embeddings.shape[1]
+        if queries.ndim != 2 or shape[1] != width or not queries.isfinite().all() or k < 1:
+            raise ValueError(f"queries {shape}, k = {k}: expected finite (Q, {width}), and k of 1 or more")
         queries, k = F.normalize(queries, dim=1), min(k, len(self))
         found = [self.nearest(part, k) for part in queries.split(max(1, SIMILARITIES // max(1, len(self))))]
         scores, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))

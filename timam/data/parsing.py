@@ -153,7 +153,7 @@ def _add_row(row: dict[str, Any], source: str, pictures: dict[str, dict[str, Any
 
 def _split(name: Any) -> str:
     """As `check_split`, of a table, where other tools write `validation` or `dev`."""
-    return next((split for split, names in _NAMES.items() if name in names), None) or check_split(name or "")
+    return next((s for s, names in _NAMES.items() if str(name).lower() in names), None) or check_split(name or "")
 
 
 def _identity(value: Any) -> str:

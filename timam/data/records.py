@@ -90,7 +90,7 @@ class Dataset:
         """The pictures of one split. Raises ValueError for an unknown or an empty one."""
         records = [r for r in self.records if r.split == name]
         if not records:
-            raise ValueError(f"{self.name} has no pictures in its {name} split")
+            raise ValueError("; ".join([f"{self.name} has no pictures in its {name} split", *self.notes]))
         identities, labels = np.unique([r.identity for r in records], return_inverse=True)
         counts = [len(r.captions) for r in records]
         return Split(

@@ -90,7 +90,7 @@ def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) 
     chosen = {}
     for key, names in COLUMNS.items():
         if key in given:
-            found = [c.strip() for c in given[key].split(",")]
+            found = [c.strip() for c in given[key].split(",")] if key == "caption" else [given[key]]
             if absent := [c for c in found if c not in header]:
                 raise ColumnError(f"no column {', '.join(absent)}; it has {', '.join(header)}")
         else:
@@ -107,8 +107,11 @@ def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) 
         raise ColumnError(f"no column {', '.join(missing)}; it has {', '.join(header)}. {hint} reads another column")
     others = [f"{k} from {', '.join(names)}" for k, names in chosen.items() if names != [k]]
     unread = sorted(set(header) - {c for names in chosen.values() for c in names})
-    note = f"columns read: {'; '.join(others)}" + (f"; not read: {', '.join(unread)}" if unread else "")
-    if others and note not in parsed.notes:
+    told = [f"read: {'; '.join(others)}"] * bool(others) + [f"not read: {', '.join(unread)}"] * bool(unread)
+    if unread and (absent := [key for key in COLUMNS if key not in chosen]):
+        told.append(f"{' or '.join(f'--column {key}=NAME' for key in absent)} reads one of these")
+    note = f"columns {'; '.join(told)}"
+    if told and note not in parsed.notes:
         parsed.notes.append(note)
     return chosen
 
@@ -126,14 +129,14 @@ def row_of(values: Mapping[str, Any], chosen: dict[str, list[str]]) -> dict[str,
 
 
 def _open_csv(file: Path) -> tuple[list[str], Any]:
-    """Separated by what the header has: tabs, commas or semicolons. All values are text: "NA" and 007 are not changed.
+    """Separated by what the header has most of: commas, tabs, semicolons or |.
 
-    A row with more or fewer values than the header has the key None.
+    All values are text: "NA" and 007 are not changed. A row with more or fewer values than the header has the key None.
     """
     with file.open(encoding="utf-8-sig", newline="") as stream:
         first = stream.readline()
         stream.seek(0)
-        delimiter = next((mark for mark in "\t,;" if mark in first), ",")
+        delimiter = max(",\t;|", key=first.count)
         reader = csv.reader(stream, strict=True, delimiter=delimiter)
         try:
             header, *rows = [row for row in reader if row] or [[]]
