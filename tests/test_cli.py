@@ -68,6 +68,7 @@ MISTAKES = {  # what follows `timam`: (exit code, what is said)
     "train --dataset parquet --root org/x --output x": (1, "org/x: no such folder; `hf download --repo-type dataset"),
     "studies table ~/x": (2, "/home/x"),
     "data check --dataset csv --root . --column caption": (2, "expected NAME=COLUMN"),
+    "data check --dataset csv --root . --column caption=a --column caption=b": (2, "a name stands twice"),
     "data pedestrians --output x --identities 2000000": (2, "train_identities"),
     "data pedestrians --output x --identities 9 --val-identities 8": (2, "leaves none"),
     "search . 'a man' --images ~/x": (1, "/home/x: no such folder"),  # the shell leaves that of --images=~/x
@@ -184,7 +185,7 @@ def test_nothing_is_written_when_the_data_or_the_settings_are_bad(call, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_data(call, finished_run, tmp_path):
+def test_evaluate_reproduces_the_run_and_takes_another_split_and_data(call, finished_run, tmp_path, monkeypatch):
     result = call("evaluate", finished_run, "--json")
     assert result.code == 0
     found, metrics = json.loads(result.out), json.loads((finished_run / "metrics.json").read_text())
@@ -198,6 +199,8 @@ def test_evaluate_reproduces_the_runs_numbers_and_takes_another_split_and_other_
     other = write_person_search(tmp_path, train=0, val=0, test=5)  # the other splits are not needed
     result = call("evaluate", finished_run, "--dataset", "cuhk-pedes", "--root", other, "--json")
     assert json.loads(result.out)["text_to_image"]["gallery"] == 10
+    monkeypatch.setattr("timam.data.Dataset.fingerprint", lambda _: "other")
+    assert "has changed since the run: fingerprint " in call("evaluate", finished_run, "--json").err
 
 
 @pytest.mark.slow
@@ -278,7 +281,7 @@ def test_search_takes_sentences_from_a_file_and_draws_them(call, find, finished_
 
 
 def test_search_answers_each_line_of_standard_input_at_once(call, find, finished_run, album, capsys, monkeypatch):
-    typed, printed = ["\ufeffa man\n", "\n", f"{RED}\n", ""], []
+    typed, printed = ["\ufeffa man\n", "\n", "\udcff\n", f"{RED}\n", ""], []
 
     def readline() -> str:  # somebody who reads the answers before typing the next sentence
         printed.append(capsys.readouterr().out)
@@ -287,12 +290,12 @@ def test_search_answers_each_line_of_standard_input_at_once(call, find, finished
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(readline=readline, isatty=lambda: False))
     arguments = ["search", finished_run, "--images", album, "-k", "2"]
     assert call(*arguments, "--json").code == 0
-    assert printed[0] == printed[2] == ""
-    for sentence, line in zip(("a man", RED), (printed[1], printed[3]), strict=True):
+    assert printed[0] == printed[2] == printed[3] == ""  # nothing, after a blank line and one that is no text
+    for sentence, line in zip(("a man", RED), (printed[1], printed[4]), strict=True):
         assert json.loads(line) == {"sentence": sentence, "answers": close(find(sentence, album, "-k", "2"))}
     printed.clear()
     call(*arguments)
-    assert [len(text.splitlines()) for text in printed] == [0, 3, 0, 3]
+    assert [len(text.splitlines()) for text in printed] == [0, 3, 0, 0, 3]
 
 
 def test_search_in_several_folders_in_a_parquet_of_embeddings_and_approximately(find, finished_run, album, tmp_path):

@@ -11,10 +11,11 @@ from layouts import karpathy_images, write_karpathy, write_reed
 
 from timam import cli
 from timam.data import Split, load_dataset
-from timam.evaluation import Embeddings, embed_split, evaluate, evaluate_folds, evaluate_model, per_query
+from timam.evaluation import Embeddings, embed_split, evaluate, evaluate_folds, per_query
 from timam.metrics import class_retrieval_metrics, retrieval_metrics
 from timam.stores import StoredSplit
 from timam_lab.baselines import frozen_features
+from timam_lab.evaluating import evaluate_model
 
 
 def unit(*degrees: float) -> torch.Tensor:

@@ -11,11 +11,12 @@ from layouts import TINY_SETTINGS, write_person_search
 
 from timam.config import PRESETS, override
 from timam.data import Dataset, Record, load_dataset
-from timam.evaluation import Embeddings, evaluate_model
+from timam.evaluation import Embeddings
 from timam.images import read_image
 from timam.run import Run
 from timam.training import fit
 from timam_lab import notebook, panel, results, variations
+from timam_lab.evaluating import evaluate_model
 from timam_lab.failures import PedestrianTruth
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 
@@ -171,8 +172,9 @@ def test_search_panel_answers_requests_of_the_browser(people):
 
 
 def test_published_results_and_ours_have_the_same_columns():
-    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f0", "seed": [0, 1, 1],
-                          "root": "birds", "run": ["a", "b", "copy of b"], **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
+    frame = pd.DataFrame({"dataset": "cub", "preset": "paper", "changed": "nothing", "data": "f0", "root": "birds",
+                          "seed": [0, 1, 1], "run": ["a", "b", "copy of b"],
+                          **dict.fromkeys(results.CLASS_LEVEL, 0.5)})  # fmt: skip
     ours = results.ours("cub", frame)
     assert ours.loc[0, ["method", "seeds", "data", "runs"]].tolist() == ["TIMAM, paper", 2, "birds (f0)", "a b"]
     assert ours.loc[0, results.CLASS_LEVEL[0]] == "50.0 (50.0 to 50.0)"

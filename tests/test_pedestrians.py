@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import re
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -339,13 +337,3 @@ def test_options_of_the_command_reach_the_spec(tmp_path):
     assert run.exit_code == 0, run.output
     asked = {"height": 64, "width": 32, "unseen_words": 1.0, "negation": 0.25, "smallest": 90, "cut_off": 0.0}
     assert read(tmp_path / "out")[1]["spec"] == asdict(PedestrianSpec.of_size(3, "hard", **asked))
-
-
-@pytest.mark.parametrize(("identities", "accepted"), [(1000, True), (6500, True), (13_003, False)])
-def test_the_commands_former_mean_is_the_same_where_it_gives_as_many_pictures(tmp_path, identities, accepted):
-    wanted = PedestrianSpec.of_size(identities)
-    former = {"renderer": dataset.RENDERER_VERSION, "spec": asdict(wanted) | {"images_per_identity": 3.092}}
-    (tmp_path / "attributes.json").write_text(json.dumps(former))
-    with nullcontext() if accepted else pytest.raises(FileExistsError, match=r"images_per_identity: 3\.092 there"):
-        render_pedestrians(tmp_path, wanted)
-    assert os.listdir(tmp_path) == ["attributes.json"]

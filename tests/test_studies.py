@@ -188,7 +188,8 @@ def finished(config, runs, rank_1, data="0123", commit="abc"):
     run.create(config)
     measures = {"chance": 0.04, "rank_1": rank_1, "rank_10": 2 * rank_1, "mAP": rank_1 / 2}
     metrics = {"best_epoch": 1, "seconds": 1.0, "text_to_image": measures, "image_to_text": measures,
-               "modality_gap": {}, "provenance": {"commit": commit, "code": commit, "data_fingerprint": data}}  # fmt: skip
+               "modality_gap": {},
+               "provenance": {"commit": commit, "code": commit, "data_fingerprint": data}}  # fmt: skip
     (run.folder / "metrics.json").write_text(json.dumps(metrics))
     return run.folder
 

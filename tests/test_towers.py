@@ -36,10 +36,11 @@ from timam.job import Job
 from timam.learner import Learner, build_optimizers
 from timam.models import TIMAM, WeightsError, towers, weights
 from timam.models.image_encoder import strip_head
-from timam.models.weights import load_backbone, load_language_model, load_tokenizer, pair_settings
+from timam.models.weights import load_backbone, load_language_model, load_tokenizer
 from timam.objective import train_step
 from timam.stores import StoredSplit, open_pixels, open_word_states
 from timam.training import fit
+from timam_lab.evaluating import pair_settings
 
 TOKENIZER = word_piece_tokenizer()
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -1,4 +1,4 @@
-"""What several commands share: types of arguments, and options as decorators."""
+"""What several commands share: types of arguments, and options as decorators. `timam_lab.options` has more of them."""
 
 import os
 import re
@@ -9,20 +9,19 @@ from typing import Any
 import click
 
 from timam.data import DATASETS
-from timam.run import Run
 
 
-class _Path(click.Path):
+class HomePath(click.Path):
     """A path in which ~ is the home folder: the shell leaves the ~ of `--output=~/run` to the program."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
-FOLDER, FILE = _Path(path_type=Path, file_okay=False), _Path(path_type=Path, dir_okay=False)
+FOLDER = HomePath(path_type=Path, file_okay=False)
 
 
-class _Root(_Path):
+class _Root(HomePath):
     """A path, or ORG/NAME: the folder of a data set of the Hugging Face hub in the hub's cache. Nothing is fetched."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -36,8 +35,6 @@ class _Root(_Path):
 
 
 ROOT = _Root(path_type=Path)
-EXISTING_FOLDER = _Path(path_type=Path, file_okay=False, exists=True)
-EXISTING_FILE = _Path(path_type=Path, dir_okay=False, exists=True)
 
 
 def _columns(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> str | None:
@@ -45,6 +42,8 @@ def _columns(context: click.Context, option: click.Parameter, pairs: tuple[str, 
     for pair in pairs:
         if not all(pair.partition("=")) or ";" in pair:
             raise click.BadParameter(f"{pair!r}: expected NAME=COLUMN, for example caption=text")
+    if len({pair.partition("=")[0].strip() for pair in pairs}) < len(pairs):
+        raise click.BadParameter("a name stands twice; several columns of captions are caption=FIRST,SECOND")
     return ";".join(pairs) or None
 
 
@@ -53,7 +52,3 @@ _ROOT = "Folder of annotation file and pictures, one table, or ORG/NAME of the H
 columns = click.option("--column", "columns", metavar="NAME=COLUMN", multiple=True, callback=_columns, help=_COLUMN)
 dataset = click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="Layout of the data.")
 root = click.option("--root", type=ROOT, required=True, help=_ROOT)
-json = click.option("--json", "as_json", is_flag=True, help="For programs; fractions in [0, 1].")
-_run: Any = {"type": EXISTING_FOLDER, "callback": lambda context, parameter, folder: folder and Run(folder)}
-run = click.argument("run", **_run)
-run_or_none = click.argument("run", required=False, **_run)

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from timam.data import Dataset
 from timam.files import replacing_file
 from timam.gap import modality_gap
 from timam.metrics import chance, class_retrieval_metrics, open_set_metrics, query_metrics, two_way_metrics
 from timam.models import TIMAM
-from timam.stores import StoredSplit, open_pixels
+from timam.stores import StoredSplit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 MIN_OPEN_SET = 10  # identities: with fewer, an open-set measure would mean nothing
@@ -75,16 +74,6 @@ def evaluate(
     if len(embeddings.text_labels.unique()) >= MIN_OPEN_SET:
         results["open_set"] = evaluate_open_set(embeddings, validation)
     return results
-
-
-def evaluate_model(model: TIMAM, dataset: Dataset, split: str = "test", progress: bool = False) -> dict[str, Any]:
-    """`evaluate` and `gap` of a model on one split of a data set, with the names of both; on a GPU if there is one."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = dataset.split(split)
-    pixels = open_pixels(chosen.image_paths, model.model_config.image_height, model.model_config.image_width, progress)
-    embeddings = embed_split(model, StoredSplit(chosen, pixels), progress=progress)
-    results = evaluate(embeddings, dataset.kind, dataset.folds if split == "test" else 1)
-    return {"dataset": dataset.name, "split": split, **results, "modality_gap": gap(embeddings)}
 
 
 def _both_directions(embeddings: Embeddings) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from timam import config as configs
 from timam.cli import require_data, results_table
 from timam.data import DATASETS, load_dataset
 from timam.run import Run
+from timam_lab import options
 from timam_lab.pedestrians.spec import DIFFICULTIES, PedestrianSpec
 from timam_lab.search_command import search as search
 
@@ -35,7 +36,7 @@ def data() -> None:
     type=click.Choice(list(configs.PRESETS)),
     help="Count captions longer than it reads, and unknown tokens.",
 )
-@arguments.json
+@options.json
 def check(dataset: str, root: Path, columns: str | None, max_words: int, preset: str | None, as_json: bool) -> None:
     """Count each split, compare with the published counts, decode every picture, and name every problem.
 
@@ -151,7 +152,7 @@ def pedestrians(output: Path, identities: int, workers: int | None, **options: A
 @data.command()
 @arguments.root
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Pictures and captions.")
-@arguments.json
+@options.json
 def oracle(root: Path, split: str, as_json: bool) -> None:
     """The ceiling of rendered pedestrians: the ranking of a reader who knows what pictures show and captions state."""
     from timam_lab.oracle import oracle
@@ -167,13 +168,13 @@ def oracle(root: Path, split: str, as_json: bool) -> None:
 
 
 @click.command()
-@arguments.run_or_none
+@options.run_or_none
 @click.option("--pretrained", metavar="NAME_OR_FOLDER", help="CLIP or SigLIP as it is, without training; needs --root.")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Pictures and captions to rank.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Layout of other data, instead of the run's own.")
 @click.option("--root", type=arguments.ROOT, help="Folder of other data, instead of the run's own.")
 @arguments.columns
-@arguments.json
+@options.json
 def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool, **other: Any) -> None:
     """Measure a run's best model on a split of its own or of other data, both directions, in percent."""
     dataset, root, columns = (other[name] for name in ("dataset", "root", "columns"))
@@ -194,9 +195,14 @@ def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool,
         raise click.UsageError("--pretrained needs --dataset and --root")
     require_data(Path(data.root))
     read = load_dataset(data.dataset, data.root, columns=data.renamed)
-    from timam.evaluation import evaluate_model
+    for line in (*read.notes, *(f"warning: {w}" for w in read.warnings)):
+        click.echo(f"{read.name}: {line}", err=True)
+    if run is not None and run.finished and dataset is None:
+        then, now = run.metrics()["provenance"]["data_fingerprint"], read.fingerprint()
+        if then != now:
+            click.echo(f"warning: {data.root} has changed since the run: fingerprint {then} then, {now} now", err=True)
     from timam.models import TIMAM
-    from timam.models.weights import pair_settings
+    from timam_lab.evaluating import evaluate_model, pair_settings
 
     model = run.best_model() if run else TIMAM.pretrained(pair_settings(str(pretrained)), 1, [])
     results = evaluate_model(model, read, split, progress=not as_json)
@@ -204,7 +210,7 @@ def evaluate(run: Run | None, pretrained: str | None, split: str, as_json: bool,
 
 
 @click.command()
-@arguments.run
+@options.run
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Everybody may read it, if the repository is new; private otherwise.")
 def push(run: Run, repo_id: str, public: bool) -> None:
@@ -232,9 +238,9 @@ def studies() -> None:
 
 
 @studies.command("table")
-@click.argument("runs", type=arguments.EXISTING_FOLDER)
-@click.option("--csv", type=arguments.FILE, help="Also write it here, as fractions.")
-@click.option("--figure", type=arguments.FILE, help="Also draw it here: mean and interval of each variant; .png, .pdf.")
+@click.argument("runs", type=options.EXISTING_FOLDER)
+@click.option("--csv", type=options.FILE, help="Also write it here, as fractions.")
+@click.option("--figure", type=options.FILE, help="Also draw it here: mean and interval of each variant; .png, .pdf.")
 def studies_table(runs: Path, csv: Path | None, figure: Path | None) -> None:
     """One row for each variant among the finished runs in the folder RUNS.
 

@@ -13,11 +13,11 @@ import pandas as pd
 from timam import config as configs
 from timam.config import Config
 from timam.data import DATASETS, Dataset, load_dataset
-from timam.evaluation import DIRECTIONS, evaluate_model
+from timam.evaluation import DIRECTIONS
 from timam.models import TIMAM
 from timam.models.saving import public_name
-from timam.models.weights import pair_settings
 from timam.run import Run
+from timam_lab.evaluating import evaluate_model, pair_settings
 from timam_lab.statistics import mean_interval
 from timam_lab.variations import spec_of
 
@@ -79,10 +79,12 @@ def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
     """
     part = frame[frame["dataset"] == dataset] if len(frame) else frame
     rows = []
-    for (preset, settings, data), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
+    for (preset, settings, _), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
         same = same.drop_duplicates("seed")
         row = {"method": f"TIMAM, {preset}", "source": "ours", "changed in the preset": settings, "seeds": len(same)}
-        row["data"] = f"{same['root'].iloc[0]} ({data[:6]})"  # one data set is studied with several versions of it
+        row["data"] = (
+            f"{same['root'].iloc[0]} ({same['data'].iloc[0][:6]})"  # of one data set there are several versions
+        )
         row["runs"] = " ".join(same["run"])
         for metric in columns(dataset):
             mean, low, high = mean_interval(same[metric].to_numpy())

@@ -16,6 +16,7 @@ import click
 
 from timam import arguments
 from timam.run import Run
+from timam_lab import options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,19 +43,19 @@ class _Threshold(click.ParamType):
 
 
 @click.command()
-@arguments.run
+@options.run
 @click.argument("sentence", required=False)
 @click.option("--images", "folders", type=arguments.ROOT, multiple=True, required=True, help=_IMAGES)
-@click.option("--sentences", type=arguments.EXISTING_FILE, help="File with a sentence a line, instead of SENTENCE.")
-@click.option("--like", type=arguments.EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
+@click.option("--sentences", type=options.EXISTING_FILE, help="File with a sentence a line, instead of SENTENCE.")
+@click.option("--like", type=options.EXISTING_FILE, help="Picture to search by, instead of SENTENCE.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of pictures to list.")
 @click.option("--approximate", is_flag=True, help="Use a faiss index, for 100,000 pictures or more.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Encode here, or on Ray.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each Ray task.")
 @click.option("--threshold", type=_Threshold(), metavar="auto|X", help=_THRESHOLD)
 @click.option("--centered", is_flag=True, help="Subtract each modality's mean on validation before comparing.")
-@arguments.json
-@click.option("--figure", type=arguments.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
+@options.json
+@click.option("--figure", type=options.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
 def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
     """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
@@ -89,7 +90,13 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
     for problem in itertools.chain(*(gallery.problems for _, gallery in galleries)):
         click.echo(f"warning: {problem}", err=True)
     for part in _typed() if queries is None else [queries]:
-        embeddings = model.encode_images(part) if like else model.encode_texts(part)
+        try:
+            embeddings = model.encode_images(part) if like else model.encode_texts(part)
+        except ValueError as error:
+            if queries is not None:
+                raise
+            click.echo(f"error: {error}", err=True)  # the next line may be a sentence
+            continue
         embeddings = centered(model, embeddings, IMAGE if like else TEXT) if center else embeddings
         rankings = _best(galleries, embeddings, k, least)
         answers = [{"sentence": query, "answers": best} for query, best in zip(part, rankings, strict=True)]

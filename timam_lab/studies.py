@@ -338,13 +338,15 @@ def results(experiments: Sequence[Experiment], runs: Path | str) -> pd.DataFrame
     """
     finished = [e for e in experiments if e.run(runs).finished]
     frame = pd.DataFrame([{"variant": e.variant, **_row(e.run(runs), e.config)} for e in finished])
-    for (dataset, root, columns), part in frame.groupby(["dataset", "root", "columns"]) if len(frame) else ():
-        data = DataConfig(dataset=dataset, root=root, columns=columns)
+    for _, part in frame.groupby(["dataset", "root", "columns"]) if len(frame) else ():
+        data = DataConfig(**{key: part[key].iloc[0] for key in ("dataset", "root", "columns")})
         now = load_dataset(data.dataset, data.root, columns=data.renamed).fingerprint()
         other = part[part["data_fingerprint"] != now]
         if len(other):
             lines = "\n  ".join(f"{r.folder}: {r.data_fingerprint}" for r in other.itertuples())
-            raise StudyError(f"{root} has the fingerprint {now}; runs on other data:\n  {lines}\nremove these runs")
+            raise StudyError(
+                f"{data.root} has the fingerprint {now}; runs on other data:\n  {lines}\nremove these runs"
+            )
     return frame
 
 
@@ -358,7 +360,8 @@ def _row(run: Run, config: Config) -> dict[str, Any]:
     flat |= metrics.get("class_level", {}) | metrics["modality_gap"]
     kept = {k: metrics["provenance"].get(k) for k in ("commit", "code", "device", "data_fingerprint")}
     return {"seed": config.train.seed, "folder": str(run.folder), "dataset": config.data.dataset,
-            "root": config.data.root, "columns": config.data.columns, "best_epoch": metrics["best_epoch"], "seconds": metrics["seconds"], **flat, **kept}  # fmt: skip
+            "root": config.data.root, "columns": config.data.columns, "best_epoch": metrics["best_epoch"],
+            "seconds": metrics["seconds"], **flat, **kept}  # fmt: skip
 
 
 def versions(frame: pd.DataFrame) -> pd.DataFrame:

@@ -258,15 +258,6 @@ def _pixel_statistics(name: str, tower: towers.Tower) -> tuple[Any, Any]:
     return tower.mean, tower.std
 
 
-def pair_settings(name: str) -> ModelConfig:
-    """Settings that use a pair of towers, CLIP or SigLIP, as it is. Raises WeightsError, and ValueError for no pair."""
-    image, text = fetch_configs(ModelConfig(backbone=name, language_model=name))
-    width = getattr(text, "projection_dim", None) or text.projection_size
-    sizes = {"image_height": image.image_size, "image_width": image.image_size, "embedding_dim": width}
-    sizes["max_tokens"] = text.max_position_embeddings
-    return ModelConfig(backbone=name, language_model=name, projection="pretrained", text_head="pooled", **sizes)
-
-
 def check_encoder(name: str, model: Any) -> Any:
     """The model itself. Raises ValueError where it cannot be saved, encodes no texts, or reads its padding."""
     tensors = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]

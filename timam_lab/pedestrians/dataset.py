@@ -27,7 +27,6 @@ from timam_lab.pedestrians.places import CAMERAS
 from timam_lab.pedestrians.spec import PedestrianSpec
 
 RENDERER_VERSION = 2  # raise whenever the same spec would give other bytes
-FORMER_MEAN = 3.092  # pictures an identity: what `timam data pedestrians` rounded CUHK-PEDES's mean to
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 _STREAMS = {"split": 0, "identity": 1, "count": 2, "image": 3, "caption": 4}  # first key of every random stream
@@ -123,8 +122,6 @@ def _already_rendered(output: Path, spec: PedestrianSpec) -> bool:
         found, wanted = (truth["renderer"], dict(truth["spec"])), (RENDERER_VERSION, asdict(spec))
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{output} exists and holds no rendered pedestrians; choose another output") from None
-    if found[1].get("images_per_identity") == FORMER_MEAN and spec.images == round(FORMER_MEAN * spec.identities):
-        found[1]["images_per_identity"] = spec.images_per_identity  # which gives the same pictures
     if found == wanted:
         return True
     differs = [f"{k}: {found[1].get(k)!r} there, {v!r} asked" for k, v in wanted[1].items() if found[1].get(k) != v]

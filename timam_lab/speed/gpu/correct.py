@@ -23,7 +23,7 @@ from torch import Tensor
 
 from timam.config import PRESETS, Config, override
 from timam.data import load_dataset
-from timam.evaluation import DIRECTIONS, evaluate_model
+from timam.evaluation import DIRECTIONS
 from timam.interruption import Interrupted
 from timam.job import Job
 from timam.learner import Learner
@@ -31,6 +31,7 @@ from timam.objective import train_step
 from timam.run import Run
 from timam.search import Gallery
 from timam.training import fit
+from timam_lab.evaluating import evaluate_model
 from timam_lab.pedestrians import PedestrianSpec, render_pedestrians
 from timam_lab.speed import growth
 from timam_lab.speed.gpu import CORES, REPOSITORY, SMALLEST, Item, Lab, Row
