@@ -51,6 +51,7 @@ def test_what_is_no_obstacle_but_misleads_is_named(tmp_path):
     texts = ["A person walks."] * 4 + ["a man in red"] * 3 + ["a woman in blue"] * 2  # two persons may look alike
     for record, text in zip(records[6::2], texts, strict=True):  # the first picture of each other identity
         record["captions"][0] = text
+    records[11]["captions"][1] = records[11]["captions"][0]
     records[7]["captions"][1], records[9]["captions"][0] = "word " * 122, "word " * 121
     root = layouts.write_person_search(tmp_path, records)
     shutil.rmtree(root / "imgs/Market")
@@ -67,6 +68,7 @@ def test_what_is_no_obstacle_but_misleads_is_named(tmp_path):
         "2 captions have more than 120 words; the longest, caption 1 of reid_raw.json record 7, has 122",
         "2 captions stand under three or more identities, most often 'a person walks.' (4 identities); "
         "'a man in red' (3 identities)",
+        "1 pictures have one caption several times, each time a query of its own; the first is reid_raw.json record 11",
     ]
     assert not any("words" in line for line in check_dataset("cuhk-pedes", root, max_words=122)["warnings"])
 

@@ -221,9 +221,6 @@ def test_command_line_refuses_what_is_not_utf8(saved_model, tmp_path, call):
 def test_notebook_parameter_of_the_wrong_type_is_refused(declared, text):
     with pytest.raises(SystemExit, match=r"parameter level = .*: expected"):
         execute._typed("level", text, declared)
-
-
-def test_notebook_parameter_given_twice_is_refused():
     with pytest.raises(click.UsageError, match="parameter seed is given twice"):
         execute._given((("seed", "1"), ("seed", "2")))
 

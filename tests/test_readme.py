@@ -94,6 +94,7 @@ def parse_timam(words: list[str]) -> None:
 def parse_notebook(words: list[str]) -> None:
     """Through the runner's own parser; parameter names and types against each notebook."""
     given = execute.main.make_context("execute.py", words).params
+    assert not given["report"] or execute.plan(execute.read_reports()[given["report"]], {}, given["names"])
     for name in given["names"]:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
         for key, value in given["pairs"]:

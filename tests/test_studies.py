@@ -223,8 +223,8 @@ def test_table_by_hand(people, tmp_path, call):
 
 def test_results_of_a_grid_over_the_columns_that_are_read(tmp_path):
     write_table(tmp_path, [["image_path", "en", "de"], *([f"p/{i}.png", f"red {i}", f"rot {i}"] for i in range(6))])
-    columns = [f"data.columns=caption={name}" for name in ("en", "de")]
-    experiments = grid(tiny_config(tmp_path, "data.dataset=csv"), dict(zip("ab", columns, strict=True)), [0])
+    columns = {name: f"data.columns=caption={name}" for name in ("en", "de")}
+    experiments = grid(tiny_config(tmp_path, "data.dataset=csv"), columns, [0])
     for e in experiments:
         finished(e.config, tmp_path, 0.2, load_dataset("csv", tmp_path, columns=e.config.data.renamed).fingerprint())
     assert len(results(experiments, tmp_path)) == 2

@@ -65,7 +65,7 @@ def check_dataset(
     warnings = [*dataset.warnings, *(f"not the published version: {message}" for message in known)]
     warnings += [*_partial_download(dataset), *_duplicates(dataset), *_long_captions(dataset, max_words)]
     warnings += _lost_identities(dataset)
-    remarks, notes = _shared_captions(dataset), list(dataset.notes)
+    remarks, notes = [*_shared_captions(dataset), *_repeated_captions(dataset)], list(dataset.notes)
     if splits and (differing := _differing(splits, spec.published)):
         notes.append(f"a part or another version of the benchmark: {', '.join(differing)}")
     if tokenizer is not None and dataset.records:
@@ -192,6 +192,13 @@ def _shared_captions(dataset: Dataset) -> list[str]:
     shared = sorted(((len(who), text) for text, who in identities.items() if len(who) > 2), reverse=True)
     worst = "; ".join(f"{show.repr(text)} ({n} identities)" for n, text in shared[:5])
     return [f"{len(shared):,} captions stand under three or more identities, most often {worst}"] if shared else []
+
+
+def _repeated_captions(dataset: Dataset) -> list[str]:
+    """One caption several times under a picture, as of rows that a table has twice."""
+    pictures = [r.source for r in dataset.records if len(set(r.captions)) < len(r.captions)]
+    told = f"{len(pictures):,} pictures have one caption several times, each time a query of its own; the first is "
+    return [told + pictures[0]] if pictures else []
 
 
 def _lost_identities(dataset: Dataset) -> list[str]:

@@ -20,6 +20,8 @@ from timam_lab import options
 from timam_lab.pedestrians.spec import DIFFICULTIES, PedestrianSpec
 from timam_lab.search_command import search as search
 
+MOST_SAID = 50  # lines of one kind: a wrong folder gives one for each of 40,000 pictures
+
 
 @click.group()
 def data() -> None:
@@ -60,8 +62,10 @@ def check(dataset: str, root: Path, columns: str | None, max_words: int, preset:
     else:
         click.echo(_report_text(report))
         for kind, lines in messages.items():
-            for line in lines:
+            for line in lines[:MOST_SAID]:
                 click.echo(f"{kind}: {line}", err=True)
+            if more := len(lines[MOST_SAID:]):
+                click.echo(f"{kind}: ... and {more:,} more; --json has all of them", err=True)
         counts = ", ".join(f"{len(lines)} {kind}(s)" for kind, lines in messages.items())
         click.echo(f"{dataset} in {root}: {counts}")
     sys.exit(1 if messages["problem"] or messages["warning"] else 0)
