@@ -109,7 +109,7 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     assert set(os.listdir(tmp_path)) <= {"file", "home"}  # matplotlib makes the latter
 
 
-def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remarks(call, tmp_path):
+def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remarks(call, tmp_path, monkeypatch):
     records = person_search_records(train=3, val=2, test=2)
     for record in records[::2]:
         record["captions"][0] = "a person"
@@ -132,6 +132,8 @@ def test_check_prints_each_split_and_exits_with_1_for_problems_but_not_for_remar
     assert "record 2: no such picture" in result.err
     assert str(truncated) in result.err
     assert "warning: partial download: 1 of 14 pictures are missing, by folder: cam_a 1 of 14" in result.err
+    monkeypatch.setattr("timam_lab.commands.MOST_SAID", 1)
+    assert "problem: ... and 1 more; --json has all of them" in call(*command).err
 
 
 def content_of(folder: Path) -> dict[Path, bytes]:

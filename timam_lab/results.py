@@ -82,9 +82,8 @@ def ours(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
     for (preset, settings, _), same in part.groupby(["preset", "changed", "data"]) if len(part) else ():
         same = same.drop_duplicates("seed")
         row = {"method": f"TIMAM, {preset}", "source": "ours", "changed in the preset": settings, "seeds": len(same)}
-        row["data"] = (
-            f"{same['root'].iloc[0]} ({same['data'].iloc[0][:6]})"  # of one data set there are several versions
-        )
+        root, data = same[["root", "data"]].iloc[0]
+        row["data"] = f"{root} ({data[:6]})"  # there are several versions of one data set
         row["runs"] = " ".join(same["run"])
         for metric in columns(dataset):
             mean, low, high = mean_interval(same[metric].to_numpy())

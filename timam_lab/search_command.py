@@ -56,15 +56,15 @@ class _Threshold(click.ParamType):
 @click.option("--centered", is_flag=True, help="Subtract each modality's mean on validation before comparing.")
 @options.json
 @click.option("--figure", type=options.FILE, help="Draw the answers, at most 200 pictures: .png, .pdf.")
-def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **options: Any) -> None:
+def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_json: bool, **more: Any) -> None:
     """Rank the pictures of folders by a sentence: cosine similarity in [-1, 1] and path, best first.
 
     A folder with its subfolders is encoded once, into RUN/galleries; later only what is new or changed in it. Without
     SENTENCE, --sentences and --like, each line of the standard input is answered at once; with --json, by one line.
     """
-    sentence, file, like, threshold = (options.pop(n) for n in ("sentence", "sentences", "like", "threshold"))
-    queries, center = _queries(sentence, file, like), options.pop("centered")
-    if center and (threshold == "auto" or options["approximate"]):
+    sentence, file, like, threshold = (more.pop(n) for n in ("sentence", "sentences", "like", "threshold"))
+    queries, center = _queries(sentence, file, like), more.pop("centered")
+    if center and (threshold == "auto" or more["approximate"]):
         raise click.UsageError("--threshold auto and --approximate are for similarities that are not --centered")
     if like and threshold == "auto":
         raise click.UsageError("--threshold auto is measured with sentences; with --like give a number")
@@ -82,7 +82,7 @@ def search(run: Run, folders: tuple[Path, ...], k: int, figure: Path | None, as_
 
     queries = [read_image(like)] if like else queries
     model = run.best_model()
-    galleries = [_open(model, path, run.gallery(path), not as_json, **options) for path in folders]
+    galleries = [_open(model, path, run.gallery(path), not as_json, **more) for path in folders]
     if center:
         from timam_lab.centering import centered, centered_gallery
 
