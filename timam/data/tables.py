@@ -26,7 +26,8 @@ class ColumnError(ValueError):
 
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """ROOT itself, the one table in it, or captions.csv (.tsv, .jsonl, .parquet) of several; paths are relative."""
-    files = [root] if root.is_file() else sorted(f for f in root.glob("[!.]*") if f.suffix.lower() in SUFFIXES)
+    known = (*SUFFIXES, "captions.txt")  # the latter is Kaggle's; other .txt files are not tables
+    files = [root] if root.is_file() else sorted(f for f in root.glob("[!.]*") if f.name.lower().endswith(known))
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
     if len(chosen) != 1:
@@ -63,7 +64,7 @@ def _parse_files(root: Path, files: list[Path], columns: Mapping[str, str], by_n
         try:
             if not file.is_file():
                 raise OSError("not a regular file")
-            if (suffix := file.suffix.lower()) not in SUFFIXES:
+            if (suffix := file.suffix.lower()) not in _OPEN:
                 raise ValueError(f"expected {', '.join(SUFFIXES)}")
             header, read = _OPEN[suffix](file)
             chosen = choose_columns(header, columns, parsed)
@@ -110,8 +111,7 @@ def choose_columns(header: list[str], given: Mapping[str, str], parsed: Parsed) 
     told = [f"read: {'; '.join(others)}"] * bool(others) + [f"not read: {', '.join(unread)}"] * bool(unread)
     if unread and (absent := [key for key in COLUMNS if key not in chosen]):
         told.append(f"{' or '.join(f'--column {key}=NAME' for key in absent)} reads one of these")
-    note = f"columns {'; '.join(told)}"
-    if told and note not in parsed.notes:
+    if told and (note := f"columns {'; '.join(told)}") not in parsed.notes:
         parsed.notes.append(note)
     return chosen
 
@@ -195,4 +195,4 @@ def _picture_form(table: Any, column: str) -> str:
 
 
 # {suffix: a function of a file -> (header, a function of the chosen columns -> rows, each with its number from 1)}
-_OPEN = {".csv": _open_csv, ".tsv": _open_csv, ".jsonl": _open_json_lines, ".parquet": _open_parquet}
+_OPEN = {**dict.fromkeys((".csv", ".tsv", ".txt"), _open_csv), ".jsonl": _open_json_lines, ".parquet": _open_parquet}
