@@ -85,8 +85,8 @@ def test_each_variant_gets_the_rates_that_are_best_for_it_on_validation(people, 
     assert found == [("full", 7, lr / 2), ("alone", 7, lr), ("full", 8, lr / 2), ("alone", 8, lr)]
     assert best[0] == trials[0]  # which is trained already
     tried = studies.rate_table(trials, base, tmp_path)
-    assert (list(tried.index), list(tried.columns)) == (list(VARIANTS), [0.5, 1])
-    assert tried.to_numpy().tolist() == [[0.6, 0.5], [0.3, 0.4]]
+    assert tried.to_dict() == {0.5: {"full": 0.6, "alone": 0.3}, 1: {"full": 0.5, "alone": 0.4}}
+    assert [studies.at_lowest(t)[:33] for t in (tried, tried[[1]])] == ["Best with the lowest rates: full.", ""]
 
 
 def test_each_run_once_and_none_again(experiments, fake_fit, tmp_path):

@@ -127,6 +127,14 @@ def rate_table(trials: Sequence[Experiment], base: Config, runs: Path | str) -> 
     return frame.pivot_table("val_text_to_image_rank_1", "variant", "times the rate", "max", sort=False)
 
 
+def at_lowest(tried: pd.DataFrame) -> str:
+    """A sentence on the variants of `rate_table` that are best with the lowest of several rates; "" if none is."""
+    best, lowest = tried.idxmax(axis=1), min(tried.columns)
+    names = ", ".join(best.index[best == lowest])
+    text = f"Best with the lowest rates: {names}. With lower ones they might do better."
+    return text if names and lowest < max(tried.columns) else ""
+
+
 # -- running ----------------------------------------------------------------------------------------------------
 
 
