@@ -111,9 +111,8 @@ def test_a_pair_as_it_is_gives_transformers_own_embeddings_and_is_measured(check
         images = own.get_image_features(pixel_values=own_pixels(kind)).pooler_output
         sentences = own.get_text_features(input_ids=texts["input_ids"], **mask).pooler_output
     assert images.std() > 0.1 < sentences.std()
-    torch.testing.assert_close(model.encode_images(list(PIXELS)), images, **CLOSE)
-    torch.testing.assert_close(model.encode_texts(CAPTIONS), sentences, **CLOSE)
-    torch.testing.assert_close(model.encode_texts(CAPTIONS[1:2]), sentences[1:2], **CLOSE)  # whatever its batch
+    embedded = model.encode_texts(CAPTIONS), model.encode_texts(CAPTIONS[1:2]), model.encode_images(list(PIXELS))
+    torch.testing.assert_close(embedded, (sentences, sentences[1:2], images), **CLOSE)  # whatever a text's batch
     found = call("evaluate", "--pretrained", folder, "--dataset", "cuhk-pedes", "--root", people, "--json")
     split = load_dataset("cuhk-pedes", people).split("test")
     expected = evaluate(embed_split(model, StoredSplit(split, open_pixels(split.image_paths, 32, 32))))
@@ -151,15 +150,18 @@ def test_pixel_statistics_of_the_checkpoint_count(checkpoints, tmp_path):
 
 @pytest.mark.parametrize("kind", [*PAIRS, "bert", "distilbert", "roberta", "mpnet", "modernbert"])
 def test_pooled_text_is_the_last_tokens_state_or_the_mean(checkpoints, kind):
-    fields = {"text_head": "pooled", "embedding_dim": 7}  # a new projection, of another width than a pretrained one
-    model = TIMAM.pretrained(settings(checkpoints, "", kind, **fields), 3, []).eval()
+    model = TIMAM.pretrained(settings(checkpoints, "", kind, text_head="pooled", embedding_dim=7), 3, []).eval()
     ids, mask = model.tokenize(CAPTIONS)
     with torch.no_grad():
         states = model.text_encoder.word_states(ids, mask)
-        rows = [row[: int(n)] for row, n in zip(states, mask.sum(dim=1), strict=True)]
-        pooled = torch.stack([row[-1] if kind in PAIRS else row.mean(dim=0) for row in rows])
-        torch.testing.assert_close(model.encode_texts(CAPTIONS), model.text_encoder.projection(pooled))
+        pairs = zip(states, mask.sum(dim=1), strict=True)
+        pooled = torch.stack([row[n - 1] if kind in PAIRS else row[:n].mean(dim=0) for row, n in pairs])
+        torch.testing.assert_close(found := model.encode_texts(CAPTIONS), model.text_encoder.projection(pooled))
     assert not hasattr(model.text_encoder, "lstm")
+    if kind in PAIRS:  # for any number of sentences, as docs/hub.md exports it
+        sizes = ({0: torch.export.Dim.AUTO},) * 2
+        exported = torch.export.export(model.text_encoder, (ids[:2], mask[:2]), dynamic_shapes=sizes).module()
+        torch.testing.assert_close(exported(ids, mask), found)
 
 
 WHOLE = {"projection": "pretrained", "text_head": "pooled"}
@@ -188,8 +190,8 @@ def test_trained_on_stored_words_saved_and_rebuilt_alone(checkpoints, tmp_path, 
         words, stored_mask = open_word_states(model, CAPTIONS, progress=False).gather(np.arange(3))
         assert torch.equal(stored_mask, mask)
     assert bool(frozen) == bool(text)  # learned words never freeze
-    learner = Learner(model, build_optimizers(model, Config().train), {})
     inputs = {"images": F.interpolate(normalize(PIXELS), (48, 32)), "words": words, "attention_mask": mask}
+    learner = Learner(model, build_optimizers(model, Config().train), {})
     train_step(learner, inputs, torch.arange(3), Config(), Job("no"))
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert not moved & frozen
@@ -232,12 +234,11 @@ def test_a_tower_that_was_saved_alone(tmp_path):
     if len(whole.from_pretrained(tmp_path / "image", output_loading_info=True)[1]["missing_keys"]) > 1:
         pytest.skip("this version of transformers (5.17, for example) does not read it either")
     tower = load_backbone(str(tmp_path / "image"), "IMAGENET1K_V1").eval()
-    assert tower.projection is None
     with torch.no_grad():
         expected = vision(pixel_values=own_pixels("clip")).pooler_output
         torch.testing.assert_close(tower(normalize(PIXELS)), expected, **CLOSE)
     words, projection = towers.split_text(load_language_model(str(tmp_path / "text"), True))
-    assert projection is None
+    assert tower.projection is projection is None
     assert torch.equal(words.get_input_embeddings().weight, text.get_input_embeddings().weight)
 
 
@@ -305,8 +306,7 @@ def test_towers_from_the_hub_are_those_of_a_folder(checkpoints, monkeypatch, tmp
 def test_local_backbone_weights(tmp_path, name, wrap):
     state = {k: v + 1 for k, v in load_backbone("resnet18", "none").state_dict().items()}
     state["fc.weight"], state["fc.bias"] = torch.zeros(7, 512), torch.zeros(7)  # of other classes: not taken
-    save = save_file if name.endswith("safetensors") else torch.save
-    save(wrap(state), tmp_path / name)
+    (save_file if name.endswith("safetensors") else torch.save)(wrap(state), tmp_path / name)
     loaded = load_backbone("resnet18", str(tmp_path / name)).state_dict()
     taken = [k for k in state if not k.startswith("fc.") and not k.endswith("num_batches_tracked")]
     assert all(torch.equal(loaded[k], state[k]) for k in taken)

@@ -139,8 +139,8 @@ class TextEncoder(nn.Module):
             return states[torch.arange(batch), last]
         return states.masked_fill(attention_mask[..., None] == 0, float("-inf")).amax(dim=1)
 
-    def _pool(self, word_states: Tensor, attention_mask: Tensor) -> Tensor:
+    def _pool(self, word_states: Tensor, attention_mask: Tensor) -> Tensor:  # shape[0]: torch.export fixes len()
         lengths = attention_mask.sum(dim=1)
         if self.summary == "pooled last":
-            return word_states[torch.arange(len(word_states), device=word_states.device), lengths - 1]
+            return word_states[torch.arange(word_states.shape[0], device=word_states.device), lengths - 1]
         return (word_states * attention_mask[..., None]).sum(dim=1) / lengths[:, None]
