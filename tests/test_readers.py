@@ -279,7 +279,7 @@ def test_the_csv_of_open_clip(tmp_path, separator):
 def test_absent_files_and_several_tables_are_named_but_coco_may_have_its_validation_captions_alone(tmp_path):
     assert "reid_raw.json: no such annotation file" in problems_of("cuhk-pedes", tmp_path)[0]
     assert "expected one table, captions.csv or captions.parquet; found none" in problems_of("csv", tmp_path)[0]
-    for name in ("a.csv", "b.csv", "._a.csv", "a.xlsx", "0.tar.gz", "a.json", "b.json"):
+    for name in ("a.csv", "b.csv", "captions.txt", "._a.csv", "a.xlsx", "0.tar.gz", "a.json", "b.json"):
         (tmp_path / name).write_text("x")
     assert "found a.csv, b.csv" in problems_of("csv", tmp_path)[0]
     assert "expected .csv, .tsv, .jsonl, .parquet" in problems_of("csv", tmp_path / "a.xlsx")[0]

@@ -26,8 +26,8 @@ class ColumnError(ValueError):
 
 def parse_table(root: Path, columns: Mapping[str, str] | None = None) -> Parsed:
     """ROOT itself, the one table in it, or captions.csv (.tsv, .jsonl, .parquet) of several; paths are relative."""
-    known = (*SUFFIXES, "captions.txt")  # the latter is Kaggle's; other .txt files are not tables
-    files = [root] if root.is_file() else sorted(f for f in root.glob("[!.]*") if f.name.lower().endswith(known))
+    files = [root] if root.is_file() else sorted(f for f in root.glob("[!.]*") if f.suffix.lower() in SUFFIXES)
+    files = files or sorted(root.glob("captions.txt"))  # Kaggle's; other .txt files are not tables
     named = [f for f in files if f.stem == "captions"]
     chosen = named if len(named) == 1 else files
     if len(chosen) != 1:
